@@ -1,0 +1,652 @@
+//! The pipeline file as types. The JSON Schema that `nexus schema` prints is
+//! made from them, so every doc comment here is read by users.
+
+use std::collections::BTreeMap;
+
+use schemars::JsonSchema;
+use serde::Deserialize;
+
+use super::units::{ByteSize, Span};
+
+/// One pipeline: sources, the tables of four tiers, and where they are stored.
+#[derive(Debug, Clone, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Spec {
+    /// The pipeline's name: lower-case letters, digits, `-` and `_`. Its state and its files bear it.
+    pub name: String,
+    /// What the pipeline is for.
+    #[serde(default)]
+    pub description: Option<String>,
+    /// Parameters with their defaults, used as `${name}` in any text; `--set name=value` overrides.
+    #[serde(default)]
+    pub params: BTreeMap<String, Param>,
+    /// Where tables are stored: a folder or `s3://bucket/prefix`, one for all tiers or one a tier.
+    pub lake: Lake,
+    /// Where commit records and positions are kept; `<lake>/_nexus/<name>` if not given.
+    #[serde(default)]
+    pub state: Option<String>,
+    /// How objects on S3 are encrypted.
+    #[serde(default)]
+    pub encryption: Encryption,
+    /// When an epoch is committed; whichever comes first.
+    #[serde(default)]
+    pub commit: Commit,
+    /// What the pipeline may use.
+    #[serde(default)]
+    pub limits: Limits,
+    /// Where records come from.
+    #[serde(default)]
+    pub sources: BTreeMap<String, Source>,
+    /// Static tables to join with.
+    #[serde(default)]
+    pub reference: BTreeMap<String, Reference>,
+    /// Tables of the first tier: as it came, with provenance.
+    #[serde(default)]
+    pub bronze: BTreeMap<String, Table>,
+    /// Tables of the second tier: typed, clean, without duplicates.
+    #[serde(default)]
+    pub silver: BTreeMap<String, Table>,
+    /// Tables of the third tier: aggregates.
+    #[serde(default)]
+    pub gold: BTreeMap<String, Table>,
+    /// Tables of the fourth tier: what people and programs act on.
+    #[serde(default)]
+    pub vibranium: BTreeMap<String, Table>,
+    /// Secrets by the names that the file uses; never values.
+    #[serde(default)]
+    pub secrets: BTreeMap<String, Secret>,
+    /// Cases for `nexus test`: rows in, rows out.
+    #[serde(default)]
+    pub tests: Vec<TestCase>,
+}
+
+/// A parameter's default; its type is the parameter's type.
+#[derive(Debug, Clone, PartialEq, Deserialize, JsonSchema)]
+#[serde(untagged)]
+pub enum Param {
+    /// True or false.
+    Bool(bool),
+    /// A whole number.
+    Integer(i64),
+    /// A number.
+    Number(f64),
+    /// Text.
+    Text(String),
+}
+
+/// Where the tables are stored.
+#[derive(Debug, Clone, Deserialize, JsonSchema)]
+#[serde(untagged)]
+pub enum Lake {
+    /// One root; tables lie at `<root>/<tier>/<table>/`.
+    Root(String),
+    /// One root a tier; tables lie at `<root>/<tier>/<table>/`.
+    Tiers(LakeTiers),
+}
+
+/// A root for each tier.
+#[derive(Debug, Clone, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct LakeTiers {
+    /// Root of the bronze tables, of the sources' quarantine, and of the state if `state` is not given.
+    pub bronze: String,
+    /// Root of the silver tables.
+    #[serde(default)]
+    pub silver: Option<String>,
+    /// Root of the gold tables.
+    #[serde(default)]
+    pub gold: Option<String>,
+    /// Root of the vibranium tables.
+    #[serde(default)]
+    pub vibranium: Option<String>,
+}
+
+/// Encryption of objects on S3 at rest.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum Encryption {
+    /// By keys that S3 owns.
+    #[default]
+    SseS3,
+    /// By this key in AWS KMS: its id, alias or ARN.
+    Kms(String),
+}
+
+/// When an epoch is committed: whichever limit is reached first.
+#[derive(Debug, Clone, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Commit {
+    /// At least this often while there is something to commit.
+    #[serde(default = "Commit::every_default")]
+    pub every: Span,
+    /// When this many bytes have been read since the last commit.
+    #[serde(default = "Commit::bytes_default")]
+    pub bytes: ByteSize,
+    /// When this many rows have been read since the last commit.
+    #[serde(default)]
+    pub rows: Option<u64>,
+}
+
+/// What the pipeline may use.
+#[derive(Debug, Clone, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Limits {
+    /// Memory for everything that holds rows: channels, decoders, plans, state, writers.
+    #[serde(default = "Limits::memory_default")]
+    pub memory: ByteSize,
+    /// The largest record that is decoded; a larger one goes to the quarantine.
+    #[serde(default = "Limits::record_default")]
+    pub record: ByteSize,
+    /// The most partition folders that one table has open for writing at a time.
+    #[serde(default = "Limits::open_partitions_default")]
+    pub open_partitions: usize,
+    /// How far a Postgres sink may fall behind before it holds the pipeline back.
+    #[serde(default = "Limits::spool_default")]
+    pub spool: ByteSize,
+}
+
+/// Where records come from, and how they read. Exactly one of `file`, `kinesis`, `s3` and `generate` is given.
+#[derive(Debug, Clone, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Source {
+    /// Files on this machine.
+    #[serde(default)]
+    pub file: Option<FileSource>,
+    /// An Amazon Kinesis data stream.
+    #[serde(default)]
+    pub kinesis: Option<KinesisSource>,
+    /// Objects on Amazon S3 that an SQS queue announces.
+    #[serde(default)]
+    pub s3: Option<S3Source>,
+    /// Rows made by Nexus, for trials and benchmarks.
+    #[serde(default)]
+    pub generate: Option<GenerateSource>,
+    /// How the bytes read. JSON if not given (`generate` needs none).
+    #[serde(default)]
+    pub format: Option<Format>,
+    /// The schema contract: column name to type. Inferred from the first files if not given.
+    #[serde(default)]
+    pub columns: Option<Columns>,
+    /// What becomes of fields that `columns` does not name.
+    #[serde(default)]
+    pub on_unknown_column: UnknownColumn,
+    /// Which column tells when a row happened, and how late rows may come.
+    #[serde(default)]
+    pub event_time: Option<EventTime>,
+}
+
+/// Files on this machine.
+#[derive(Debug, Clone, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct FileSource {
+    /// A path or a glob (`*`, `?`, `**`), from the pipeline file's folder.
+    pub path: String,
+    /// Keep watching for new files and for files that grow; otherwise the run ends when all are read.
+    #[serde(default)]
+    pub follow: bool,
+}
+
+/// An Amazon Kinesis data stream.
+#[derive(Debug, Clone, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct KinesisSource {
+    /// The stream's name or ARN.
+    pub stream: String,
+    /// Where the first start begins: `earliest`, `latest` or an RFC 3339 time.
+    #[serde(default = "KinesisSource::start_default")]
+    pub start: String,
+}
+
+/// Objects on Amazon S3 that an SQS queue announces.
+#[derive(Debug, Clone, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct S3Source {
+    /// The queue's URL.
+    pub queue: String,
+    /// The prefixes that may be read, as `s3://bucket/prefix`; other objects are refused.
+    pub allow: Vec<String>,
+    /// The account that must own the bucket.
+    #[serde(default)]
+    pub bucket_owner: Option<String>,
+    /// Objects read at once.
+    #[serde(default = "S3Source::in_flight_default")]
+    pub in_flight: usize,
+}
+
+/// Rows made by Nexus.
+#[derive(Debug, Clone, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct GenerateSource {
+    /// How many rows; without it the source never ends.
+    #[serde(default)]
+    pub rows: Option<u64>,
+    /// Rows a second; as fast as they are taken if not given.
+    #[serde(default)]
+    pub rate: Option<u64>,
+    /// Makes other values of the same kind.
+    #[serde(default)]
+    pub seed: u64,
+    /// What each column holds.
+    pub columns: BTreeMap<String, Generator>,
+}
+
+/// What a generated column holds. Row `n` holds the same whenever it is made.
+#[derive(Debug, Clone, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case", deny_unknown_fields)]
+pub enum Generator {
+    /// The row's number, from 0.
+    Sequence {},
+    /// A whole number from `min` to `max`, both included.
+    Integer {
+        /// The smallest.
+        min: i64,
+        /// The largest.
+        max: i64,
+    },
+    /// A number from `min` up to `max`.
+    Number {
+        /// The smallest.
+        min: f64,
+        /// The bound that is not reached.
+        max: f64,
+    },
+    /// One of these texts.
+    Choice(Vec<String>),
+    /// A time that starts at `start` and moves on by `step` a row.
+    Time {
+        /// The first row's time (RFC 3339).
+        start: String,
+        /// What lies between two rows.
+        step: Span,
+    },
+}
+
+/// How the bytes of a source read.
+#[derive(Debug, Clone, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum Format {
+    /// JSON: a document a line, documents back to back, or one array.
+    Json,
+    /// Comma-separated values.
+    Csv(CsvFormat),
+    /// Parquet files.
+    Parquet,
+    /// No decoding: one column `_raw`, binary, a record (a line of a file) a row.
+    Raw,
+}
+
+/// How a CSV reads.
+#[derive(Debug, Clone, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct CsvFormat {
+    /// The first line names the columns. Without it the columns come in the order of `columns`.
+    #[serde(default = "CsvFormat::header_default")]
+    pub header: bool,
+    /// What stands between two fields.
+    #[serde(default = "CsvFormat::delimiter_default")]
+    pub delimiter: char,
+    /// What stands around a field that holds delimiters or line breaks.
+    #[serde(default = "CsvFormat::quote_default")]
+    pub quote: char,
+    /// Texts that mean NULL; the empty field always does, except in a `string` column where it is an empty text
+    /// if it is quoted.
+    #[serde(default, rename = "null")]
+    pub nulls: Vec<String>,
+}
+
+/// Column name to type, in order.
+///
+/// Types: `bool`, `int8` to `int64`, `uint8` to `uint64`, `float32`, `float64`, `decimal(p, s)`, `string`, `binary`,
+/// `date`, `time`, `timestamp`, `list<T>`, `struct<name: T, ...>`, `map<K, V>`, `json`; `not null` after any.
+#[derive(Debug, Clone, JsonSchema)]
+#[schemars(transparent)]
+pub struct Columns(#[schemars(with = "BTreeMap<String, String>")] pub Vec<(String, String)>);
+
+impl<'de> Deserialize<'de> for Columns {
+    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct InOrder;
+
+        impl<'de> serde::de::Visitor<'de> for InOrder {
+            type Value = Columns;
+
+            fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+                f.write_str("a map of column names to types")
+            }
+
+            fn visit_map<A: serde::de::MapAccess<'de>>(self, mut map: A) -> Result<Columns, A::Error> {
+                let mut columns = Vec::new();
+                while let Some(column) = map.next_entry()? {
+                    columns.push(column);
+                }
+                Ok(Columns(columns))
+            }
+        }
+
+        deserializer.deserialize_map(InOrder)
+    }
+}
+
+/// What becomes of fields that `columns` does not name.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum UnknownColumn {
+    /// They are kept, as JSON, in the column `_rescued`.
+    #[default]
+    Rescue,
+    /// They are left out.
+    Ignore,
+    /// The record goes to the quarantine.
+    Reject,
+}
+
+/// Which column tells when a row happened.
+#[derive(Debug, Clone, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct EventTime {
+    /// A column of type `timestamp`.
+    pub column: String,
+    /// How much later than the newest row another row may come and still count.
+    #[serde(default)]
+    pub lateness: Span,
+    /// A partition without rows for this long does not hold the watermark back.
+    #[serde(default = "EventTime::idle_default")]
+    pub idle: Span,
+}
+
+/// A static table to join with.
+#[derive(Debug, Clone, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Reference {
+    /// A path or a glob, from the pipeline file's folder, or `s3://bucket/prefix`; gzip and zstd by their suffix.
+    pub path: String,
+    /// How the bytes read; by the file's suffix if not given.
+    #[serde(default)]
+    pub format: Option<Format>,
+    /// Column name to type; inferred if not given.
+    #[serde(default)]
+    pub columns: Option<Columns>,
+    /// Read it again when it is older than this.
+    #[serde(default)]
+    pub refresh: Option<Span>,
+}
+
+/// One table. Exactly one of `from`, `sql` and `sql_file` is given.
+#[derive(Debug, Clone, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Table {
+    /// What the table holds.
+    #[serde(default)]
+    pub description: Option<String>,
+    /// A source or table of which all rows and columns are taken.
+    #[serde(default)]
+    pub from: Option<String>,
+    /// A query over sources, reference tables and tables of this or a lower tier.
+    #[serde(default)]
+    pub sql: Option<String>,
+    /// A file that holds the query, from the pipeline file's folder.
+    #[serde(default)]
+    pub sql_file: Option<String>,
+    /// Rules that a row must meet, by name.
+    #[serde(default)]
+    pub expect: BTreeMap<String, Expectation>,
+    /// Rows with the same key are kept once.
+    #[serde(default)]
+    pub unique: Option<Unique>,
+    /// What becomes of rows whose window has been given out already.
+    #[serde(default)]
+    pub late: Late,
+    /// Store the table as Parquet in the lake.
+    #[serde(default = "Table::store_default")]
+    pub store: bool,
+    /// Partition folders: columns, `date(column)` or `hour(column)`.
+    #[serde(default)]
+    pub partition_by: Vec<String>,
+    /// How the Parquet files are compressed.
+    #[serde(default)]
+    pub compression: Compression,
+    /// Also write the rows to a table of PostgreSQL.
+    #[serde(default)]
+    pub postgres: Option<PostgresSink>,
+}
+
+/// A rule that a row must meet.
+#[derive(Debug, Clone, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Expectation {
+    /// A condition over the table's columns; NULL counts as not met.
+    pub that: String,
+    /// What becomes of a row that does not meet it.
+    #[serde(default, rename = "else")]
+    pub otherwise: Otherwise,
+}
+
+/// What becomes of a row that breaks a rule.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum Otherwise {
+    /// It is kept, and counted.
+    Keep,
+    /// It is dropped, and counted.
+    Drop,
+    /// It goes to the quarantine table, with the rule.
+    #[default]
+    Quarantine,
+    /// The run stops.
+    Fail,
+}
+
+/// Rows with the same key are kept once.
+#[derive(Debug, Clone, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Unique {
+    /// The columns that make the key.
+    pub key: Vec<String>,
+    /// How long a key is remembered, in event time.
+    pub within: Span,
+}
+
+/// What becomes of rows whose window has been given out already.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum Late {
+    /// They go to the quarantine table.
+    #[default]
+    Quarantine,
+    /// They are dropped, and counted.
+    Drop,
+}
+
+/// How Parquet files are compressed.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum Compression {
+    /// Zstandard, level 1.
+    #[default]
+    Zstd,
+    /// Snappy.
+    Snappy,
+    /// LZ4.
+    Lz4,
+    /// Gzip.
+    Gzip,
+    /// Not at all.
+    None,
+}
+
+/// A table of PostgreSQL. Either `key` or `append: true` is given.
+#[derive(Debug, Clone, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct PostgresSink {
+    /// The name of the secret that holds the connection URL (`postgres://user:password@host/database`).
+    pub url: String,
+    /// The table.
+    pub table: String,
+    /// Its schema; `public` if not given.
+    #[serde(default = "PostgresSink::schema_default")]
+    pub schema: String,
+    /// The columns that tell rows apart: a row with a known key replaces the one that is there.
+    #[serde(default)]
+    pub key: Vec<String>,
+    /// Every row is added.
+    #[serde(default)]
+    pub append: bool,
+    /// Make the schema and the table if they are not there.
+    #[serde(default = "PostgresSink::create_default")]
+    pub create: bool,
+}
+
+/// Where a secret is kept.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum Secret {
+    /// In this environment variable.
+    Env(String),
+    /// In this file; white space around the content is cut.
+    File(String),
+    /// In AWS Secrets Manager.
+    AwsSecretsManager(SecretsManager),
+}
+
+/// A secret in AWS Secrets Manager.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct SecretsManager {
+    /// Its name or ARN.
+    pub id: String,
+    /// The key to take, if the secret is a JSON object.
+    #[serde(default)]
+    pub key: Option<String>,
+}
+
+/// A case for `nexus test`.
+#[derive(Debug, Clone, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct TestCase {
+    /// What the case shows.
+    pub name: String,
+    /// What each source reads: a file's path, or rows in place.
+    pub given: BTreeMap<String, Given>,
+    /// What each table must hold at the end.
+    pub expect: BTreeMap<String, Expected>,
+}
+
+/// What a source reads in a test case.
+#[derive(Debug, Clone, Deserialize, JsonSchema)]
+#[serde(untagged)]
+pub enum Given {
+    /// A file in the source's format, from the pipeline file's folder.
+    File(String),
+    /// Rows in place: column name to value.
+    Rows(Vec<BTreeMap<String, serde_json::Value>>),
+}
+
+/// What a table must hold at the end of a test case.
+#[derive(Debug, Clone, Deserialize, JsonSchema)]
+#[serde(untagged)]
+pub enum Expected {
+    /// Exactly these rows, in any order; columns that a row does not name are not compared.
+    Rows(Vec<BTreeMap<String, serde_json::Value>>),
+    /// This many rows.
+    Count(ExpectedCount),
+}
+
+/// How many rows a table must hold.
+#[derive(Debug, Clone, Copy, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct ExpectedCount {
+    /// The number of rows.
+    pub rows: u64,
+}
+
+impl Commit {
+    fn every_default() -> Span {
+        Span::from_secs(10)
+    }
+
+    fn bytes_default() -> ByteSize {
+        ByteSize::mib(128)
+    }
+}
+
+impl Default for Commit {
+    fn default() -> Self {
+        Self { every: Self::every_default(), bytes: Self::bytes_default(), rows: None }
+    }
+}
+
+impl Limits {
+    fn memory_default() -> ByteSize {
+        ByteSize::mib(512)
+    }
+
+    fn record_default() -> ByteSize {
+        ByteSize::mib(10)
+    }
+
+    fn open_partitions_default() -> usize {
+        256
+    }
+
+    fn spool_default() -> ByteSize {
+        ByteSize::mib(4096)
+    }
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            memory: Self::memory_default(),
+            record: Self::record_default(),
+            open_partitions: Self::open_partitions_default(),
+            spool: Self::spool_default(),
+        }
+    }
+}
+
+impl KinesisSource {
+    fn start_default() -> String {
+        "earliest".into()
+    }
+}
+
+impl S3Source {
+    fn in_flight_default() -> usize {
+        8
+    }
+}
+
+impl CsvFormat {
+    fn header_default() -> bool {
+        true
+    }
+
+    fn delimiter_default() -> char {
+        ','
+    }
+
+    fn quote_default() -> char {
+        '"'
+    }
+}
+
+impl EventTime {
+    fn idle_default() -> Span {
+        Span::from_secs(30)
+    }
+}
+
+impl Table {
+    fn store_default() -> bool {
+        true
+    }
+}
+
+impl PostgresSink {
+    fn schema_default() -> String {
+        "public".into()
+    }
+
+    fn create_default() -> bool {
+        true
+    }
+}

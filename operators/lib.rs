@@ -1,0 +1,28 @@
+//! The operators of Nexus: everything that touches rows.
+//!
+//! Rows flow one way. A [`source`] reads bytes and knows positions, a
+//! [`decode`]r turns bytes into Arrow batches and rejects, a transform (feature
+//! `sql`) refines batches, a [`sink`] prepares and then commits them. The four
+//! folders do not import one another; they share the small modules of types
+//! beside them.
+//!
+//! Invariant: an operator never decides retry across calls, and never spawns a
+//! task that nobody owns. The engine owns every loop.
+
+#[cfg(feature = "aws")]
+pub mod aws;
+pub mod batch;
+pub mod clock;
+pub mod decode;
+pub mod error;
+pub mod framing;
+pub mod position;
+pub mod quarantine;
+pub mod secret;
+pub mod sink;
+pub mod source;
+pub mod store;
+#[cfg(feature = "sql")]
+pub mod transform;
+
+pub use error::{Error, ErrorKind, Result};

@@ -1,0 +1,75 @@
+//! Sinks: prepare, then commit.
+
+use std::sync::Arc;
+
+use arrow::array::RecordBatch;
+use async_trait::async_trait;
+use serde::{Deserialize, Serialize};
+
+use crate::error::Result;
+
+/// Which epoch of which process: every name that a sink stages is made from it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub struct EpochId {
+    /// The process's number: each start of a pipeline claims the next.
+    pub generation: u64,
+    /// The epoch's number: they follow one another over all generations.
+    pub epoch: u64,
+}
+
+/// What a sink needs to publish what it has prepared. Small; it stands in the commit record.
+pub type Handle = serde_json::Value;
+
+/// What a sink has made durable, but not visible.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct Prepared {
+    /// How to publish it; nothing if there were no rows.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub handle: Option<Handle>,
+    /// Rows prepared.
+    pub rows: u64,
+    /// Encoded bytes prepared.
+    pub bytes: u64,
+    /// Files prepared.
+    pub files: u64,
+}
+
+/// Takes the rows of one table, epoch by epoch, and makes them durable.
+///
+/// # Contract
+///
+/// - The engine calls [`write`](Sink::write) any number of times for an epoch,
+///   then [`prepare`](Sink::prepare) once; epochs come in order.
+/// - After `prepare` the rows are durable and invisible to every reader, and
+///   the handle is enough to publish them from another process.
+/// - An epoch without rows prepares to no handle.
+/// - Dropping a sink between calls leaves nothing visible; what it staged is
+///   removed by [`Committer::sweep`] of a later process.
+#[async_trait]
+pub trait Sink: Send {
+    /// Takes rows of the open epoch.
+    async fn write(&mut self, id: EpochId, rows: &RecordBatch) -> Result<()>;
+    /// Makes the epoch's rows durable, and invisible.
+    async fn prepare(&mut self, id: EpochId) -> Result<Prepared>;
+    /// Gives the half that publishes; it works beside the writing half.
+    fn committer(&self) -> Arc<dyn Committer>;
+}
+
+/// Publishes what a [`Sink`] has prepared.
+///
+/// # Contract
+///
+/// - The engine calls [`commit`](Committer::commit) only once the epoch's commit
+///   record exists, in the order of epochs, and again after any failure or
+///   restart until it succeeds: it is idempotent, also after a partial commit.
+/// - The engine calls [`sweep`](Committer::sweep) once after claiming its
+///   generation, with the handles of all recorded epochs that are not yet
+///   committed: what older generations staged beside those is removed.
+/// - Neither is called concurrently with itself.
+#[async_trait]
+pub trait Committer: Send + Sync {
+    /// Makes an epoch visible.
+    async fn commit(&self, id: EpochId, handle: &Handle) -> Result<()>;
+    /// Removes what generations before `generation` staged and `keep` does not name; gives how many.
+    async fn sweep(&self, generation: u64, keep: &[Handle]) -> Result<u64>;
+}

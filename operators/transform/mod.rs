@@ -1,0 +1,1 @@
+//! Transforms: SQL stages, expectations, event-time windows, deduplication.
