@@ -385,10 +385,10 @@ pub mod s3 {
             builder = builder.with_endpoint(endpoint).with_allow_http(plain).with_virtual_hosted_style_request(false);
         }
         builder = match encryption {
-            Encryption::SseS3 => builder.with_config(
-                AmazonS3ConfigKey::Encryption(object_store::aws::S3EncryptionConfigKey::ServerSideEncryption),
-                "AES256",
-            ),
+            Encryption::SseS3 => {
+                let key: AmazonS3ConfigKey = "aws_server_side_encryption".parse().map_err(Error::from)?;
+                builder.with_config(key, "AES256")
+            }
             Encryption::Kms(key) => builder.with_sse_kms_encryption(key),
         };
         builder.build().map_err(|e| Error::config(format!("could not open the bucket {name}")).because(e))
