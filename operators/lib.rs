@@ -15,6 +15,7 @@ pub mod batch;
 pub mod clock;
 pub mod decode;
 pub mod error;
+pub mod fail;
 pub mod framing;
 pub mod position;
 pub mod quarantine;
