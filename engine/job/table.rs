@@ -43,7 +43,7 @@ pub struct TableStage {
     /// How event time passes through the query.
     pub time: TimePassage,
     /// The reference tables that the query reads.
-    pub references: Arc<References>,
+    pub references: References,
     /// The coordinator's ear.
     pub reports: mpsc::UnboundedSender<Report>,
 }
@@ -131,7 +131,7 @@ impl TableStage {
 
     async fn epoch(&mut self) -> Result<Barrier> {
         let mut tally = Tally { rules: vec![0; self.outlet.rules.len()], ..Tally::default() };
-        if self.references.refresh().await? {
+        if self.references.refresh().await {
             self.transform.refresh();
         }
         let closed_until_us = self.transform.closed_until_us();

@@ -17,22 +17,30 @@ pub struct Snapshots {
     folder: Store,
     generation: u64,
     files: BTreeMap<u64, String>,
+    /// Files that the newest snapshot does not name. The record before it still does, until it is written.
+    replaced: Vec<String>,
 }
 
 impl Snapshots {
     /// Starts from the files that the newest record names.
     pub fn new(folder: Store, generation: u64, files: BTreeMap<u64, String>) -> Self {
-        Self { folder, generation, files }
+        Self { folder, generation, files, replaced: Vec::new() }
     }
 
     /// Makes a snapshot durable, and gives the files that it consists of.
+    ///
+    /// The record of the snapshot before must have been written.
     pub async fn save(&mut self, epoch: u64, snapshot: Snapshot) -> Result<BTreeMap<u64, String>> {
+        for name in self.replaced.drain(..) {
+            self.folder.delete(&name).await?;
+        }
         if let Some(first) = snapshot.added.first() {
             let name = format!("{:020}-{epoch:020}.arrow", self.generation);
             self.folder.put(&name, encode(&first.schema(), &snapshot.added)?.into()).await?;
             self.files.insert(epoch, name);
         }
-        self.files.retain(|epoch, _| snapshot.live.contains(epoch));
+        let gone = self.files.extract_if(.., |epoch, _| !snapshot.live.contains(epoch));
+        self.replaced.extend(gone.map(|(_, name)| name));
         Ok(self.files.clone())
     }
 
