@@ -64,8 +64,6 @@ fn mutate(text: &str, edits: &[(usize, usize, usize)]) -> String {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 512, ..ProptestConfig::default() })]
-
     #[test]
     fn a_mutated_file_never_panics(edits in prop::collection::vec((any::<usize>(), 0_usize..12, any::<usize>()), 1..6)) {
         let text = mutate(FLIGHTS, &edits);
