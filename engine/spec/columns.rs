@@ -25,17 +25,53 @@ const PRECISION_MAX: u8 = 38;
 
 /// The words that begin a type.
 const TYPE_NAMES: &[&str] = &[
-    "bool", "int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64", "float32", "float64", "decimal",
-    "string", "binary", "date", "time", "timestamp", "list", "struct", "map", "json",
+    "bool",
+    "int8",
+    "int16",
+    "int32",
+    "int64",
+    "uint8",
+    "uint16",
+    "uint32",
+    "uint64",
+    "float32",
+    "float64",
+    "decimal",
+    "string",
+    "binary",
+    "date",
+    "time",
+    "timestamp",
+    "list",
+    "struct",
+    "map",
+    "json",
 ];
 
 /// What other systems call the types.
 const OTHER_NAMES: &[(&str, &str)] = &[
-    ("boolean", "bool"), ("tinyint", "int8"), ("smallint", "int16"), ("int", "int32"), ("integer", "int32"),
-    ("bigint", "int64"), ("long", "int64"), ("float", "float32"), ("real", "float32"), ("double", "float64"),
-    ("numeric", "decimal(p, s)"), ("text", "string"), ("varchar", "string"), ("str", "string"), ("utf8", "string"),
-    ("bytes", "binary"), ("bytea", "binary"), ("datetime", "timestamp"), ("timestamptz", "timestamp"),
-    ("array", "list<T>"), ("jsonb", "json"), ("object", "struct<...>"),
+    ("boolean", "bool"),
+    ("tinyint", "int8"),
+    ("smallint", "int16"),
+    ("int", "int32"),
+    ("integer", "int32"),
+    ("bigint", "int64"),
+    ("long", "int64"),
+    ("float", "float32"),
+    ("real", "float32"),
+    ("double", "float64"),
+    ("numeric", "decimal(p, s)"),
+    ("text", "string"),
+    ("varchar", "string"),
+    ("str", "string"),
+    ("utf8", "string"),
+    ("bytes", "binary"),
+    ("bytea", "binary"),
+    ("datetime", "timestamp"),
+    ("timestamptz", "timestamp"),
+    ("array", "list<T>"),
+    ("jsonb", "json"),
+    ("object", "struct<...>"),
 ];
 
 /// What is wrong with a column type.
@@ -306,10 +342,8 @@ mod tests {
 
     #[test]
     fn types_nest() {
-        let inner = Fields::from(vec![
-            Field::new("a", DataType::Int32, true),
-            Field::new("b", DataType::Utf8View, false),
-        ]);
+        let inner =
+            Fields::from(vec![Field::new("a", DataType::Int32, true), Field::new("b", DataType::Utf8View, false)]);
         let item = Field::new("item", DataType::Struct(inner), true);
         let list = parsed("list<struct<a: int32, b: string not null>> not null");
         assert_eq!(list, Field::new("c", DataType::List(Arc::new(item)), false));
@@ -352,7 +386,13 @@ mod tests {
         is("int64 unsigned", 6, 8, "`unsigned` cannot stand behind a type", "not null");
         is("int64, int64", 5, 1, "the type ends here, and more follows", "");
         is("", 0, 1, "a type is wanted here", "available: `bool`");
-        is(&"list<".repeat(DEPTH_MAX + 1), 5 * (DEPTH_MAX + 1), 1, "the type is nested too deeply: at most 16 levels", "");
+        is(
+            &"list<".repeat(DEPTH_MAX + 1),
+            5 * (DEPTH_MAX + 1),
+            1,
+            "the type is nested too deeply: at most 16 levels",
+            "",
+        );
     }
 
     proptest! {

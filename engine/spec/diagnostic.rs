@@ -40,7 +40,7 @@ pub struct Diagnostic {
     /// The file as the user named it.
     pub file: String,
     /// Where in the file; nothing if the file cannot be read, or if the command line is at fault.
-    pub place: Option<Place>,
+    pub place: Option<Box<Place>>,
     /// What to try.
     pub hint: Option<String>,
 }
@@ -68,7 +68,7 @@ impl Diagnostic {
     #[must_use]
     pub fn at(mut self, extent: Extent, source_line: impl Into<String>) -> Self {
         let Extent { line, column, width } = extent;
-        self.place = Some(Place { line, column, width, source_line: source_line.into() });
+        self.place = Some(Box::new(Place { line, column, width, source_line: source_line.into() }));
         self
     }
 
@@ -160,7 +160,7 @@ pub struct Diagnostics(Vec<Diagnostic>);
 impl Diagnostics {
     /// Puts the diagnostics in the order of the file, those without a place first.
     pub fn new(mut all: Vec<Diagnostic>) -> Self {
-        all.sort_by(|a, b| place_of(a).cmp(&place_of(b)));
+        all.sort_by_key(place_of);
         all.dedup();
         Self(all)
     }

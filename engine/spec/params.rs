@@ -30,17 +30,17 @@ struct Value {
 
 /// What is wrong with a text that holds `${`.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Mistake {
+struct Mistake {
     /// The code.
-    pub code: &'static str,
+    code: &'static str,
     /// What is wrong.
-    pub message: String,
+    message: String,
     /// What to try.
-    pub hint: Option<String>,
+    hint: Option<String>,
     /// Where in the text, in bytes.
-    pub offset: usize,
+    offset: usize,
     /// How many characters are at fault.
-    pub width: usize,
+    width: usize,
 }
 
 impl Params {
@@ -106,7 +106,8 @@ impl Params {
         }
     }
 
-    fn substitute_scalar(&mut self, scalar: &mut Scalar, source: &SourceText, found: &mut Vec<Diagnostic>) {
+    /// Puts values in the place of `${name}` in one scalar.
+    pub(super) fn substitute_scalar(&mut self, scalar: &mut Scalar, source: &SourceText, found: &mut Vec<Diagnostic>) {
         match self.fill(&scalar.text) {
             Ok((text, substituted)) => {
                 if text != scalar.text {
@@ -122,8 +123,8 @@ impl Params {
         }
     }
 
-    /// Puts values in the place of `${name}` in one text, which may come from another file.
-    pub fn fill(&mut self, text: &str) -> Result<(String, Vec<Substitution>), Vec<Mistake>> {
+    /// Gives a text with values in the place of `${name}`, and where they are.
+    fn fill(&mut self, text: &str) -> Result<(String, Vec<Substitution>), Vec<Mistake>> {
         let mut filled = String::with_capacity(text.len());
         let mut substituted = Vec::new();
         let mut mistakes = Vec::new();
@@ -165,7 +166,8 @@ impl Params {
                     self.used.insert(name);
                 }
                 Ok((name, _)) => {
-                    let message = format!("the text is too long with `${{{name}}}` put in: at most {TEXT_BYTES_MAX} bytes");
+                    let message =
+                        format!("the text is too long with `${{{name}}}` put in: at most {TEXT_BYTES_MAX} bytes");
                     let width = name.chars().count() + 3;
                     mistakes.push(Mistake { code: codes::TOO_LARGE, message, hint: None, offset: dollar, width });
                     return Err(mistakes);
@@ -182,7 +184,8 @@ impl Params {
 
     /// Finds the parameter whose name and `}` stand at the start of `behind`.
     fn look_up<'a>(&self, behind: &'a str) -> Result<(&'a str, &Value), Mistake> {
-        let mistake = |code, message: String, hint: Option<String>, width| Mistake { code, message, hint, offset: 0, width };
+        let mistake =
+            |code, message: String, hint: Option<String>, width| Mistake { code, message, hint, offset: 0, width };
         let name = behind.split('}').next().unwrap_or_default();
         let is_name = |c: char| c.is_alphanumeric() || matches!(c, '_' | '-' | '.');
         if name.len() == behind.len() || name.is_empty() || !name.chars().all(is_name) {

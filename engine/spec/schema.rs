@@ -120,7 +120,37 @@ mod tests {
     use super::*;
 
     #[test]
-    fn print() {
-        std::fs::write("/tmp/schema.json", serde_json::to_string_pretty(&json_schema()).unwrap()).unwrap();
+    fn keys_have_descriptions_and_defaults() {
+        let schema = json_schema();
+        let at = |pointer: &str| schema.pointer(pointer).unwrap_or_else(|| panic!("{pointer}")).clone();
+        assert_eq!(at("/$schema"), "https://json-schema.org/draft/2020-12/schema");
+        assert_eq!(at("/title"), "Nexus pipeline file");
+        assert_eq!(at("/properties/commit/default/every"), "10s");
+        assert_eq!(at("/$defs/Limits/properties/memory/default"), "512MiB");
+        assert_eq!(at("/$defs/KinesisSource/properties/on_data_loss/default"), "fail");
+        let definitions = at("/$defs");
+        for (name, definition) in definitions.as_object().unwrap() {
+            assert!(definition.get("description").is_some(), "{name}");
+            let properties = definition.get("properties").and_then(Value::as_object).into_iter().flatten();
+            properties.for_each(|(key, p)| assert!(p.get("description").is_some(), "{name}.{key}"));
+        }
+    }
+
+    #[test]
+    fn nothing_may_be_null() {
+        assert!(!json_schema().to_string().contains("null\"]"));
+        assert!(!json_schema().to_string().contains(":null"));
+    }
+
+    #[test]
+    fn a_choice_whose_keys_have_defaults_has_a_short_form() {
+        let schema = json_schema();
+        let words = |pointer: &str| -> Vec<Value> {
+            let choices = schema.pointer(pointer).and_then(Value::as_array).unwrap();
+            choices.iter().filter_map(|c| c.get("const").cloned()).collect()
+        };
+        assert_eq!(words("/$defs/Format/oneOf"), ["json", "parquet", "raw", "csv"]);
+        assert_eq!(words("/$defs/Generator/oneOf"), ["sequence"]);
+        assert!(words("/$defs/Secret/oneOf").is_empty());
     }
 }

@@ -38,6 +38,18 @@ impl SourceText {
         line.checked_sub(1).and_then(|n| self.lines.get(n)).map_or("", String::as_str)
     }
 
+    /// Moves a place behind the last text, where nothing can be shown, to the end of that text.
+    pub fn within(&self, place: Extent) -> Extent {
+        let text_below = self.lines.iter().skip(place.line.saturating_sub(1)).any(|line| !line.trim().is_empty());
+        match self.lines.iter().rposition(|line| !line.trim().is_empty()) {
+            Some(last) if !text_below => {
+                let column = self.line(last + 1).trim_end().chars().count() + 1;
+                Extent { line: last + 1, column, width: 1 }
+            }
+            _ => place,
+        }
+    }
+
     /// Gives the place in the file of the character at `offset` (in bytes) of a scalar's `value`.
     ///
     /// `start` is where the scalar begins: its first character, its quote, or the first character of a block's text.

@@ -46,8 +46,11 @@ struct Validator<'a> {
 impl Validator<'_> {
     fn value(&mut self, node: &Node, schema: &Value, spot: &Spot) -> Option<Value> {
         let schema = resolve(schema);
-        if let Some(choices) = schema.get("anyOf").or_else(|| schema.get("oneOf")).and_then(Value::as_array) {
-            return self.choice(node, choices, spot);
+        if let Some(choices) = schema.get("oneOf").and_then(Value::as_array) {
+            return self.tagged(node, choices, spot);
+        }
+        if let Some(shapes) = schema.get("anyOf").and_then(Value::as_array) {
+            return self.shape(node, shapes, spot);
         }
         match schema.get("type").and_then(Value::as_str) {
             Some("object") => self.map(node, schema, spot),
@@ -194,21 +197,20 @@ impl Validator<'_> {
         let (least, most) = if unsigned { (0, u64::MAX.into()) } else { (i64::MIN.into(), i64::MAX.into()) };
         let (least, most) = (bound("minimum").unwrap_or(least), bound("maximum").unwrap_or(most));
         if !(least..=most).contains(&integer) {
-            let message = format!("{} is a whole number from {least} to {most}, not {integer}", spot.noun);
+            let bounds = match bound("maximum") {
+                None if integer < least => format!("of at least {least}"),
+                _ => format!("from {least} to {most}"),
+            };
+            let message = format!("{} is a whole number {bounds}, not {integer}", spot.noun);
             self.report(codes::OUT_OF_RANGE, node.place(), message, None);
             return None;
         }
         Number::from_i128(integer).map(Value::Number)
     }
 
-    /// One of several shapes: words (`json`), mappings with one key (`{ csv: ... }`), or one shape a type.
-    fn choice(&mut self, node: &Node, choices: &[Value], spot: &Spot) -> Option<Value> {
-        let resolved: Vec<&Value> = choices.iter().map(resolve).collect();
-        let words: Vec<&str> = resolved.iter().filter_map(|c| c.get("const")?.as_str()).collect();
-        let tags: Vec<(&str, &Value)> = resolved.iter().filter_map(|c| tag(c)).collect();
-        if !words.is_empty() || !tags.is_empty() {
-            return self.tagged(node, &words, &tags, spot);
-        }
+    /// One of several shapes, at most one of each type: serde's untagged enums.
+    fn shape(&mut self, node: &Node, shapes: &[Value], spot: &Spot) -> Option<Value> {
+        let resolved: Vec<&Value> = shapes.iter().map(resolve).collect();
         let of_type = |wanted: &str| resolved.iter().find(|c| c.get("type").is_some_and(|t| t == wanted)).copied();
         let fitting = match node {
             Node::Map { .. } => of_type("object"),
@@ -224,15 +226,18 @@ impl Validator<'_> {
         match fitting {
             Some(schema) => self.value(node, schema, spot),
             None => {
-                let wanted: Vec<&str> = resolved.iter().filter_map(|c| c.get("type")?.as_str()).map(type_noun).collect();
+                let wanted: Vec<&str> =
+                    resolved.iter().filter_map(|c| c.get("type")?.as_str()).map(type_noun).collect();
                 self.wrong_type(node, spot, &wanted.join(" or "), None)
             }
         }
     }
 
-    /// One of several words or mappings with one key, as serde writes enums.
-    fn tagged(&mut self, node: &Node, words: &[&str], tags: &[(&str, &Value)], spot: &Spot) -> Option<Value> {
-        let mut names: Vec<&str> = words.to_vec();
+    /// One of several words (`json`) or mappings with one key (`{ csv: ... }`): serde's other enums.
+    fn tagged(&mut self, node: &Node, choices: &[Value], spot: &Spot) -> Option<Value> {
+        let words: Vec<&str> = choices.iter().filter_map(|c| c.get("const")?.as_str()).collect();
+        let tags: Vec<(&str, &Value)> = choices.iter().filter_map(tag).collect();
+        let mut names = words.clone();
         names.extend(tags.iter().map(|(name, _)| *name).filter(|name| !words.contains(name)));
         match node {
             Node::Scalar(scalar) if !node.is_null() => {
@@ -251,7 +256,7 @@ impl Validator<'_> {
                 }
             }
             Node::Map { entries, .. } => match entries.as_slice() {
-                [entry] => self.tagged_map(entry, words, tags, &names, spot),
+                [entry] => self.tagged_map(entry, &words, &tags, &names, spot),
                 _ => {
                     let place = entries.get(1).map_or(spot.place, |second| second.place);
                     let message = format!("{} holds exactly one key, not {}", spot.noun, entries.len());
@@ -378,7 +383,9 @@ fn untyped(node: &Node) -> Value {
         Node::Scalar(scalar) => match scalar.resolve() {
             Plain::Null => Value::Null,
             Plain::Bool(bool) => Value::Bool(bool),
-            Plain::Integer(integer) => Number::from_i128(integer).map_or_else(|| scalar.text.clone().into(), Value::Number),
+            Plain::Integer(integer) => {
+                Number::from_i128(integer).map_or_else(|| scalar.text.clone().into(), Value::Number)
+            }
             Plain::Number(number) => Number::from_f64(number).map_or_else(|| scalar.text.clone().into(), Value::Number),
             Plain::Text(text) => text.into(),
         },

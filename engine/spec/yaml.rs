@@ -133,7 +133,8 @@ impl Scalar {
     pub fn resolve(&self) -> Plain<'_> {
         let text = self.text.as_str();
         // `"${rows}"` must be quoted inside braces, and is a number all the same.
-        let all_substituted = matches!(self.substituted.as_slice(), [one] if one.offset == 0 && one.bytes == text.len());
+        let all_substituted =
+            matches!(self.substituted.as_slice(), [one] if one.offset == 0 && one.bytes == text.len());
         if self.style != ScalarStyle::Plain && !all_substituted {
             return Plain::Text(text);
         }
@@ -190,7 +191,9 @@ pub fn parse(text: &str, source: &SourceText) -> Result<Node, Diagnostic> {
     for event in Parser::new_from_str(text) {
         let (event, span) = event.map_err(|e| {
             let message = format!("the file is not YAML: {}", e.info());
-            builder.error(codes::SYNTAX, extent(*e.marker(), 1), message)
+            let place = source.within(extent(*e.marker(), 1));
+            let hint = syntax_hint(e.info(), source.line(place.line)).map(str::to_owned);
+            Diagnostic { hint, ..builder.error(codes::SYNTAX, place, message) }
         })?;
         builder.take(event, span)?;
     }
@@ -308,6 +311,22 @@ impl Builder<'_> {
     }
 }
 
+/// Says what people most often mean when they write what the parser stumbles over.
+fn syntax_hint(info: &str, line: &str) -> Option<&'static str> {
+    let indented = line.trim_start_matches(' ');
+    if indented.starts_with('\t') {
+        Some("indent with spaces; YAML takes no tabs")
+    } else if line.contains("${") && line.contains('{') && info.contains("flow") {
+        Some("inside braces and brackets, put `${name}` in quotes: `\"${name}\"`")
+    } else if info.contains("mapping values are not allowed") {
+        Some("put a text that holds `: ` in quotes")
+    } else if info.contains("unexpected character") {
+        Some("put a text that begins with a special character in quotes")
+    } else {
+        None
+    }
+}
+
 fn extent(start: Marker, width: usize) -> Extent {
     Extent { line: start.line().max(1), column: start.col() + 1, width }
 }
@@ -365,6 +384,16 @@ mod tests {
         assert_eq!(refused(&" ".repeat(FILE_BYTES_MAX + 1)), ("N0006", None));
         assert_eq!(refused(""), ("N0103", Some((1, 1))));
         assert_eq!(refused("a: [1, 2").0, "N0002");
+    }
+
+    #[test]
+    fn common_slips_have_a_hint() {
+        let hint = |text: &str| parse(text, &SourceText::new("x.yaml", text)).expect_err("a mistake");
+        let hint = |text: &str| hint(text).hint.clone().unwrap_or_else(|| panic!("{}", hint(text)));
+        assert!(hint("a:\n\tb: 1").contains("spaces"));
+        assert!(hint("a: { rows: ${rows} }").contains("`\"${name}\"`"));
+        assert!(hint("a: struct<b: int8>").contains("quotes"));
+        assert!(hint("a: @b").contains("quotes"));
     }
 
     #[test]
