@@ -119,11 +119,9 @@ impl Store {
         let url = format!("{}/{name}", self.url);
         let backend = match &self.backend {
             Backend::Local(root) => Backend::Local(root.join(name)),
-            Backend::Object { objects, multipart, prefix } => Backend::Object {
-                objects: objects.clone(),
-                multipart: multipart.clone(),
-                prefix: join(prefix, name),
-            },
+            Backend::Object { objects, multipart, prefix } => {
+                Backend::Object { objects: objects.clone(), multipart: multipart.clone(), prefix: join(prefix, name) }
+            }
         };
         Self { url, backend }
     }
@@ -147,16 +145,19 @@ impl Store {
     /// Writes a file durably if there is none of that name; tells whether it did.
     pub async fn create(&self, name: &str, content: Bytes) -> Result<bool> {
         match &self.backend {
-            Backend::Local(root) => self.on_disk("create", name, root.join(name), move |path| {
-                let staged = local::write_beside(path, &content)?;
-                let linked = std::fs::hard_link(&staged, path);
-                std::fs::remove_file(&staged)?;
-                match linked {
-                    Ok(()) => local::sync_folder_of(path).map(|()| true),
-                    Err(e) if e.kind() == std::io::ErrorKind::AlreadyExists => Ok(false),
-                    Err(e) => Err(e),
-                }
-            }).await,
+            Backend::Local(root) => {
+                self.on_disk("create", name, root.join(name), move |path| {
+                    let staged = local::write_beside(path, &content)?;
+                    let linked = std::fs::hard_link(&staged, path);
+                    std::fs::remove_file(&staged)?;
+                    match linked {
+                        Ok(()) => local::sync_folder_of(path).map(|()| true),
+                        Err(e) if e.kind() == std::io::ErrorKind::AlreadyExists => Ok(false),
+                        Err(e) => Err(e),
+                    }
+                })
+                .await
+            }
             Backend::Object { objects, prefix, .. } => {
                 let options = PutOptions { mode: PutMode::Create, ..PutOptions::default() };
                 match objects.put_opts(&join(prefix, name), PutPayload::from_bytes(content), options).await {
@@ -173,11 +174,14 @@ impl Store {
     /// Writes a file durably, in place of one that may be there.
     pub async fn put(&self, name: &str, content: Bytes) -> Result<()> {
         match &self.backend {
-            Backend::Local(root) => self.on_disk("write", name, root.join(name), move |path| {
-                let staged = local::write_beside(path, &content)?;
-                std::fs::rename(&staged, path)?;
-                local::sync_folder_of(path)
-            }).await,
+            Backend::Local(root) => {
+                self.on_disk("write", name, root.join(name), move |path| {
+                    let staged = local::write_beside(path, &content)?;
+                    std::fs::rename(&staged, path)?;
+                    local::sync_folder_of(path)
+                })
+                .await
+            }
             Backend::Object { objects, prefix, .. } => objects
                 .put(&join(prefix, name), PutPayload::from_bytes(content))
                 .await
@@ -227,11 +231,8 @@ impl Store {
             }
             Backend::Object { objects, prefix, .. } => {
                 let folder = join(prefix, name);
-                let found: Vec<_> = objects
-                    .list(Some(&folder))
-                    .try_collect()
-                    .await
-                    .map_err(|e| self.failed("list", name, e))?;
+                let found: Vec<_> =
+                    objects.list(Some(&folder)).try_collect().await.map_err(|e| self.failed("list", name, e))?;
                 let root = if prefix.as_ref().is_empty() { 0 } else { prefix.as_ref().len() + 1 };
                 let entry = |m: object_store::ObjectMeta| Entry {
                     name: m.location.as_ref().get(root..).unwrap_or_default().to_owned(),
@@ -369,7 +370,8 @@ pub mod s3 {
     pub async fn bucket(name: &str, encryption: &Encryption) -> Result<AmazonS3> {
         let config = crate::aws::config().await;
         let region = config.region().map_or("us-east-1", |r| r.as_ref()).to_owned();
-        let retry = RetryConfig { backoff: BackoffConfig::default(), max_retries: usize::MAX, retry_timeout: RETRY_FOR };
+        let retry =
+            RetryConfig { backoff: BackoffConfig::default(), max_retries: usize::MAX, retry_timeout: RETRY_FOR };
         let mut builder = AmazonS3Builder::new()
             .with_bucket_name(name)
             .with_region(region)
@@ -383,9 +385,10 @@ pub mod s3 {
             builder = builder.with_endpoint(endpoint).with_allow_http(plain).with_virtual_hosted_style_request(false);
         }
         builder = match encryption {
-            Encryption::SseS3 => builder.with_config(AmazonS3ConfigKey::Encryption(
-                object_store::aws::S3EncryptionConfigKey::ServerSideEncryption,
-            ), "AES256"),
+            Encryption::SseS3 => {
+                let key: AmazonS3ConfigKey = "aws_server_side_encryption".parse().map_err(Error::from)?;
+                builder.with_config(key, "AES256")
+            }
             Encryption::Kms(key) => builder.with_sse_kms_encryption(key),
         };
         builder.build().map_err(|e| Error::config(format!("could not open the bucket {name}")).because(e))
@@ -405,10 +408,11 @@ pub mod s3 {
         type Credential = AwsCredential;
 
         async fn get_credential(&self) -> object_store::Result<Arc<AwsCredential>> {
-            let found = self.0.provide_credentials().await.map_err(|e| object_store::Error::Generic {
-                store: "S3",
-                source: Box::new(e),
-            })?;
+            let found = self
+                .0
+                .provide_credentials()
+                .await
+                .map_err(|e| object_store::Error::Generic { store: "S3", source: Box::new(e) })?;
             Ok(Arc::new(AwsCredential {
                 key_id: found.access_key_id().to_owned(),
                 secret_key: found.secret_access_key().to_owned(),
