@@ -3,6 +3,7 @@
 
 use std::fmt::Write as _;
 use std::path::PathBuf;
+use std::sync::OnceLock;
 
 use serde_json::json;
 
@@ -19,14 +20,23 @@ pub fn cloud() -> World {
     World::new().with_aws().with_kinesis().with_postgres()
 }
 
-/// Makes a stream and puts the departures into it, and gives a pipeline that reads them into a bucket.
-pub fn kinesis_pipeline(world: &World, bucket: &str, shards: u32, commit_rows: u64) -> PathBuf {
-    let stream = unique("departures");
-    world.aws(&["stream", &stream, &shards.to_string()]);
-    let files = departures();
-    let put: Vec<&str> =
-        ["put", &stream, DOCUMENTS_A_RECORD].into_iter().chain(files.iter().map(String::as_str)).collect();
-    world.aws(&put);
+/// Gives a stream of three shards that holds the departures. Reading takes nothing away, so the tests share it.
+fn departures_stream(world: &World) -> &'static str {
+    static STREAM: OnceLock<String> = OnceLock::new();
+    STREAM.get_or_init(|| {
+        let stream = unique("departures");
+        world.aws(&["stream", &stream, "3"]);
+        let files = departures();
+        let put: Vec<&str> =
+            ["put", &stream, DOCUMENTS_A_RECORD].into_iter().chain(files.iter().map(String::as_str)).collect();
+        world.aws(&put);
+        stream
+    })
+}
+
+/// Gives a pipeline that reads the stream of departures into a bucket.
+pub fn kinesis_pipeline(world: &World, bucket: &str, commit_rows: u64) -> PathBuf {
+    let stream = departures_stream(world);
     // Each shard holds its records in order, and the slowest shard holds the watermark back; a shard that a busy machine
     // starves must not be taken for an idle one.
     let head = format!(
@@ -63,7 +73,7 @@ pub fn uploads_pipeline(world: &World, bucket: &str, commit_rows: u64) -> (PathB
 fn the_flights_through_a_stream_of_three_shards() {
     let world = cloud();
     let bucket = world.bucket("lake");
-    let pipeline = kinesis_pipeline(&world, &bucket, 3, 50_000);
+    let pipeline = kinesis_pipeline(&world, &bucket, 50_000);
 
     let report = world.run(&pipeline, &["--until-idle", "5s"]);
 

@@ -65,12 +65,13 @@ pub fn check_bronze(lake: &Path) {
 
 /// Fails unless two queries give the same rows, as often, in any order.
 fn assert_same(lake: &Path, found: &str, expected: &str) {
-    let more = ask(lake, &format!("({found}) EXCEPT ALL ({expected}) LIMIT 5"));
-    let less = ask(lake, &format!("({expected}) EXCEPT ALL ({found}) LIMIT 5"));
-    assert!(
-        more.is_empty() && less.is_empty(),
-        "rows that should not be there: {more:?}\nrows that are missing: {less:?}"
+    let both = format!(
+        "WITH found AS MATERIALIZED ({found}), expected AS MATERIALIZED ({expected}) \
+         (SELECT 'should not be there', * FROM (FROM found EXCEPT ALL FROM expected) LIMIT 5) UNION ALL \
+         (SELECT 'is missing', * FROM (FROM expected EXCEPT ALL FROM found) LIMIT 5)"
     );
+    let differences = ask(lake, &both);
+    assert!(differences.is_empty(), "rows that differ:\n{differences:#?}");
 }
 
 /// Writes a pipeline with the tables of `flights.yaml`, whose head (up to the tiers) is `head`, and with gold also in

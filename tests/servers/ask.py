@@ -31,6 +31,8 @@ def lake(folder, sql):
                 f"""CREATE VIEW {schema}."{name}" AS SELECT * FROM
                 read_parquet('{table}/**/*.parquet', union_by_name = true, hive_partitioning = false)"""
             )
+    if "raw." not in sql:
+        return db.execute(sql).fetchall()
     for name, file in (("departures", "flights-2013-*.csv.gz"), ("airports", "airports.csv"), ("weather", "weather.csv.gz")):
         db.execute(f"CREATE VIEW raw.{name} AS SELECT * FROM read_csv('{DATA}/{file}', header = true, nullstr = 'NA')")
     return db.execute(sql).fetchall()

@@ -5,7 +5,7 @@ set -euo pipefail
 
 folder=${1:?usage: install.sh FOLDER}
 
-python_packages=(boto3==1.43.106 "psycopg[binary]==3.3.9" duckdb==2.0.0 ministack==1.5.33 pyarrow==26.0.1)
+python_packages=(boto3==1.43.106 "psycopg[binary]==3.3.9" duckdb==2.0.0 ministack==1.5.33 pyarrow==26.0.1 pytz==2026.6)
 node_package=kinesis-local@0.6.2
 
 wanted="${python_packages[*]} $node_package"

@@ -31,7 +31,7 @@ fn start() -> Kinesis {
         .env("KINESIS_MOCK_CERT_PATH", program.join("server.json"))
         .env("SHARD_LIMIT", "1000")
         .env("LOG_LEVEL", "WARN");
-    let mut server = Server::start(Start { name: "kinesis", command, signal: "TERM", user: None }, &folder);
+    let mut server = Server::start(Start { command, signal: "TERM", user: None }, &folder);
     server.wait_until(|| listens(port));
     Kinesis { _server: server, port }
 }

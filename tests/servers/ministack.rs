@@ -22,7 +22,7 @@ fn start() -> Ministack {
     let (port, folder) = (free_port(), folder("ministack"));
     let mut command = Command::new(test_env().join("python/bin/ministack"));
     command.env("BIND_HOST", "127.0.0.1").env("GATEWAY_PORT", port.to_string());
-    let mut server = Server::start(Start { name: "ministack", command, signal: "TERM", user: None }, &folder);
+    let mut server = Server::start(Start { command, signal: "TERM", user: None }, &folder);
     server.wait_until(|| listens(port));
     Ministack { _server: server, port }
 }

@@ -35,8 +35,6 @@ pub struct Server {
 
 /// How to start a server.
 pub struct Start<'a> {
-    /// For the log's name and for messages.
-    pub name: &'a str,
     /// The server's command, without what keeps it.
     pub command: Command,
     /// The signal that ends it.
@@ -48,7 +46,7 @@ pub struct Start<'a> {
 impl Server {
     /// Starts a server in `folder`, which is removed when the server ends.
     pub fn start(start: Start<'_>, folder: &Path) -> Self {
-        let log = std::env::temp_dir().join(format!("{}.log", unique(start.name)));
+        let log = folder.join("server.log");
         let output = File::create(&log).expect("could not make a server's log");
         let mut keeper = Command::new(python());
         keeper.arg(beside("keep.py")).arg("--folder").arg(folder);
@@ -85,7 +83,6 @@ impl Drop for Server {
     fn drop(&mut self) {
         drop(self.keeper.stdin.take());
         let _ = self.keeper.wait();
-        let _ = fs::remove_file(&self.log);
     }
 }
 

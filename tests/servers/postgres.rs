@@ -57,7 +57,7 @@ fn start() -> Postgres {
     command.arg("-c").arg(format!("unix_socket_directories={}", folder.display()));
     // The tests kill Nexus, not PostgreSQL: nothing here depends on its disk.
     command.args(["-c", "fsync=off", "-c", "max_connections=200"]);
-    let mut server = Server::start(Start { name: "postgres", command, signal: "QUIT", user }, &folder);
+    let mut server = Server::start(Start { command, signal: "QUIT", user }, &folder);
     let ready = || {
         let mut ask = Command::new(programs().join("pg_isready"));
         ask.args(["-q", "-h", "127.0.0.1", "-p", &port.to_string()]).status().is_ok_and(|s| s.success())
