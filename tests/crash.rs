@@ -14,9 +14,8 @@ use crate::world::{Random, World, table_files};
 /// How often a run is killed before it may end.
 const KILLS: u32 = 4;
 
-/// Runs a pipeline to its end, killing it `KILLS` times on the way, at moments within `whole`, the time that a run takes
-/// without a kill.
-fn run_with_kills(world: &World, pipeline: &Path, more: &[&str], whole: Duration) {
+/// Starts a pipeline `KILLS` times and kills it at moments within `whole`, the time that a run takes without a kill.
+fn kill_on_the_way(world: &World, pipeline: &Path, more: &[&str], whole: Duration) {
     let mut random = Random::seeded();
     let args = [&["run", pipeline.to_str().expect("the tests' paths are UTF-8")], more].concat();
     let mut kills = 0;
@@ -35,7 +34,6 @@ fn run_with_kills(world: &World, pipeline: &Path, more: &[&str], whole: Duration
         kills += 1;
     }
     assert!(kills > 0, "no kill hit: the run ended before {whole:?}");
-    world.run(pipeline, more);
 }
 
 /// Measures how long an uninterrupted run takes.
@@ -55,7 +53,9 @@ fn files_read_under_kills_give_the_same_tables() {
 
     let world = World::new().with_postgres();
     let lake = world.path("lake");
-    run_with_kills(&world, &files_pipeline(&world, &lake, 20_000), &[], whole);
+    let pipeline = files_pipeline(&world, &lake, 20_000);
+    kill_on_the_way(&world, &pipeline, &[], whole);
+    world.run(&pipeline, &[]);
 
     check_bronze(&lake);
     check_tables(&lake);
@@ -69,7 +69,8 @@ fn a_stream_read_under_kills_gives_the_same_tables() {
     let pipeline = kinesis_pipeline(&world, &bucket, 20_000);
 
     // No run ends before its five idle seconds, and reading comes before them.
-    run_with_kills(&world, &pipeline, &["--until-idle", "5s"], Duration::from_secs(9));
+    kill_on_the_way(&world, &pipeline, &["--until-idle", "5s"], Duration::from_secs(9));
+    world.run(&pipeline, &["--until-idle", "5s"]);
 
     let lake = world.download(&[&bucket]);
     check_tables(&lake);
@@ -83,13 +84,17 @@ fn announced_objects_read_under_kills_give_the_same_tables() {
     let bucket = world.bucket("lake");
     let (pipeline, queue) = uploads_pipeline(&world, &bucket, 20_000);
 
-    // What a killed process held comes back when its visibility ends; the source must not be taken for idle before.
-    run_with_kills(&world, &pipeline, &["--until-idle", "45s"], Duration::from_secs(16));
+    kill_on_the_way(&world, &pipeline, &[], Duration::from_secs(12));
+    // What a killed process held comes back when its visibility ends; only then is the source idle.
+    let mut rest = world.start(&["run", pipeline.to_str().expect("the tests' paths are UTF-8")]);
+    rest.until("the queue is empty", || world.aws(&["depth", &queue]) == "0");
+    rest.signal("TERM");
+    rest.wait().expect_code(0);
+    world.run(&pipeline, &["--until-idle", "2s"]);
 
     let lake = world.download(&[&bucket]);
     check_tables(&lake);
     check_same_gold(&world, &lake);
-    assert_eq!(world.aws(&["depth", &queue]), "0", "messages were not deleted after the commit");
     assert_eq!(world.aws(&["uploads", &bucket]), "0", "multipart uploads of killed processes were not swept");
 }
 
