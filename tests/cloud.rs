@@ -60,7 +60,7 @@ pub fn uploads_pipeline(world: &World, bucket: &str, commit_rows: u64) -> (PathB
     world.aws(&upload);
     // A queue gives its messages in no order: a row may come as late as the year is long.
     let head = format!(
-        "name: flights\nlake: s3://{bucket}\ncommit: {{ every: 1h, rows: {commit_rows} }}\nsources:\n  departures:\n    \
+        "name: flights\nlake: s3://{bucket}\ncommit: {{ every: 2s, rows: {commit_rows} }}\nsources:\n  departures:\n    \
          s3: {{ queue: \"{url}\", allow: [\"s3://{landing}/flights year=2013/\"], in_flight: 3 }}\n    \
          format: {{ csv: {{ \"null\": [\"NA\"] }} }}\n{}    \
          event_time: {{ column: time_hour, lateness: 400d }}\n",
