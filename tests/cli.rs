@@ -77,8 +77,9 @@ silver:
 #[test]
 fn the_pipelines_of_the_repository_are_good() {
     let world = World::new();
-    let files = ["pipelines/flights.yaml", "pipelines/telemetry.yaml"].map(|f| repository(f).display().to_string());
-    world.nexus(&["check", &files[0], &files[1]]).expect_code(0);
+    let files = ["flights", "generated", "telemetry"].map(|name| format!("pipelines/{name}.yaml"));
+    let files = files.map(|file| repository(&file).display().to_string());
+    world.nexus(&["check", &files[0], &files[1], &files[2]]).expect_code(0);
 }
 
 #[test]
