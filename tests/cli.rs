@@ -19,10 +19,10 @@ sources:
       origin: string
       delay: flaot64
 bronze:
-  departures: { from: departures }
+  departures: { from: departurs }
 silver:
   late:
-    sql: SELECT origin, delay FROM bronze.departure
+    sql: SELECT origin, delay FROM bronze.departures
     expct: {}
 gold:
   worst:
@@ -37,8 +37,7 @@ secrets:
     for verb in ["check", "run"] {
         let said = world.nexus(&[verb, file]).expect_code(2).said();
         // What is wrong, the line on which it stands, and the line itself.
-        for (wrong, line) in [("10 parsecs", 3), ("flaot64", 10), ("bronze.departure", 15), ("expct", 16), ("pgg", 20)]
-        {
+        for (wrong, line) in [("10 parsecs", 3), ("flaot64", 10), ("departurs", 12), ("expct", 16), ("pgg", 20)] {
             let place = format!("mistaken.yaml:{line}:");
             let column = said.split(&place).nth(1).map(|behind| behind.starts_with(|c: char| c.is_ascii_digit()));
             assert_eq!(column, Some(true), "`{wrong}` is not shown with line {line} and a column by {verb}:\n{said}");
@@ -51,7 +50,7 @@ secrets:
 }
 
 #[test]
-fn a_mistake_in_sql_is_shown_where_it_stands() {
+fn mistakes_in_sql_are_shown_where_they_stand() {
     let world = World::new();
     let text = "\
 name: mistaken
@@ -68,10 +67,19 @@ silver:
     sql: |
       SELECT origin, dellay
       FROM bronze.departures
+  early:
+    sql: SELECT origin FROM bronze.departurs
+  typed:
+    sql: SELECT origin FRM bronze.departures
 ";
     let file = world.file("mistaken.yaml", text);
     let said = world.nexus(&["check", file.to_str().expect("the tests' paths are UTF-8")]).expect_code(2).said();
-    assert!(said.contains("mistaken.yaml:1") && said.contains("dellay") && said.contains("delay"), "{said}");
+    for (wrong, line) in [("dellay", 13), ("departurs", 16), ("FRM", 18)] {
+        assert!(
+            said.contains(&format!("mistaken.yaml:{line}:")) && said.contains(wrong),
+            "`{wrong}`, line {line}:\n{said}"
+        );
+    }
 }
 
 #[test]

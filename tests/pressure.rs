@@ -29,7 +29,7 @@ fn a_sink_slowed_to_a_crawl_holds_the_source_back() {
             "name: slow
 lake: {}
 commit: {{ every: 500ms, bytes: 4MiB }}
-limits: {{ memory: 256MiB, spool: 8MiB }}
+limits: {{ memory: 256MiB, record: 1MiB, spool: 8MiB }}
 sources:
   events:
     generate:
