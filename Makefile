@@ -31,6 +31,10 @@ test-env: ## Puts the servers that the tests start into .test-env
 	@tests/servers/install.sh "$(TEST_ENV)"
 
 test-rust:
+	@for example in $(basename $(notdir $(wildcard examples/*.rs))); do \
+		echo "example: $$example"; \
+		$(CARGO) run --quiet --all-features --locked --example $$example; \
+	done
 	$(CARGO) test --workspace --all-features --locked --doc
 	$(CARGO) test --workspace --all-features --locked --lib --bins --examples --tests
 

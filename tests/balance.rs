@@ -16,9 +16,6 @@ pub fn check(report: &Value) {
             stored + dropped + quarantined + duplicates,
             "table {name}: rows_sql = rows_out + dropped + quarantined + duplicates\n{report:#}"
         );
-        for (kind, sink) in report["sinks"][name].as_object().into_iter().flatten() {
-            assert_eq!(count(sink, "rows"), stored, "sink {kind} of {name}: every stored row\n{report:#}");
-        }
     }
 }
 

@@ -107,9 +107,9 @@ fn a_second_process_fences_the_first() {
 
     let mut older = world.start(&args);
     older.until("it has committed twice", || table_files(&lake, "bronze/ticks") >= 2);
-    let before = table_files(&lake, "bronze/ticks");
     let mut newer = world.start(&args);
     let stopped = older.wait().expect_code(1);
+    let before = table_files(&lake, "bronze/ticks");
     let said = stopped.said();
     assert!(said.contains("generation") || said.contains("fence"), "the older does not say why it stopped:\n{said}");
 
