@@ -212,13 +212,16 @@ impl KinesisSource {
             self.readers.retain(|id, _| !lost.contains(id));
         }
         let now = Instant::now();
-        let closing: Vec<_> = self.readers.iter().filter(|(_, r)| r.is_closing()).map(|(id, _)| id.clone()).collect();
-        for id in closing {
-            if self.shards.is_closed(&id) {
-                self.end(&id, Vec::new());
-            } else if let Some(reader) = self.readers.get_mut(&id) {
+        let mut ended = Vec::new();
+        for (id, reader) in self.readers.iter_mut().filter(|(_, reader)| reader.is_closing()) {
+            if reader.has_ended() && self.shards.is_closed(id) {
+                ended.push(id.clone());
+            } else {
                 reader.reopen(now);
             }
+        }
+        for id in ended {
+            self.end(&id, Vec::new());
         }
         self.open_readers()
     }
@@ -258,12 +261,13 @@ impl KinesisSource {
         if self.discovery.next_due().is_some_and(|due| due <= now) {
             self.discovery.started();
             let service = service.clone();
-            self.in_flight
-                .push(Box::pin(async move { Reply::Listing(list_all(service.as_ref(), Filter::All).await) }));
+            self.in_flight.push(Box::pin(async move { Reply::Listing(list_all(service.as_ref(), Filter::All).await) }));
         }
         while self.requests < REQUESTS_IN_FLIGHT_MAX {
             let due = self.readers.iter_mut().filter_map(|(id, reader)| Some((reader.due()?, id, reader)));
-            let Some((_, id, reader)) = due.filter(|(due, ..)| *due <= now).min_by_key(|(due, ..)| *due) else { return };
+            let Some((_, id, reader)) = due.filter(|(due, ..)| *due <= now).min_by_key(|(due, ..)| *due) else {
+                return;
+            };
             let (id, request) = (id.clone(), reader.request(service.clone(), now));
             self.in_flight.push(Box::pin(async move { Reply::Shard(id, request.await) }));
             self.requests += 1;

@@ -34,6 +34,11 @@ const ITERATOR_AGE_MAX: Duration = Duration::from_secs(270);
 /// cheap to make a new one, and a broken one would fail for ever.
 const FAILURES_PER_ITERATOR: u32 = 5;
 
+/// How many answers in a row, each from a new iterator, must hold no record, no
+/// iterator and no children before a closed shard counts as read to its end.
+/// Once is a bad answer; that the shard is closed says nothing of what is unread.
+const BARE_ENDS: u32 = 3;
+
 /// A start time moves on at the tip in such steps, and stays so far behind,
 /// so that a quiet shard's position does not age beyond the retention, and a
 /// clock that is wrong by less loses nothing.
@@ -74,6 +79,8 @@ pub(super) struct Reader {
     in_flight: bool,
     /// Whether the iterators ended without word of children: a listing must tell whether the shard is closed.
     closing: bool,
+    /// How many such ends there were in a row.
+    bare_ends: u32,
     at_tip: bool,
     lag_ms: Option<u64>,
     backoff: Backoff,
@@ -155,9 +162,8 @@ impl Reader {
             Position::Time { ms } => (IteratorFrom::Time(*ms), None),
             Position::Sequence { sequence, sub_sequence } => {
                 // Inside an aggregate its record has to be read again.
-                let from = sub_sequence.map_or(IteratorFrom::After(sequence.clone()), |_| {
-                    IteratorFrom::At(sequence.clone())
-                });
+                let from =
+                    sub_sequence.map_or(IteratorFrom::After(sequence.clone()), |_| IteratorFrom::At(sequence.clone()));
                 (from, Some(ReadTo { sequence: sequence.clone(), sub_sequence: *sub_sequence }))
             }
             Position::Offset { .. } | Position::Done { .. } => {
@@ -177,6 +183,7 @@ impl Reader {
             asked_at: now,
             in_flight: false,
             closing: false,
+            bare_ends: 0,
             at_tip: false,
             lag_ms: None,
             backoff: Backoff::default(),
@@ -203,7 +210,12 @@ impl Reader {
         self.closing
     }
 
-    /// Goes on after a listing has said that the shard is not closed.
+    /// Tells whether a shard that a listing shows as closed has been read to its end.
+    pub fn has_ended(&self) -> bool {
+        self.closing && self.bare_ends >= BARE_ENDS
+    }
+
+    /// Goes on with a new iterator after a listing: the shard is not closed, or perhaps not read to its end.
     pub fn reopen(&mut self, now: Instant) {
         self.closing = false;
         self.iterator = None;
@@ -278,9 +290,11 @@ impl Reader {
         } else if self.at_tip {
             moved.position = self.move_start_time(now_ms);
         }
+        let is_bare = batch.next.is_none() && batch.children.is_empty();
+        self.bare_ends = if is_bare && batch.empty { self.bare_ends + 1 } else { 0 };
         match batch.next {
             Some(next) => self.iterator = Some((next, now)),
-            None if batch.children.is_empty() => {
+            None if is_bare => {
                 self.closing = true;
                 moved.end = End::Unsure;
             }
@@ -299,7 +313,7 @@ impl Reader {
             return Step::Failed(Error::unavailable(text).because(error));
         };
         tracing::debug!(shard = %self.shard, %error, ?wait, "a read of a kinesis shard failed, backing off");
-        if self.backoff.failures() % FAILURES_PER_ITERATOR == 0 {
+        if self.backoff.failures().is_multiple_of(FAILURES_PER_ITERATOR) {
             self.iterator = None;
         }
         self.due = now + wait;

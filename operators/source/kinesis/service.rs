@@ -169,8 +169,10 @@ pub(super) struct Kinesis {
 impl Kinesis {
     /// Makes the clients for a stream given by name or ARN.
     pub fn new(config: &SdkConfig, stream: &str) -> Self {
-        let timeouts =
-            TimeoutConfig::builder().connect_timeout(CONNECT_TIMEOUT).operation_attempt_timeout(ATTEMPT_TIMEOUT).build();
+        let timeouts = TimeoutConfig::builder()
+            .connect_timeout(CONNECT_TIMEOUT)
+            .operation_attempt_timeout(ATTEMPT_TIMEOUT)
+            .build();
         let client = |retry| {
             Client::from_conf(Builder::from(config).timeout_config(timeouts.clone()).retry_config(retry).build())
         };
@@ -310,9 +312,9 @@ where
         _ if is_unbuilt => Fault::Refused(Error::config(doing).because(error)),
         "ExpiredIteratorException" => Fault::Expired(Error::unavailable(doing).because(error)),
         "InvalidArgumentException" => Fault::Invalid(Error::config(doing).because(error)),
-        "ResourceNotFoundException" => {
-            Fault::Missing(Error::config(format!("{doing}; look at the name, the account and the region")).because(error))
-        }
+        "ResourceNotFoundException" => Fault::Missing(
+            Error::config(format!("{doing}; look at the name, the account and the region")).because(error),
+        ),
         "AccessDeniedException"
         | "IncompleteSignature"
         | "InvalidClientTokenId"

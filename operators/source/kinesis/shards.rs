@@ -185,8 +185,7 @@ impl Shards {
 
     /// Takes up the shards whose parents have all been read to their end.
     fn grow(&mut self) {
-        let is_done =
-            |id: &Arc<str>| self.tracked.get(id).is_some_and(|s| matches!(s.position, Position::Done { .. }));
+        let is_done = |id: &Arc<str>| self.tracked.get(id).is_some_and(|s| matches!(s.position, Position::Done { .. }));
         let is_unknown = |id: &Arc<str>| !self.tracked.contains_key(id) && !self.known.contains_key(id);
         let is_due = |facts: &&ShardFacts| {
             !self.tracked.contains_key(&facts.id)
@@ -279,9 +278,9 @@ mod tests {
     #[test]
     fn a_merge_with_a_shard_that_is_yet_to_come_waits_for_it() {
         // a splits into a1 and a2; a2 and b merge into m; a is read last.
-        let all = || vec![
-            shard("a", &[]), shard("a1", &["a"]), shard("a2", &["a"]), shard("b", &[]), shard("m", &["a2", "b"]),
-        ];
+        let all = || {
+            vec![shard("a", &[]), shard("a1", &["a"]), shard("a2", &["a"]), shard("b", &[]), shard("m", &["a2", "b"])]
+        };
         let mut shards = Shards::start(vec![shard("a", &[]), shard("b", &[])], &Position::Start);
         assert!(shards.listed(all()).is_empty());
         shards.end(&"b".into(), vec![shard("m", &["a2", "b"])], 1);

@@ -7,9 +7,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use tokio::time::Instant;
 
-use super::super::service::{
-    Answer, Fault, Filter, IteratorFrom, ListPage, RawRecord, Service, ShardFacts, ShardPage,
-};
+use super::super::service::{Answer, Fault, Filter, IteratorFrom, ListPage, RawRecord, Service, ShardFacts, ShardPage};
 use super::super::{KinesisSettings, KinesisSource, Start};
 use super::conformance::Stream;
 use crate::clock::Clock;
@@ -50,6 +48,8 @@ pub struct State {
     pub reads: Vec<(Arc<str>, Instant)>,
     /// Every iterator that was asked for.
     pub iterators: Vec<(Arc<str>, IteratorFrom)>,
+    /// Whether the end of a shard names its children.
+    pub names_children: bool,
     /// Calls that were refused because they came too fast.
     pub throttled: usize,
 }
@@ -96,6 +96,7 @@ impl FakeStream {
             faults: VecDeque::new(),
             reads: Vec::new(),
             iterators: Vec::new(),
+            names_children: true,
             throttled: 0,
         };
         let stream = Self { state: Arc::new(Mutex::new(state)), clock };
@@ -292,7 +293,8 @@ impl Service for FakeStream {
             Answer { records: shard.records[start..end].to_vec(), lag_ms: Some(lag_ms), ..Answer::default() };
         if shard.facts.closed && end == shard.records.len() {
             let is_child = |s: &&Shard| s.facts.parents.iter().any(|p| p.as_ref() == id);
-            answer.children = state.shards.iter().filter(is_child).map(|s| s.facts.clone()).collect();
+            let named = state.shards.iter().filter(|_| state.names_children);
+            answer.children = named.filter(is_child).map(|s| s.facts.clone()).collect();
         } else {
             answer.next = token(end);
         }
@@ -311,9 +313,9 @@ impl Stream for FakeStream {
     async fn put(&self, numbers: std::ops::Range<u64>) {
         for number in numbers {
             // Spread as the service does: by a hash, here of the number.
-            let hash = u128::from_be_bytes(md5::Digest::finalize(<md5::Md5 as md5::Digest>::new_with_prefix(
-                number.to_string(),
-            )).into());
+            let hash = u128::from_be_bytes(
+                md5::Digest::finalize(<md5::Md5 as md5::Digest>::new_with_prefix(number.to_string())).into(),
+            );
             let takes = |s: &&Shard| !s.facts.closed && s.facts.hash_range.as_ref().unwrap().contains(&hash);
             let id = self.state().shards.iter().find(takes).unwrap().facts.id.clone();
             self.put_into(&id, &number.to_string(), number.to_string());
@@ -328,7 +330,7 @@ impl Stream for FakeStream {
         let parent = self.close(shard);
         let (start, end) = parent.hash_range.unwrap().into_inner();
         let middle = start + (end - start) / 2;
-        self.add_shard(&[parent.id.clone()], start..=middle);
+        self.add_shard(std::slice::from_ref(&parent.id), start..=middle);
         self.add_shard(&[parent.id], middle + 1..=end);
     }
 
