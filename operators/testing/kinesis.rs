@@ -55,7 +55,7 @@ impl KinesisServer {
             .stderr(Stdio::null())
             .spawn()
             .map_err(|e| Error::config("could not start node, which runs kinesis-local").because(e))?;
-        let config = config(&format!("http://127.0.0.1:{plain}")).await;
+        let config = config_of(&format!("http://127.0.0.1:{plain}")).await;
         let server = Self { child, config };
         let client = server.client();
         let answers = async {
@@ -96,7 +96,8 @@ fn free_port() -> Result<u16> {
     Ok(TcpListener::bind("127.0.0.1:0")?.local_addr()?.port())
 }
 
-async fn config(endpoint: &str) -> SdkConfig {
+/// Gives the configuration with which a service at this address is reached.
+pub async fn config_of(endpoint: &str) -> SdkConfig {
     aws_config::defaults(BehaviorVersion::latest())
         .http_client(aws_smithy_http_client::Builder::new().build_http())
         .region(Region::from_static("us-east-1"))

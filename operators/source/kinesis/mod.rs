@@ -34,6 +34,7 @@
 //! ```
 
 mod backoff;
+mod discovery;
 mod kpl;
 mod reader;
 mod service;
@@ -41,7 +42,7 @@ mod shards;
 #[cfg(test)]
 mod tests;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
@@ -53,7 +54,7 @@ use futures::future::BoxFuture;
 use futures::stream::FuturesUnordered;
 use tokio::time::Instant;
 
-use self::backoff::Backoff;
+use self::discovery::{Discovery, first_shards};
 use self::reader::{End, Moved, Reader, Reading, Step, data_loss, horizon_ms};
 use self::service::{Fault, Filter, Kinesis, Service, ShardFacts, list_all};
 use self::shards::Shards;
@@ -71,9 +72,8 @@ const REQUESTS_IN_FLIGHT_MAX: usize = 8;
 /// How long [`Source::next`] waits for records.
 const WAIT_MAX: Duration = Duration::from_secs(1);
 
-/// How often the shards are listed when nothing asks for it: only to forget
-/// shards and to notice lost ones, so a minute is soon enough.
-const LIST_EVERY: Duration = Duration::from_secs(60);
+/// How long [`Source::maintain`] takes at most: some megabytes of answers come in that time.
+const MAINTAIN_MAX: Duration = Duration::from_millis(20);
 
 /// Which stream to read, and how.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -138,22 +138,15 @@ pub struct KinesisSource {
     /// The committed positions that this process began with.
     resumed: BTreeMap<String, Position>,
     readers: BTreeMap<Arc<str>, Reader>,
+    /// Whether shards may have become readable that have no reader yet.
+    readers_due: bool,
     /// Requests of readers and listings. Owned here, so that dropping `next` loses no answer.
     in_flight: FuturesUnordered<BoxFuture<'static, Reply>>,
-    /// How many of those in flight are requests of readers.
+    /// Replies that came while `next` was not called, the oldest first.
+    replies: VecDeque<Reply>,
+    /// How many requests of readers are in flight or replied and not taken in.
     requests: usize,
     discovery: Discovery,
-}
-
-/// When the shards are listed.
-struct Discovery {
-    due: Instant,
-    /// After a failure: no listing before this, whoever asks.
-    not_before: Instant,
-    in_flight: bool,
-    /// Whether another listing was asked for while one is in flight.
-    again: bool,
-    backoff: Backoff,
 }
 
 /// What a request came back with.
@@ -180,7 +173,9 @@ impl KinesisSource {
             shards: Shards::default(),
             resumed: BTreeMap::new(),
             readers: BTreeMap::new(),
+            readers_due: false,
             in_flight: FuturesUnordered::new(),
+            replies: VecDeque::new(),
             requests: 0,
             discovery: Discovery::new(Instant::now()),
         }
@@ -223,7 +218,8 @@ impl KinesisSource {
         for id in ended {
             self.end(&id, Vec::new());
         }
-        self.open_readers()
+        self.readers_due = true;
+        Ok(())
     }
 
     fn tolerate_loss(&self, what: &str) -> Result<()> {
@@ -246,12 +242,14 @@ impl KinesisSource {
             let reader = Reader::new(id, position, hash_range, resumed, self.reading.clone(), now)?;
             self.readers.insert(id.clone(), reader);
         }
+        self.readers_due = false;
         Ok(())
     }
 
     fn end(&mut self, id: &Arc<str>, children: Vec<ShardFacts>) {
         self.readers.remove(id);
         self.shards.end(id, children, self.now_ms());
+        self.readers_due = true;
         self.discovery.want();
     }
 
@@ -295,7 +293,7 @@ impl KinesisSource {
         let Some(reader) = self.readers.get_mut(&id) else { return Ok(None) };
         match reader.replied(reply, now, now_ms) {
             Step::Nothing => Ok(None),
-            Step::Moved(moved) => self.moved(&id, moved),
+            Step::Moved(moved) => Ok(self.moved(&id, moved)),
             Step::Missing => {
                 self.shards.doubt(&id);
                 self.discovery.want();
@@ -305,7 +303,7 @@ impl KinesisSource {
         }
     }
 
-    fn moved(&mut self, id: &Arc<str>, moved: Moved) -> Result<Option<Chunk>> {
+    fn moved(&mut self, id: &Arc<str>, moved: Moved) -> Option<Chunk> {
         let lag_ms = self.readers.get(id).and_then(Reader::lag_ms);
         if let Some(position) = moved.position {
             self.shards.advance(id, position);
@@ -315,20 +313,17 @@ impl KinesisSource {
             End::Closed(children) => self.end(id, children),
             End::Unsure => self.discovery.want(),
         }
-        self.open_readers()?;
-        Ok((!moved.records.is_empty()).then(|| self.chunk(id, moved.records, lag_ms)))
+        (!moved.records.is_empty()).then(|| self.chunk(id, moved.records, lag_ms))
     }
 
     fn listing_replied(&mut self, listing: Result<Vec<ShardFacts>, Fault>) -> Result<()> {
         let now = Instant::now();
-        self.discovery.in_flight = false;
         match listing {
             Ok(listing) => {
                 self.discovery.succeeded(now);
                 self.take_listing(listing)
             }
-            Err(Fault::Refused(error) | Fault::Missing(error) | Fault::Invalid(error)) => Err(error),
-            Err(Fault::Busy(error) | Fault::Expired(error)) => self.discovery.failed(now, error),
+            Err(fault) => self.discovery.failed(now, fault),
         }
     }
 
@@ -370,6 +365,7 @@ impl Source for KinesisSource {
         self.readers.clear();
         self.check_times(self.now_ms())?;
         self.take_listing(listing)?;
+        self.open_readers()?;
         self.discovery = Discovery::new(Instant::now());
         self.service = Some(service);
         Ok(())
@@ -381,20 +377,23 @@ impl Source for KinesisSource {
         };
         let deadline = Instant::now() + WAIT_MAX;
         loop {
+            while let Some(reply) = self.replies.pop_front() {
+                if let Some(chunk) = self.take_reply(reply)? {
+                    return Ok(SourceEvent::Chunk(chunk));
+                }
+            }
+            if self.readers_due {
+                self.open_readers()?;
+            }
             self.start_requests(&service);
             let wake = self.next_due().map_or(deadline, |due| due.min(deadline));
-            // Both are cancel-safe: the replies wait in `in_flight`, and a reply
-            // that is taken out is handed on before the next await.
+            // Both are cancel-safe: a reply is in `in_flight` or in `replies`.
             tokio::select! {
                 biased;
-                Some(reply) = self.in_flight.next() => {
-                    if let Some(chunk) = self.take_reply(reply)? {
-                        return Ok(SourceEvent::Chunk(chunk));
-                    }
-                }
+                Some(reply) = self.in_flight.next() => self.replies.push_back(reply),
                 () = tokio::time::sleep_until(wake) => {}
             }
-            if Instant::now() >= deadline {
+            if self.replies.is_empty() && Instant::now() >= deadline {
                 return Ok(self.nothing_read());
             }
         }
@@ -412,11 +411,17 @@ impl Source for KinesisSource {
 
     async fn committed(&mut self, cut: &Cut) -> Result<()> {
         self.shards.committed(cut);
-        self.open_readers()
+        self.readers_due = true;
+        Ok(())
     }
 
-    /// Does nothing: the service holds no lease, and an iterator that grew too old is made anew by its reader.
+    /// Takes answers off the network while backpressure keeps `next` from being called, so that they do not time
+    /// out half read. Nothing else has a time limit: an iterator that grew too old is made anew by its reader.
     async fn maintain(&mut self) -> Result<()> {
+        let until = Instant::now() + MAINTAIN_MAX;
+        while let Ok(Some(reply)) = tokio::time::timeout_at(until, self.in_flight.next()).await {
+            self.replies.push_back(reply);
+        }
         Ok(())
     }
 
@@ -428,75 +433,5 @@ impl Source for KinesisSource {
 impl fmt::Debug for KinesisSource {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("KinesisSource").field("settings", &self.settings).field("shards", &self.shards).finish()
-    }
-}
-
-/// Finds the shards to begin with, at the first start of a pipeline.
-async fn first_shards(
-    service: &dyn Service,
-    settings: &KinesisSettings,
-    retention: Duration,
-    clock: &SharedClock,
-) -> Result<Shards, Fault> {
-    let now_ms = clock.now_us() / 1000;
-    let (shards, position) = match settings.start {
-        Start::At(ms) if ms > now_ms => {
-            let text = format!("the start time of the source {} lies in the future: {ms} ms", settings.name);
-            return Err(Fault::Refused(Error::config(text)));
-        }
-        Start::At(ms) if ms > horizon_ms(now_ms, retention) => {
-            (list_all(service, Filter::AtTime(ms)).await?, Position::Time { ms })
-        }
-        Start::Earliest | Start::At(_) => (list_all(service, Filter::AtTrimHorizon).await?, Position::Start),
-        Start::Latest => {
-            // The time is taken behind the listing: should a shard split in
-            // between, its end is read and its children from their start.
-            let shards = list_all(service, Filter::AtLatest).await?;
-            (shards, Position::Time { ms: clock.now_us() / 1000 })
-        }
-    };
-    if shards.is_empty() {
-        let text = format!("the kinesis stream {} has no shards yet", settings.stream);
-        return Err(Fault::Busy(Error::unavailable(text)));
-    }
-    Ok(Shards::start(shards, &position))
-}
-
-impl Discovery {
-    fn new(now: Instant) -> Self {
-        let due = now + LIST_EVERY;
-        Self { due, not_before: now, in_flight: false, again: false, backoff: Backoff::default() }
-    }
-
-    /// Asks for a listing that begins from now on.
-    fn want(&mut self) {
-        self.again |= self.in_flight;
-        self.due = self.due.min(self.not_before.max(Instant::now()));
-    }
-
-    fn next_due(&self) -> Option<Instant> {
-        (!self.in_flight).then_some(self.due)
-    }
-
-    fn started(&mut self) {
-        self.in_flight = true;
-        self.again = false;
-    }
-
-    fn succeeded(&mut self, now: Instant) {
-        self.backoff.succeeded();
-        self.due = if self.again { now } else { now + LIST_EVERY };
-    }
-
-    /// Notes a failed listing; it is an error only when none has succeeded for too long.
-    fn failed(&mut self, now: Instant, error: Error) -> Result<()> {
-        let wait = self.backoff.failed(now, now);
-        self.not_before = now + wait.unwrap_or(WAIT_MAX);
-        self.due = self.not_before;
-        match wait {
-            Some(wait) => tracing::debug!(%error, ?wait, "a listing of kinesis shards failed, backing off"),
-            None => return Err(error.while_doing("no listing of shards has succeeded for too long")),
-        }
-        Ok(())
     }
 }

@@ -23,6 +23,10 @@ const POLL_BEHIND: Duration = Duration::from_millis(250);
 /// five calls to others, and keeps the latency near a second.
 const POLL_AT_TIP: Duration = Duration::from_secs(1);
 
+/// A request that is later than this tells that the source stood still; that
+/// the shard had caught up before says nothing of now.
+const TIP_STALE: Duration = Duration::from_secs(5);
+
 /// What a shard gives in a second; after a larger answer the service refuses
 /// calls until the bytes are paid for.
 const SHARD_BYTES_PER_SECOND: u32 = 2 * 1024 * 1024;
@@ -225,6 +229,7 @@ impl Reader {
     /// Makes the next request.
     pub fn request(&mut self, service: Arc<dyn Service>, now: Instant) -> BoxFuture<'static, Reply> {
         self.in_flight = true;
+        self.at_tip &= now.duration_since(self.due) < TIP_STALE;
         self.asked_at = now;
         self.iterator.take_if(|(_, given_at)| now.duration_since(*given_at) > ITERATOR_AGE_MAX);
         let Some((iterator, _)) = &self.iterator else {

@@ -6,3 +6,4 @@ mod fake;
 mod faults;
 mod local;
 mod resharding;
+mod wire;

@@ -84,3 +84,23 @@ async fn dropping_next_at_any_await_loses_nothing() {
     consumer.read_to_idle().await;
     consumer.check(0..500);
 }
+
+#[tokio::test(start_paused = true)]
+async fn answers_that_come_under_backpressure_are_kept() {
+    let stream = FakeStream::new(3);
+    stream.put(0..500).await;
+    let mut consumer = Consumer::new(&stream, settings()).await;
+    while consumer.open.len() < 300 {
+        consumer.step().await;
+        consumer.source.maintain().await.unwrap();
+        let asked = stream.state().reads.len();
+        consumer.source.maintain().await.unwrap();
+        assert_eq!(stream.state().reads.len(), asked, "backpressure asks for no more");
+        // Long after an attempt would have timed out: what has come is not asked for again.
+        tokio::time::advance(std::time::Duration::from_secs(100)).await;
+    }
+    consumer.read_to_idle().await;
+    consumer.check(0..500);
+    let answers = stream.state().reads.len();
+    assert!(answers < 500 / 40 + 3 * 8, "{answers} calls");
+}
