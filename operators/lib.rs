@@ -23,6 +23,8 @@ pub mod secret;
 pub mod sink;
 pub mod source;
 pub mod store;
+#[cfg(any(test, feature = "testing"))]
+pub mod testing;
 #[cfg(feature = "sql")]
 pub mod transform;
 

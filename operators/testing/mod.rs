@@ -1,0 +1,4 @@
+//! Servers for tests.
+
+#[cfg(feature = "kinesis")]
+pub mod kinesis;
