@@ -6,16 +6,33 @@ pub mod kinesis;
 use std::sync::Arc;
 
 use async_trait::async_trait;
+use bytes::Bytes;
 
 use crate::batch::Chunk;
 use crate::error::Result;
 use crate::position::Cut;
+
+pub mod file;
+pub mod framed;
+pub mod generate;
+pub mod memory;
 
 /// What a source has to say when it is asked for more.
 #[derive(Debug)]
 pub enum SourceEvent {
     /// Records.
     Chunk(Chunk),
+    /// Content that cannot be read as records: it goes to the source's quarantine and counts as one record.
+    Reject {
+        /// The file, object or message it stands in.
+        partition: Arc<str>,
+        /// Place within the partition.
+        offset: String,
+        /// The bytes as they came, as far as they are known.
+        raw: Bytes,
+        /// What is wrong, for people.
+        reason: String,
+    },
     /// There is nothing to read now: the source has caught up. Ask again.
     Idle,
     /// There will never be more. Only a bounded source says so.
