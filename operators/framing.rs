@@ -10,6 +10,8 @@ pub enum Framing {
     Csv {
         /// Whether the first record names the columns.
         header: bool,
+        /// What stands between two fields; a quote opens a quoted field only behind one.
+        delimiter: u8,
         /// The quote character.
         quote: u8,
     },
