@@ -22,6 +22,8 @@ pub mod secret;
 pub mod sink;
 pub mod source;
 pub mod store;
+#[cfg(feature = "testing")]
+pub mod testing;
 #[cfg(feature = "sql")]
 pub mod transform;
 

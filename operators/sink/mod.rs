@@ -1,5 +1,8 @@
 //! Sinks: prepare, then commit.
 
+pub mod memory;
+pub mod parquet;
+
 use std::sync::Arc;
 
 use arrow::array::RecordBatch;
