@@ -2,6 +2,8 @@
 
 pub mod memory;
 pub mod parquet;
+#[cfg(feature = "postgres")]
+pub mod postgres;
 
 use std::sync::Arc;
 
