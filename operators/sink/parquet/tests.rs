@@ -110,6 +110,69 @@ async fn conforms_in_memory() {
     conforms(|| async { Lake::new(Store::memory(), by_origin()) }).await;
 }
 
+/// A lake in a bucket of a server, which knows of uploads that nobody noted.
+#[cfg(feature = "s3")]
+struct Bucket {
+    lake: Lake,
+    server: Arc<crate::testing::ministack::Ministack>,
+    name: String,
+}
+
+#[cfg(feature = "s3")]
+impl Target for Bucket {
+    async fn sink(&self) -> Box<dyn Sink> {
+        self.lake.sink().await
+    }
+
+    async fn visible(&self) -> Vec<i64> {
+        self.lake.visible().await
+    }
+
+    async fn staged(&self) -> usize {
+        self.lake.staged().await + self.server.uploads(&self.name)
+    }
+}
+
+#[cfg(feature = "s3")]
+#[tokio::test]
+async fn conforms_on_s3() {
+    let server = Arc::new(crate::testing::ministack::Ministack::start());
+    let count = std::sync::atomic::AtomicUsize::new(0);
+    for settings in [settings(schema(), vec![]), by_origin()] {
+        conforms(|| async {
+            let name = format!("lake-{}", count.fetch_add(1, std::sync::atomic::Ordering::Relaxed));
+            let lake = Lake::new(server.bucket(&name), settings.clone());
+            Bucket { lake, server: server.clone(), name }
+        })
+        .await;
+    }
+}
+
+#[cfg(feature = "s3")]
+#[tokio::test]
+async fn a_commit_on_s3_that_was_cut_short_is_finished() {
+    let id = EpochId { generation: 1, epoch: 1 };
+    let server = crate::testing::ministack::Ministack::start();
+    let lake = Lake::new(server.bucket("lake"), by_origin());
+    let mut sink = lake.open().unwrap();
+    sink.write(id, &rows(0..40)).await.unwrap();
+    let handle = sink.prepare(id).await.unwrap().handle.unwrap();
+    let (first, _) = handle["files"].as_array().unwrap().split_at(1);
+    let committer = sink.committer();
+    committer.commit(id, &serde_json::json!({ "files": first })).await.unwrap();
+    committer.commit(id, &handle).await.unwrap();
+    committer.commit(id, &handle).await.unwrap();
+    assert_eq!(lake.visible().await.len(), 40);
+
+    // An upload that is gone, and no object of its name.
+    sink.write(EpochId { epoch: 2, ..id }, &rows(0..1)).await.unwrap();
+    let handle = sink.prepare(EpochId { epoch: 2, ..id }).await.unwrap().handle.unwrap();
+    committer.sweep(2, &[]).await.unwrap();
+    let error = committer.commit(EpochId { epoch: 2, ..id }, &handle).await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Internal);
+    assert!(error.to_string().contains("to-lake-1-2-0.parquet"), "{error}");
+}
+
 #[tokio::test]
 async fn a_commit_that_was_cut_short_is_finished() {
     let id = EpochId { generation: 1, epoch: 1 };
