@@ -144,7 +144,8 @@ fn read(handle: &Handle) -> Result<EpochId> {
     EpochId::deserialize(handle).map_err(|e| Error::internal("could not read the handle of a memory sink").because(e))
 }
 
-#[cfg(all(test, feature = "testing"))]
+#[cfg(test)]
+#[cfg(feature = "testing")]
 mod tests {
     use super::*;
     use crate::testing::sink::{Target, conforms, ids};

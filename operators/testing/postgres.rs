@@ -1,5 +1,6 @@
 //! A throw-away PostgreSQL server on a free port of this machine.
 
+use std::io::Write;
 use std::net::TcpListener;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
@@ -26,15 +27,6 @@ impl Postgres {
     ///
     /// If PostgreSQL is not installed, or does not start.
     pub fn start() -> Self {
-        Self::start_with(&[])
-    }
-
-    /// Starts a server with more settings, each as `name=value`.
-    ///
-    /// # Panics
-    ///
-    /// If PostgreSQL is not installed, or does not start.
-    pub fn start_with(settings: &[&str]) -> Self {
         let programs = programs();
         let folder = tempfile::tempdir().expect("a folder can be made");
         if is_root() {
@@ -51,11 +43,11 @@ impl Postgres {
             ),
         );
         for _ in 1..STARTS_MAX {
-            if server.up(settings).status.success() {
+            if server.up().status.success() {
                 return server;
             }
         }
-        succeed(server.up(settings));
+        succeed(server.up());
         server
     }
 
@@ -98,31 +90,33 @@ impl Postgres {
         succeed(self.run("pg_ctl", &["-D", &self.data(), "-w", "-l", &self.log(), "start"]));
     }
 
-    /// Reads changed settings and `pg_hba.conf`.
+    /// Adds settings, each as `name=value`, and reads them and `pg_hba.conf` again.
     ///
     /// # Panics
     ///
     /// If the server does not run.
-    pub fn reload(&self) {
+    pub fn configure(&self, settings: &[&str]) {
+        let file = std::fs::OpenOptions::new().append(true).open(self.settings_file());
+        let lines: String = settings.iter().map(|setting| format!("{setting}\n")).collect();
+        file.and_then(|mut file| file.write_all(lines.as_bytes())).expect("settings can be written");
         succeed(self.run("pg_ctl", &["-D", &self.data(), "-w", "reload"]));
     }
 
-    fn up(&mut self, settings: &[&str]) -> Output {
+    fn up(&mut self) -> Output {
         let free = TcpListener::bind("127.0.0.1:0").expect("a port is free");
         self.port = free.local_addr().expect("a listener has an address").port();
         drop(free);
-        let mut lines = format!(
+        let lines = format!(
             "port={}\nlisten_addresses='127.0.0.1'\nunix_socket_directories='{}'\nfsync=off\n",
             self.port,
             self.folder.path().display()
         );
-        for setting in settings {
-            lines.push_str(setting);
-            lines.push('\n');
-        }
-        let file = format!("{}/postgresql.auto.conf", self.data());
-        std::fs::write(file, lines).expect("settings can be written");
+        std::fs::write(self.settings_file(), lines).expect("settings can be written");
         self.run("pg_ctl", &["-D", &self.data(), "-w", "-l", &self.log(), "start"])
+    }
+
+    fn settings_file(&self) -> String {
+        format!("{}/postgresql.auto.conf", self.data())
     }
 
     fn log(&self) -> String {

@@ -10,8 +10,11 @@
 //! Decision: the columns that name partition folders stay in the files too. A
 //! reader that ignores folders (a download, `read_parquet` of one file) sees
 //! whole rows, and a value keeps its type and its exact text, which a folder's
-//! name does not. Spark, DuckDB and Athena read such tables; they take the
-//! folder's value for the column.
+//! name does not. DuckDB reads such tables with `hive_partitioning` and without.
+//! pyarrow wants `partitioning=None`, or the folders' types: what it infers from
+//! names (a dictionary of text, `int32`) it refuses to merge with the column.
+//! The folders of `date(ts)` and `hour(ts)` name no column of the rows, and
+//! every reader takes them as they are.
 //!
 //! Files hold plain Parquet types: microseconds for all times, no dictionaries
 //! of Arrow, no Arrow schema in the footer.
@@ -21,7 +24,8 @@ mod file;
 mod partition;
 mod place;
 mod schema;
-#[cfg(all(test, feature = "testing"))]
+#[cfg(test)]
+#[cfg(feature = "testing")]
 mod tests;
 mod upload;
 
@@ -100,9 +104,11 @@ pub struct ParquetSettings {
 
 /// Writes a table's rows to Parquet files.
 ///
-/// An [`Unavailable`](crate::ErrorKind::Unavailable) error of an object store
-/// comes before any row of the call was taken: the same call may be made again.
-/// After any other error of `write` the sink answers no more: drop it.
+/// A [`Data`](crate::ErrorKind::Data) error of `write`, and an
+/// [`Unavailable`](crate::ErrorKind::Unavailable) one of an object store, come
+/// before any row of the call was taken: the call may be made again, without
+/// the bad rows. After any other error the sink answers no more: drop it. A
+/// failed `prepare` may be called again.
 ///
 /// On an object store its calls need a tokio runtime with I/O and time.
 pub struct ParquetSink {
@@ -163,10 +169,9 @@ impl ParquetSink {
     }
 
     /// Encodes rows. It is all CPU work and writes to the disk's cache.
-    fn encode(&mut self, id: EpochId, rows: &RecordBatch) -> Result<()> {
+    fn encode(&mut self, id: EpochId, groups: Vec<Group>) -> Result<()> {
         self.writes += 1;
-        let stored = self.stored.store(rows)?;
-        for Group { folder, rows } in self.router.route(stored)? {
+        for Group { folder, rows } in groups {
             if !self.open.contains_key(&folder) {
                 self.open_file(id, folder)?;
             }
@@ -319,7 +324,9 @@ impl Sink for ParquetSink {
         if rows.num_rows() == 0 {
             return Ok(());
         }
-        let encoded = self.encode(id, rows);
+        // Bad data is found here, before any row of the call is taken.
+        let groups = self.router.route(self.stored.store(rows)?)?;
+        let encoded = self.encode(id, groups);
         self.breaking(encoded)
     }
 

@@ -382,8 +382,12 @@ async fn what_cannot_be_stored_is_refused_by_name() {
 async fn a_value_too_long_for_a_folder_is_bad_data() {
     let lake = Lake::on_disk(settings(wide_schema(), vec![PartitionBy::Column("text".into())])).await;
     let mut sink = lake.open().unwrap();
-    let error = sink.write(EpochId { generation: 1, epoch: 1 }, &wide(0)).await.unwrap_err();
+    let id = EpochId { generation: 1, epoch: 1 };
+    let error = sink.write(id, &wide(0)).await.unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Data);
+    let short = RecordBatch::try_new(wide_schema(), vec![Arc::new(StringArray::from(vec!["short"]))]).unwrap();
+    sink.write(id, &short).await.unwrap();
+    assert_eq!(sink.prepare(id).await.unwrap().rows, 1);
 }
 
 #[tokio::test]

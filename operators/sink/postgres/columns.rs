@@ -146,6 +146,12 @@ impl Column {
         Ok((column, Arc::new(Field::new(field.name(), wire, field.is_nullable()))))
     }
 
+    /// Tells whether the COPY can send values to a column of this type as they are.
+    pub(super) fn is_sent_as(&self, there: &str) -> bool {
+        // The server brings a `numeric` into the precision of its column by itself.
+        there == self.wire_type || (self.wire_type == "numeric" && there == self.sql_type)
+    }
+
     fn wire(&self, array: &ArrayRef, field: &FieldRef, wire: &Field) -> Result<ArrayRef> {
         let array = match self.form {
             Form::Json => self.json(array, field)?,

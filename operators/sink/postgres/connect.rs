@@ -39,7 +39,8 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(15);
 /// A database, connected to when it is first needed.
 pub(super) struct Database {
     secret: SecretRef,
-    /// Made from the secret's present value. Async, since the secret is fetched under the lock.
+    /// Made when it is first needed. An async lock, held while the secret is
+    /// fetched: whoever waits for it wants the same secret.
     pool: Mutex<Option<Pool>>,
 }
 
@@ -50,17 +51,18 @@ impl Database {
 
     /// Gives a connection. A refused password is fetched again, once.
     pub(super) async fn client(&self) -> Result<Client> {
-        let mut pool = self.pool.lock().await;
-        let known = match pool.as_ref() {
-            Some(known) => known.clone(),
-            None => pool.insert(open(&self.secret.resolve().await?)?).clone(),
-        };
-        match known.get().await {
-            Err(error) if is_wrong_password(&error) => {
-                let renewed = pool.insert(open(&self.secret.resolve().await?)?);
-                renewed.get().await.map_err(not_connected)
-            }
+        match self.pool(false).await?.get().await {
+            Err(error) if is_wrong_password(&error) => self.pool(true).await?.get().await.map_err(not_connected),
             got => got.map_err(not_connected),
+        }
+    }
+
+    /// Gives the pool, made of the secret's present value if it is new or to be renewed.
+    async fn pool(&self, renew: bool) -> Result<Pool> {
+        let mut pool = self.pool.lock().await;
+        match pool.as_ref() {
+            Some(known) if !renew => Ok(known.clone()),
+            _ => Ok(pool.insert(open(&self.secret.resolve().await?)?).clone()),
         }
     }
 }

@@ -26,7 +26,8 @@ mod connect;
 mod failure;
 mod spool;
 mod table;
-#[cfg(all(test, feature = "testing"))]
+#[cfg(test)]
+#[cfg(feature = "testing")]
 mod tests;
 
 use std::sync::Arc;

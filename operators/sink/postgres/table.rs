@@ -12,8 +12,8 @@ use crate::error::{Error, Result};
 const STAGED: &str = "pg_temp.nexus_rows";
 
 /// Key of the advisory lock under which tables are made: `CREATE .. IF NOT
-/// EXISTS` fails where two do it at once. ("nexus" in ASCII)
-const CREATE_LOCK: i64 = 0x6e65_7875_73;
+/// EXISTS` fails where two do it at once. (It reads "nexus" in ASCII.)
+const CREATE_LOCK: i64 = 0x6e_65_78_75_73;
 
 /// A table, and how rows get into it.
 pub(super) struct Table {
@@ -48,11 +48,7 @@ impl Table {
             there = self.existing(transaction).await?;
         }
         self.compare(&there)?;
-        let same_types = self
-            .columns
-            .columns
-            .iter()
-            .all(|column| there.get(&column.name).is_some_and(|t| t.name == column.wire_type));
+        let same_types = self.columns.columns.iter().all(|c| there.get(&c.name).is_some_and(|t| c.is_sent_as(&t.name)));
         if self.key.is_empty() && same_types {
             return Ok(Way::Direct);
         }

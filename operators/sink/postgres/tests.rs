@@ -1,5 +1,6 @@
 //! Black-box tests of the Postgres sink, on a real server.
 
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::sync::Arc;
 
 use arrow::array::{
@@ -404,7 +405,7 @@ async fn a_changed_password_is_fetched_again() {
     client.batch_execute("CREATE ROLE app LOGIN SUPERUSER PASSWORD 'one'").await.unwrap();
     let rules = "local all all trust\nhost all app 127.0.0.1/32 scram-sha-256\nhost all all 127.0.0.1/32 trust\n";
     std::fs::write(format!("{}/pg_hba.conf", server.data()), rules).unwrap();
-    server.reload();
+    server.configure(&[]);
 
     let url = |password: &str| format!("postgres://app:{password}@127.0.0.1:{{port}}/postgres");
     let secret = server.secret("app", &url("one"));
@@ -441,6 +442,47 @@ async fn a_secret_that_is_no_url_is_not_shown() {
     let error = sink.check().await.unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Config);
     assert!(!format!("{error} {error:?}").contains("notaport"), "{error:?}");
+}
+
+/// Makes a certificate for 127.0.0.1 that signs itself.
+fn self_signed(folder: &str) -> String {
+    let (key, certificate) = (format!("{folder}/server.key"), format!("{folder}/server.crt"));
+    let made = std::process::Command::new("openssl")
+        .args(["req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes", "-days", "2"])
+        .args(["-subj", "/CN=nexus", "-addext", "subjectAltName=IP:127.0.0.1"])
+        .args(["-addext", "basicConstraints=critical,CA:FALSE", "-keyout", &key, "-out", &certificate])
+        .output();
+    assert!(made.unwrap().status.success());
+    if std::fs::metadata(folder).unwrap().uid() != std::fs::metadata(&key).unwrap().uid() {
+        let owned = std::process::Command::new("chown").args(["postgres:postgres", &key, &certificate]).status();
+        assert!(owned.unwrap().success());
+    }
+    std::fs::set_permissions(&key, std::fs::Permissions::from_mode(0o600)).unwrap();
+    certificate
+}
+
+#[tokio::test]
+async fn certificates_are_verified_unless_the_url_says_otherwise() {
+    let server = Arc::new(Postgres::start());
+    let database = Database::new(server.clone(), settings(schema(), "t")).await;
+    let check = async |parameters: &str| {
+        let url = format!("{}?application_name=x&{parameters}", server.url());
+        let secret = server.secret("tls", &url);
+        PostgresSink::new(database.settings.clone(), secret, database.spool.clone()).unwrap().check().await
+    };
+    assert!(check("sslmode=require").await.is_err(), "the server has no TLS yet");
+
+    let certificate = self_signed(&server.data());
+    std::fs::write(format!("{}/pg_hba.conf", server.data()), "hostssl all all 127.0.0.1/32 trust\n").unwrap();
+    server.configure(&["ssl=on"]);
+    let error = check("sslmode=require").await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Config, "{error}");
+    assert!(error.to_string().contains("sslrootcert"), "{error}");
+    check("sslmode=no-verify").await.unwrap();
+    check(&format!("sslmode=verify-full&sslrootcert={certificate}")).await.unwrap();
+    let error = check("sslmode=disable").await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Config, "{error}");
+    assert_eq!(check("sslmode=sometimes").await.unwrap_err().kind(), ErrorKind::Config);
 }
 
 #[test]
