@@ -16,6 +16,7 @@ pub mod file;
 pub mod framed;
 pub mod generate;
 pub mod memory;
+pub mod sample;
 
 /// What a source has to say when it is asked for more.
 #[derive(Debug)]
