@@ -109,12 +109,8 @@ impl<'a> Documents<'a> {
     fn decode<'p>(&mut self, rows: &mut Rows<'_>, place: impl Fn(usize) -> Place<'p>) -> error::Result<usize> {
         let mut documents = 0;
         while let Some(start) = next_document(&mut self.cursor) {
-            let failure = self.document(rows, start).err();
-            let end = match &failure {
-                None => self.cursor.at(),
-                Some(failure) => self.end_of_bad(start, failure, documents),
-            };
-            self.cursor.move_to(end);
+            let failure = self.document(rows, start).err().map(|failure| self.behind_bad(start, failure, documents));
+            let end = self.cursor.at();
             let raw = self.bytes.get(start..end).unwrap_or_default().trim_ascii_end();
             match failure {
                 _ if rows.is_too_long(raw.len()) => rows.reject_too_long(place(start), raw),
@@ -143,14 +139,18 @@ impl<'a> Documents<'a> {
         Ok(rows.push_rescued(&mut self.rescued)?)
     }
 
-    /// Finds where a bad document ends, `before` documents of these bytes having come before it.
+    /// Goes behind a bad document, `before` documents of these bytes having come before it; gives what is wrong.
     #[cold]
-    fn end_of_bad(&mut self, start: usize, failure: &Failure, before: usize) -> usize {
+    fn behind_bad(&mut self, start: usize, failure: Failure, before: usize) -> Failure {
         self.cursor.move_to(start);
-        match failure {
-            Failure::Misfit(_) if self.cursor.skip_value(0).is_ok() => self.cursor.at(),
-            _ => self.resync.end_of_bad(start, before),
-        }
+        // A value that does not fit may be one of the next document, if this one is cut short.
+        let failure = match (failure, self.cursor.skip_value(0)) {
+            (misfit @ Failure::Misfit(_), Ok(_)) => return misfit,
+            (Failure::Misfit(_), Err(syntax)) => syntax,
+            (syntax, _) => syntax,
+        };
+        self.cursor.move_to(self.resync.end_of_bad(start, before));
+        failure
     }
 
     #[cold]
