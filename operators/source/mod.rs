@@ -13,6 +13,8 @@ pub mod file;
 pub mod framed;
 pub mod generate;
 pub mod memory;
+#[cfg(feature = "s3")]
+pub mod s3;
 
 /// What a source has to say when it is asked for more.
 #[derive(Debug)]
