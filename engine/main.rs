@@ -1,1 +1,3 @@
+//! The `nexus` command.
+
 fn main() {}

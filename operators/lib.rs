@@ -15,6 +15,7 @@ pub mod batch;
 pub mod clock;
 pub mod decode;
 pub mod error;
+pub mod fail;
 pub mod framing;
 pub mod position;
 pub mod quarantine;
@@ -22,7 +23,7 @@ pub mod secret;
 pub mod sink;
 pub mod source;
 pub mod store;
-#[cfg(feature = "testing")]
+#[cfg(any(test, feature = "testing"))]
 pub mod testing;
 #[cfg(feature = "sql")]
 pub mod transform;

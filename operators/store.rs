@@ -10,7 +10,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use futures::TryStreamExt;
 use object_store::multipart::MultipartStore;
-use object_store::path::Path;
+use object_store::path::{Path, PathPart};
 use object_store::{ObjectStore, ObjectStoreExt, PutMode, PutOptions, PutPayload};
 
 use crate::error::{Error, Result};
@@ -269,8 +269,12 @@ impl fmt::Debug for Store {
 }
 
 /// Gives the path of `name` below `prefix`.
+///
+/// Names are taken as they are, so that what [`Store::list`] gives can be read;
+/// only what no key may hold (`.`, `..`, control characters) is escaped.
 pub fn join(prefix: &Path, name: &str) -> Path {
-    name.split('/').filter(|part| !part.is_empty()).fold(prefix.clone(), |path, part| path.join(part))
+    let part = |part| PathPart::parse(part).unwrap_or_else(|_| PathPart::from(part));
+    name.split('/').filter(|part| !part.is_empty()).fold(prefix.clone(), |path, name| path.join(part(name)))
 }
 
 /// Files on the local disk: synced writes, and a list that skips what is half written.

@@ -1,4 +1,50 @@
 //! The pipeline file: model, parsing, diagnostics with positions.
+//!
+//! [`load`] reads a file, puts parameters in, holds it against the schema of
+//! the [`model`], and checks what can be checked without planning its SQL. It
+//! gives everything that is wrong at once, each with its place, or a
+//! [`Loaded`]: what the file says, resolved paths, and the way back from a
+//! table or a line of its SQL to the place in the file.
+//!
+//! ```
+//! use std::path::Path;
+//!
+//! let file = "
+//! name: trial
+//! lake: ./lake
+//! sources:
+//!   numbers: { generate: { rows: 10, columns: { n: sequence } } }
+//! bronze:
+//!   numbers: { from: nmbers }
+//! ";
+//! let wrong = nexus::spec::parse(file, "trial.yaml", Path::new("."), &[]).unwrap_err();
+//! assert!(wrong.to_string().contains("= did you mean `numbers`?"));
+//! ```
 
+mod check;
+pub mod codes;
+pub mod columns;
+pub mod diagnostic;
+mod loaded;
 pub mod model;
+mod params;
+mod partition;
+mod query;
+mod schema;
+mod source;
+mod suggest;
+mod tier;
 pub mod units;
+mod validate;
+mod yaml;
+
+#[cfg(test)]
+mod tests;
+
+pub use diagnostic::{Diagnostic, Diagnostics, Severity};
+pub use loaded::{Loaded, load, parse};
+pub use model::Spec;
+pub use partition::Partition;
+pub use schema::json_schema;
+pub use source::Extent;
+pub use tier::Tier;

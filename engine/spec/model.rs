@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 
 use schemars::JsonSchema;
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 
 use super::units::{ByteSize, Span};
 
@@ -102,7 +102,7 @@ pub struct LakeTiers {
 }
 
 /// Encryption of objects on S3 at rest.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize, JsonSchema)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Encryption {
     /// By keys that S3 owns.
@@ -113,7 +113,7 @@ pub enum Encryption {
 }
 
 /// When an epoch is committed: whichever limit is reached first.
-#[derive(Debug, Clone, Deserialize, JsonSchema)]
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Commit {
     /// At least this often while there is something to commit.
@@ -128,7 +128,7 @@ pub struct Commit {
 }
 
 /// What the pipeline may use.
-#[derive(Debug, Clone, Deserialize, JsonSchema)]
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Limits {
     /// Memory for everything that holds rows: channels, decoders, plans, state, writers.
@@ -195,6 +195,46 @@ pub struct KinesisSource {
     /// Where the first start begins: `earliest`, `latest` or an RFC 3339 time.
     #[serde(default = "KinesisSource::start_default")]
     pub start: String,
+    /// How the stream is read.
+    #[serde(default)]
+    pub mode: KinesisMode,
+    /// Whether records that the Kinesis Producer Library packed together are unpacked.
+    #[serde(default)]
+    pub aggregated: Aggregated,
+    /// What becomes of a shard whose next record the stream no longer keeps.
+    #[serde(default)]
+    pub on_data_loss: OnDataLoss,
+}
+
+/// How a Kinesis stream is read.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum KinesisMode {
+    /// By asking each shard, within the throughput that all its readers share.
+    #[default]
+    Poll,
+}
+
+/// Whether packed records are unpacked.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum Aggregated {
+    /// Those that are packed are known by their first bytes and their checksum.
+    #[default]
+    Auto,
+    /// Every record is taken as it is.
+    Never,
+}
+
+/// What becomes of a shard whose next record the stream no longer keeps.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum OnDataLoss {
+    /// The run stops.
+    #[default]
+    Fail,
+    /// It goes on with the oldest record that there is.
+    Continue,
 }
 
 /// Objects on Amazon S3 that an SQS queue announces.
@@ -327,7 +367,7 @@ impl<'de> Deserialize<'de> for Columns {
 }
 
 /// What becomes of fields that `columns` does not name.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize, JsonSchema)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum UnknownColumn {
     /// They are kept, as JSON, in the column `_rescued`.
@@ -421,7 +461,7 @@ pub struct Expectation {
 }
 
 /// What becomes of a row that breaks a rule.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize, JsonSchema)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Otherwise {
     /// It is kept, and counted.
@@ -446,7 +486,7 @@ pub struct Unique {
 }
 
 /// What becomes of rows whose window has been given out already.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize, JsonSchema)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Late {
     /// They go to the quarantine table.
@@ -457,7 +497,7 @@ pub enum Late {
 }
 
 /// How Parquet files are compressed.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize, JsonSchema)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Compression {
     /// Zstandard, level 1.

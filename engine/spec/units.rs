@@ -1,20 +1,21 @@
 //! Units as people write them: `10s`, `128MiB`.
 
+use std::fmt;
 use std::time::Duration;
 
 use schemars::JsonSchema;
-use serde::Deserialize;
+use serde::{Deserialize, Serialize, Serializer};
 
 /// A length of time: a number and `ms`, `s`, `m`, `h` or `d`.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Deserialize, JsonSchema)]
 #[serde(try_from = "String")]
-#[schemars(with = "String", extend("format" = "duration"))]
+#[schemars(with = "String", extend("format" = "time-span", "pattern" = r"^\s*[0-9.]+\s*(ms|s|m|min|h|d)$"))]
 pub struct Span(pub Duration);
 
 /// A number of bytes: a number and `B`, `KiB`, `MiB`, `GiB`, `KB`, `MB` or `GB`.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Deserialize, JsonSchema)]
 #[serde(try_from = "String")]
-#[schemars(with = "String", extend("format" = "byte-size"))]
+#[schemars(with = "String", extend("format" = "byte-size", "pattern" = r"^\s*[0-9.]+\s*(B|[KMG]i?B)$"))]
 pub struct ByteSize(pub u64);
 
 impl Span {
@@ -35,7 +36,11 @@ impl TryFrom<String> for Span {
     type Error = String;
 
     fn try_from(text: String) -> Result<Self, String> {
-        let wrong = || format!("`{text}` is not a length of time; write a number and a unit, such as `500ms`, `10s`, `5m`, `2h`, `1d`");
+        let wrong = || {
+            format!(
+                "`{text}` is not a length of time; write a number and a unit, such as `500ms`, `10s`, `5m`, `2h`, `1d`"
+            )
+        };
         let (number, unit) = split(&text).ok_or_else(wrong)?;
         let ms = match unit {
             "ms" => 1.0,
@@ -52,7 +57,11 @@ impl TryFrom<String> for Span {
 impl TryFrom<String> for ByteSize {
     type Error = String;
 
-    #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "the value has been checked to be in range")]
+    #[allow(
+        clippy::cast_possible_truncation,
+        clippy::cast_sign_loss,
+        reason = "the value has been checked to be in range"
+    )]
     fn try_from(text: String) -> Result<Self, String> {
         let wrong = || format!("`{text}` is not a size; write a number and a unit, such as `64KiB`, `128MiB`, `1GiB`");
         let (number, unit) = split(&text).ok_or_else(wrong)?;
@@ -71,10 +80,72 @@ impl TryFrom<String> for ByteSize {
     }
 }
 
+impl fmt::Display for Span {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let ms = self.0.as_millis();
+        let (number, unit) =
+            largest_unit(ms, &[(86_400_000, "d"), (3_600_000, "h"), (60_000, "m"), (1000, "s"), (1, "ms")]);
+        write!(f, "{number}{unit}")
+    }
+}
+
+impl fmt::Display for ByteSize {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (number, unit) =
+            largest_unit(self.0.into(), &[(1 << 30, "GiB"), (1 << 20, "MiB"), (1 << 10, "KiB"), (1, "B")]);
+        write!(f, "{number}{unit}")
+    }
+}
+
+impl Serialize for Span {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
+    }
+}
+
+impl Serialize for ByteSize {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
+    }
+}
+
+/// Gives the number in the largest unit of which it is a whole multiple.
+fn largest_unit<'a>(number: u128, units: &[(u128, &'a str)]) -> (u128, &'a str) {
+    let whole = units.iter().find(|(size, _)| number > 0 && number.is_multiple_of(*size));
+    whole.or(units.last()).map_or((number, ""), |(size, unit)| (number / size, unit))
+}
+
 /// Splits `12.5MiB` into its number and its unit.
 fn split(text: &str) -> Option<(f64, &str)> {
     let text = text.trim();
     let unit_at = text.find(|c: char| c.is_ascii_alphabetic())?;
     let number = text[..unit_at].trim().parse::<f64>().ok()?;
     (number >= 0.0).then(|| (number, &text[unit_at..]))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn units_are_read_and_written() {
+        for text in ["0ms", "250ms", "10s", "90s", "5m", "2h", "7d"] {
+            assert_eq!(Span::try_from(text.to_owned()).expect(text).to_string(), text);
+        }
+        for text in ["0B", "100B", "64KiB", "128MiB", "4GiB"] {
+            assert_eq!(ByteSize::try_from(text.to_owned()).expect(text).to_string(), text);
+        }
+        assert_eq!(Span::try_from("1.5 h".to_owned()), Span::try_from("90m".to_owned()));
+        assert_eq!(ByteSize::try_from("2MB".to_owned()), Ok(ByteSize(2_000_000)));
+    }
+
+    #[test]
+    fn what_has_no_unit_is_refused() {
+        for text in ["", "10", "s", "-1s", "1 fortnight", "1e99d", "10MiB"] {
+            assert!(Span::try_from(text.to_owned()).is_err(), "{text}");
+        }
+        for text in ["", "10", "MiB", "-1MiB", "1mib", "1e99GiB", "10s"] {
+            assert!(ByteSize::try_from(text.to_owned()).is_err(), "{text}");
+        }
+    }
 }

@@ -1,11 +1,39 @@
 //! Decoders: bytes to Arrow, and rejects with a reason.
+//!
+//! [`decoder`] makes the decoder of a source from its [`DecoderSettings`];
+//! [`infer`] proposes the columns where the pipeline file declares none.
+//! Values are parsed straight into typed columns, which can be rolled back to
+//! the rows before: there is no tree of a document in between, and a record
+//! that does not fit costs neither its neighbours nor a second try.
+
+mod base64;
+mod batch;
+mod column;
+mod csv;
+//PQ mod infer;
+mod json;
+mod names;
+mod number;
+//PQ mod parquet;
+mod provenance;
+mod raw;
+mod rows;
+mod settings;
+#[cfg(test)]
+mod testing;
+mod time;
+
+use std::sync::Arc;
 
 use arrow::array::RecordBatch;
 use arrow::datatypes::SchemaRef;
 use bytes::Bytes;
 
-use crate::batch::Chunk;
-use crate::error::Result;
+//PQ pub use self::infer::infer;
+use self::settings::Plan;
+pub use self::settings::{BATCH_ROWS_MAX, DecoderSettings, FormatSettings, RECORD_BYTES_LIMIT, UnknownColumns};
+use crate::batch::{Chunk, Payload};
+use crate::error::{Error, Result};
 
 /// A record that does not decode, on its way to the quarantine.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -46,4 +74,40 @@ pub trait Decoder: Send + Sync {
     fn schema(&self) -> SchemaRef;
     /// Decodes one chunk.
     fn decode(&self, chunk: &Chunk) -> Result<Decoded>;
+}
+
+/// Makes the decoder of a source.
+///
+/// Says so (kind `Config`) if a column's type cannot be decoded, or a name is taken.
+pub fn decoder(settings: DecoderSettings) -> Result<Box<dyn Decoder>> {
+    Ok(Box::new(FormatDecoder { plan: Plan::new(settings)? }))
+}
+
+/// The decoder of every format: the settings say which.
+struct FormatDecoder {
+    plan: Plan,
+}
+
+impl Decoder for FormatDecoder {
+    fn schema(&self) -> SchemaRef {
+        Arc::clone(&self.plan.schema)
+    }
+
+    fn decode(&self, chunk: &Chunk) -> Result<Decoded> {
+        let plan = &self.plan;
+        match (&chunk.payload, &plan.settings.format) {
+            (Payload::Batch { offset, rows }, _) => batch::decode(plan, chunk, *offset, rows),
+            //PQ (Payload::RowGroup(group), FormatSettings::Parquet) => parquet::decode(plan, chunk, group),
+            (Payload::Framed { .. } | Payload::Records(_), FormatSettings::Json) => json::decode(plan, chunk),
+            (Payload::Framed { .. } | Payload::Records(_), FormatSettings::Csv { header, delimiter, quote, nulls }) => {
+                let dialect = csv::Dialect { header: *header, delimiter: *delimiter, quote: *quote, nulls };
+                csv::decode(plan, &dialect, chunk)
+            }
+            (Payload::Framed { .. } | Payload::Records(_), FormatSettings::Raw) => raw::decode(plan, chunk),
+            (_, format) => Err(Error::internal(format!(
+                "could not decode a chunk of partition \"{}\": its payload is not one of format {format:?}",
+                chunk.partition
+            ))),
+        }
+    }
 }

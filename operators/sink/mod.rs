@@ -1,5 +1,10 @@
 //! Sinks: prepare, then commit.
 
+pub mod memory;
+pub mod parquet;
+#[cfg(feature = "postgres")]
+pub mod postgres;
+
 use std::sync::Arc;
 
 use arrow::array::RecordBatch;

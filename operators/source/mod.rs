@@ -1,5 +1,8 @@
 //! Sources: bytes and positions in.
 
+#[cfg(feature = "kinesis")]
+pub mod kinesis;
+
 use std::sync::Arc;
 
 use async_trait::async_trait;

@@ -1,1 +1,112 @@
-//! Transforms: SQL stages, expectations, event-time windows, deduplication.
+//! Transforms: SQL stages, event-time windows, expectations, deduplication.
+
+
+use arrow::array::RecordBatch;
+use arrow::datatypes::SchemaRef;
+use datafusion::execution::SendableRecordBatchStream;
+
+pub mod aggregate;
+pub mod expect;
+pub mod leaf;
+pub mod query;
+pub mod rows;
+pub mod segments;
+pub mod unique;
+pub mod window;
+
+use crate::error::Result;
+use aggregate::WindowedAggregate;
+use query::{Query, Running};
+use segments::{Segment, Snapshot};
+use window::WATERMARK_START;
+
+/// A table's query, run epoch by epoch.
+pub enum Transform {
+    /// Rows in, rows out; nothing outlives an epoch.
+    Stateless(Box<Query>),
+    /// Rows in, and out when their window closes.
+    Windowed(Box<WindowedAggregate>),
+}
+
+impl Transform {
+    /// Gives the columns of the rows that come out.
+    pub fn schema(&self) -> SchemaRef {
+        self.query().schema()
+    }
+
+    /// Gives the query as a whole.
+    pub fn query(&self) -> &Query {
+        match self {
+            Transform::Stateless(query) => query,
+            Transform::Windowed(aggregate) => aggregate.query(),
+        }
+    }
+
+    /// Has the plan made again before the next epoch: a reference table has changed.
+    pub fn refresh(&mut self) {
+        match self {
+            Transform::Stateless(query) => query.refresh(),
+            Transform::Windowed(aggregate) => aggregate.refresh(),
+        }
+    }
+
+    /// Starts an epoch. What comes out of it goes to [`absorb`](Self::absorb).
+    pub async fn start(&mut self) -> Result<Running> {
+        match self {
+            Transform::Stateless(query) => query.start().await,
+            Transform::Windowed(aggregate) => aggregate.start().await,
+        }
+    }
+
+    /// Takes what came out of the running epoch, and gives it back if it is rows already.
+    pub fn absorb(&mut self, batch: RecordBatch) -> Option<RecordBatch> {
+        match self {
+            Transform::Stateless(_) => Some(batch),
+            Transform::Windowed(aggregate) => {
+                aggregate.absorb(batch);
+                None
+            }
+        }
+    }
+
+    /// Gives the rows of the windows that the watermark closes.
+    pub async fn close(&mut self, watermark_us: i64) -> Result<Option<SendableRecordBatchStream>> {
+        match self {
+            Transform::Stateless(_) => Ok(None),
+            Transform::Windowed(aggregate) => aggregate.close(watermark_us).await,
+        }
+    }
+
+    /// Closes the epoch and tells what has to be durable.
+    pub async fn snapshot(&mut self, epoch: u64) -> Result<Snapshot> {
+        match self {
+            Transform::Stateless(_) => Ok(Snapshot::default()),
+            Transform::Windowed(aggregate) => aggregate.snapshot(epoch).await,
+        }
+    }
+
+    /// Goes on from a snapshot.
+    pub fn restore(&mut self, segments: Vec<Segment>, closed_until_us: i64) -> Result<()> {
+        match self {
+            Transform::Stateless(_) => Ok(()),
+            Transform::Windowed(aggregate) => aggregate.restore(segments, closed_until_us),
+        }
+    }
+
+    /// Gives the time up to which windows have been given out.
+    pub fn closed_until_us(&self) -> i64 {
+        match self {
+            Transform::Stateless(_) => WATERMARK_START,
+            Transform::Windowed(aggregate) => aggregate.closed_until_us(),
+        }
+    }
+
+    /// Gives the memory that the state takes, in bytes.
+    pub fn size_bytes(&self) -> usize {
+        match self {
+            Transform::Stateless(_) => 0,
+            Transform::Windowed(aggregate) => aggregate.size_bytes(),
+        }
+    }
+}
+

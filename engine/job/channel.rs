@@ -1,0 +1,179 @@
+//! Channels between stages, bounded in bytes as well as in items.
+//!
+//! A full channel stops the stage before it, and so on back to the source,
+//! which stops polling: that is all there is to backpressure.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Instant;
+
+use arrow::array::RecordBatch;
+use nexus_operators::{Error, Result};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
+
+/// Items that a channel holds whatever their size: enough to keep both sides busy.
+const ITEMS_MAX: usize = 64;
+
+/// Bytes that one permit of the channel's semaphore stands for.
+const PERMIT_BYTES: usize = 1024;
+
+/// What has a size that backpressure counts.
+pub trait Weigh {
+    /// Gives the size in bytes.
+    fn weight_bytes(&self) -> usize;
+}
+
+/// What a stage sends to the next.
+#[derive(Debug, Clone)]
+pub enum Item {
+    /// Rows of the open epoch.
+    Batch(RecordBatch),
+    /// The end of the epoch.
+    Barrier(Barrier),
+}
+
+/// Closes an epoch.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Barrier {
+    /// The epoch that ends here.
+    pub epoch: u64,
+    /// The event time up to which rows have come; nothing if the stream is idle and holds nobody back.
+    pub watermark_us: Option<i64>,
+    /// Whether no epoch follows in this run.
+    pub last: bool,
+}
+
+impl Weigh for Item {
+    fn weight_bytes(&self) -> usize {
+        match self {
+            Item::Batch(batch) => batch.get_array_memory_size(),
+            Item::Barrier(_) => 0,
+        }
+    }
+}
+
+/// How full a channel is, and how long it has held its sender back.
+#[derive(Debug, Default)]
+pub struct Gauge {
+    /// Bytes in the channel.
+    pub bytes: AtomicU64,
+    /// Microseconds that senders have waited, since the start.
+    pub blocked_us: AtomicU64,
+}
+
+/// The sending half. When all are dropped, the receiver gets what is left, and then nothing.
+#[derive(Debug)]
+pub struct Sender<T> {
+    items: mpsc::Sender<(T, OwnedSemaphorePermit)>,
+    room: Arc<Semaphore>,
+    permits_max: usize,
+    gauge: Arc<Gauge>,
+}
+
+/// The receiving half. When it is dropped, sending fails.
+#[derive(Debug)]
+pub struct Receiver<T> {
+    items: mpsc::Receiver<(T, OwnedSemaphorePermit)>,
+    gauge: Arc<Gauge>,
+}
+
+/// Makes a channel that holds at most `bytes_max` bytes, or one item if that is larger.
+pub fn channel<T: Weigh>(bytes_max: usize) -> (Sender<T>, Receiver<T>) {
+    let permits_max = (bytes_max / PERMIT_BYTES).clamp(1, Semaphore::MAX_PERMITS.min(u32::MAX as usize));
+    let (sender, receiver) = mpsc::channel(ITEMS_MAX);
+    let gauge = Arc::new(Gauge::default());
+    let room = Arc::new(Semaphore::new(permits_max));
+    (Sender { items: sender, room, permits_max, gauge: gauge.clone() }, Receiver { items: receiver, gauge })
+}
+
+impl<T> Clone for Sender<T> {
+    fn clone(&self) -> Self {
+        Self {
+            items: self.items.clone(),
+            room: self.room.clone(),
+            permits_max: self.permits_max,
+            gauge: self.gauge.clone(),
+        }
+    }
+}
+
+impl<T: Weigh> Sender<T> {
+    /// Sends an item; waits for room. It is cancel-safe in that an item that was not sent is dropped whole.
+    pub async fn send(&self, item: T) -> Result<()> {
+        let bytes = item.weight_bytes();
+        let permits = bytes.div_ceil(PERMIT_BYTES).min(self.permits_max);
+        let permits = u32::try_from(permits).unwrap_or(u32::MAX);
+        let permit = match self.room.clone().try_acquire_many_owned(permits) {
+            Ok(permit) => permit,
+            Err(_) => {
+                let since = Instant::now();
+                let permit = self.room.clone().acquire_many_owned(permits).await.map_err(|_| closed())?;
+                let waited_us = u64::try_from(since.elapsed().as_micros()).unwrap_or(u64::MAX);
+                self.gauge.blocked_us.fetch_add(waited_us, Ordering::Relaxed);
+                permit
+            }
+        };
+        self.gauge.bytes.fetch_add(bytes as u64, Ordering::Relaxed);
+        self.items.send((item, permit)).await.map_err(|_| closed())
+    }
+
+    /// Gives the channel's gauge.
+    pub fn gauge(&self) -> &Arc<Gauge> {
+        &self.gauge
+    }
+}
+
+impl<T: Weigh> Receiver<T> {
+    /// Receives the next item; nothing when all senders are gone. Cancel-safe.
+    pub async fn recv(&mut self) -> Option<T> {
+        let (item, permit) = self.items.recv().await?;
+        self.gauge.bytes.fetch_sub(item.weight_bytes() as u64, Ordering::Relaxed);
+        drop(permit);
+        Some(item)
+    }
+}
+
+/// Sends an item to all of several channels.
+pub async fn fan_out(to: &[Sender<Item>], item: &Item) -> Result<()> {
+    for sender in to {
+        sender.send(item.clone()).await?;
+    }
+    Ok(())
+}
+
+/// The error of a stage whose neighbour has ended; the neighbour's own error is the one that people see.
+pub fn closed() -> Error {
+    Error::unavailable("a neighbouring stage has ended")
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+
+    struct Load(usize);
+
+    impl Weigh for Load {
+        fn weight_bytes(&self) -> usize {
+            self.0
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_full_channel_stops_its_sender_until_there_is_room() {
+        let (sender, mut receiver) = channel::<Load>(10 * PERMIT_BYTES);
+        sender.send(Load(6 * PERMIT_BYTES)).await.unwrap();
+        let blocked = tokio::time::timeout(Duration::from_secs(1), sender.send(Load(6 * PERMIT_BYTES))).await;
+        assert!(blocked.is_err());
+        receiver.recv().await.unwrap();
+        sender.send(Load(6 * PERMIT_BYTES)).await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn an_item_larger_than_the_channel_passes_alone() {
+        let (sender, mut receiver) = channel::<Load>(PERMIT_BYTES);
+        sender.send(Load(100 * PERMIT_BYTES)).await.unwrap();
+        assert_eq!(receiver.recv().await.unwrap().0, 100 * PERMIT_BYTES);
+    }
+}

@@ -1,0 +1,397 @@
+//! The commit coordinator: one process, one coordinator.
+//!
+//! It asks for barriers, gathers what the stages report of an epoch, writes the
+//! commit record, has the sinks commit, and only then tells the sources.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use nexus_operators::position::Cut;
+use nexus_operators::sink::{EpochId, Handle, Prepared};
+use nexus_operators::{Error, Result, fail};
+use tokio::sync::{mpsc, watch};
+use tokio::time::{Instant, MissedTickBehavior, interval};
+
+use super::channel::closed;
+use super::progress::Progress;
+use super::source::{Closing, Command, EpochLoad};
+use crate::state::record::{CommitRecord, SourceCounts, TableRecord};
+use crate::state::{State, StateStore};
+
+/// How often the coordinator looks whether an epoch is due.
+const LOOK_EVERY: Duration = Duration::from_millis(20);
+
+/// How often a process that has nothing to commit asks whether it is still the newest.
+const FENCE_EVERY: Duration = Duration::from_secs(5);
+
+/// How long a run that ends waits for its sinks to commit. The rows are durable; the next start goes on.
+const LAST_COMMIT_MAX: Duration = Duration::from_secs(15 * 60);
+
+/// How long a run that was told to stop waits for its sinks to commit.
+const DRAIN_MAX: Duration = Duration::from_secs(60);
+
+/// What stages tell the coordinator.
+#[derive(Debug)]
+pub enum Report {
+    /// A source has cut at a barrier.
+    Cut {
+        /// The source.
+        source: String,
+        /// The epoch.
+        epoch: u64,
+        /// What has moved.
+        cut: Cut,
+    },
+    /// A decoder has passed the barrier.
+    Decoded {
+        /// The source.
+        source: String,
+        /// The epoch.
+        epoch: u64,
+        /// What was counted.
+        counts: SourceCounts,
+        /// The source's watermark.
+        watermark_us: Option<i64>,
+    },
+    /// A table has passed the barrier.
+    Table {
+        /// The table.
+        table: String,
+        /// The epoch.
+        epoch: u64,
+        /// Its part of the record.
+        record: TableRecord,
+    },
+    /// A sink has prepared.
+    Prepared {
+        /// The sink.
+        sink: String,
+        /// The epoch.
+        epoch: u64,
+        /// What it has prepared.
+        prepared: Prepared,
+    },
+    /// A sink has committed.
+    Committed {
+        /// The sink.
+        sink: String,
+        /// The epoch.
+        epoch: u64,
+    },
+    /// A source has acknowledged a cut.
+    Acknowledged {
+        /// The source.
+        source: String,
+    },
+    /// A source has ended.
+    Ended {
+        /// The source.
+        source: String,
+    },
+}
+
+/// When epochs are closed, and when the run ends.
+#[derive(Debug, Clone)]
+pub struct Timing {
+    /// At least this often while there is something to commit.
+    pub every: Duration,
+    /// When this many rows have been read.
+    pub rows_max: Option<u64>,
+    /// Bytes that may be prepared and not committed.
+    pub spool_bytes_max: u64,
+    /// End the run once all sources have been idle for so long.
+    pub until_idle: Option<Duration>,
+    /// A silent source lets the others' watermark pass after this time.
+    pub idle_after: Duration,
+}
+
+/// How a sink's commit stage is reached.
+pub type CommitQueue = mpsc::UnboundedSender<(EpochId, Option<Handle>)>;
+
+/// Runs the commit protocol.
+pub struct Coordinator {
+    /// Where records are written.
+    pub store: StateStore,
+    /// The fold of all records so far.
+    pub state: State,
+    /// This process's number.
+    pub generation: u64,
+    /// The sources' stages.
+    pub sources: BTreeMap<String, mpsc::UnboundedSender<Command>>,
+    /// The names of the tables.
+    pub tables: Vec<String>,
+    /// The sinks' commit stages.
+    pub sinks: BTreeMap<String, CommitQueue>,
+    /// What the stages tell.
+    pub reports: mpsc::UnboundedReceiver<Report>,
+    /// How much has been read in the open epoch.
+    pub load: Arc<EpochLoad>,
+    /// What the job tells of itself.
+    pub progress: Arc<Progress>,
+    /// When epochs are closed.
+    pub timing: Timing,
+    /// Turns true when the run shall drain.
+    pub stop: watch::Receiver<bool>,
+    /// What has been recorded and is not yet committed everywhere.
+    pub ledger: Ledger,
+}
+
+/// Which epochs have been committed by which sink.
+#[derive(Debug, Default)]
+pub struct Ledger {
+    /// Up to which epoch each sink has committed.
+    pub committed: BTreeMap<String, u64>,
+    /// Recorded epochs that some sink has not committed, oldest first.
+    pub open: VecDeque<OpenEpoch>,
+    /// Sources that have ended.
+    ended: BTreeMap<String, bool>,
+    /// Acknowledgements that sources owe.
+    owed: usize,
+}
+
+/// An epoch that some sink has not committed.
+#[derive(Debug)]
+pub struct OpenEpoch {
+    /// Its number.
+    pub epoch: u64,
+    /// What the sources are told once it is committed; empty for an epoch of an earlier process.
+    pub cuts: BTreeMap<String, Cut>,
+    /// Prepared bytes by sink.
+    pub bytes: BTreeMap<String, u64>,
+}
+
+/// Why an epoch is closed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Reason {
+    Due,
+    Drain,
+    EndOfInput,
+}
+
+impl Coordinator {
+    /// Runs until the input ends or the run is stopped, and all sinks have committed.
+    pub async fn run(mut self) -> Result<()> {
+        let mut closed_at = Instant::now();
+        let mut idle_barrier_owed = false;
+        loop {
+            let reason = self.wait(closed_at, &mut idle_barrier_owed).await?;
+            let last = reason != Reason::Due;
+            let closing =
+                Closing { epoch: self.state.epoch + 1, last, end_of_input: reason == Reason::EndOfInput };
+            closed_at = Instant::now();
+            self.close(closing).await?;
+            if last {
+                let patience = if reason == Reason::Drain { DRAIN_MAX } else { LAST_COMMIT_MAX };
+                return self.finish(patience).await;
+            }
+        }
+    }
+
+    /// Waits until an epoch is to be closed.
+    async fn wait(&mut self, closed_at: Instant, idle_barrier_owed: &mut bool) -> Result<Reason> {
+        let mut look = interval(LOOK_EVERY);
+        look.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut fence_at = Instant::now() + FENCE_EVERY;
+        let mut idle = Idleness::default();
+        let rows_before = self.rows_read();
+        loop {
+            if *self.stop.borrow() {
+                return Ok(Reason::Drain);
+            }
+            if self.ledger.ended.len() == self.sources.len() {
+                return Ok(Reason::EndOfInput);
+            }
+            if self.timing.until_idle.is_some_and(|wanted| idle.lasts(&self.progress, &self.ledger.ended) >= wanted) {
+                return Ok(Reason::EndOfInput);
+            }
+            let read = self.load.bytes.load(Ordering::Acquire);
+            let full = read >= self.load.bytes_max
+                || self.timing.rows_max.is_some_and(|max| self.rows_read() - rows_before >= max);
+            let due = read > 0 && closed_at.elapsed() >= self.timing.every;
+            let silent = *idle_barrier_owed && closed_at.elapsed() > self.timing.idle_after;
+            if (full || due || silent) && self.ledger.spooled_bytes() <= self.timing.spool_bytes_max {
+                *idle_barrier_owed = read > 0;
+                return Ok(Reason::Due);
+            }
+            if fence_at <= Instant::now() {
+                self.store.check_fence(self.generation).await?;
+                fence_at = Instant::now() + FENCE_EVERY;
+            }
+            // Cancel-safe: each of these is, and what they tell is looked at above.
+            tokio::select! {
+                report = self.reports.recv() => self.hear(report.ok_or_else(closed)?).await?,
+                _ = self.load.wake.notified() => {}
+                _ = self.stop.changed() => {}
+                _ = look.tick() => {}
+            }
+        }
+    }
+
+    /// Closes an epoch: barrier, cut, prepare, record, and the order to commit.
+    async fn close(&mut self, closing: Closing) -> Result<()> {
+        fail::point("before_barrier");
+        self.load.bytes.store(0, Ordering::Release);
+        for source in self.sources.values() {
+            source.send(Command::Barrier(closing)).map_err(|_| closed())?;
+        }
+        let record = self.gather(closing.epoch).await?;
+        fail::point("before_record");
+        self.store.commit(&mut self.state, &record).await?;
+        fail::point("after_record");
+        self.progress.add(&record);
+        let id = EpochId { generation: self.generation, epoch: record.epoch };
+        for (name, prepared) in &record.sinks {
+            let queue = self.sinks.get(name).ok_or_else(|| Error::internal(format!("sink {name} is not known")))?;
+            queue.send((id, prepared.handle.clone())).map_err(|_| closed())?;
+        }
+        self.ledger.open.push_back(OpenEpoch {
+            epoch: record.epoch,
+            cuts: record.sources.into_iter().map(|(name, source)| (name, source.cut)).collect(),
+            bytes: record.sinks.into_iter().map(|(name, prepared)| (name, prepared.bytes)).collect(),
+        });
+        self.settle().await
+    }
+
+    /// Gathers what the stages report of an epoch.
+    async fn gather(&mut self, epoch: u64) -> Result<CommitRecord> {
+        let mut record = self.store.record(self.generation, epoch);
+        let (mut cuts, mut decoded) = (0, 0);
+        while cuts < self.sources.len()
+            || decoded < self.sources.len()
+            || record.tables.len() < self.tables.len()
+            || record.sinks.len() < self.sinks.len()
+        {
+            let report = self.reports.recv().await.ok_or_else(closed)?;
+            match report {
+                Report::Cut { source, epoch: of, cut } if of == epoch => {
+                    record.sources.entry(source).or_default().cut = cut;
+                    cuts += 1;
+                }
+                Report::Decoded { source, epoch: of, counts, watermark_us } if of == epoch => {
+                    let source = record.sources.entry(source).or_default();
+                    source.counts = counts;
+                    source.watermark_us = watermark_us;
+                    decoded += 1;
+                }
+                Report::Table { table, epoch: of, record: part } if of == epoch => {
+                    record.tables.insert(table, part);
+                }
+                Report::Prepared { sink, epoch: of, prepared } if of == epoch => {
+                    record.sinks.insert(sink, prepared);
+                }
+                other => self.hear(other).await?,
+            }
+        }
+        Ok(record)
+    }
+
+    /// Takes a report that is not part of the epoch being closed.
+    async fn hear(&mut self, report: Report) -> Result<()> {
+        match report {
+            Report::Ended { source } => {
+                self.ledger.ended.insert(source, true);
+                Ok(())
+            }
+            Report::Acknowledged { .. } => {
+                self.ledger.owed = self.ledger.owed.saturating_sub(1);
+                fail::point("after_acknowledge");
+                Ok(())
+            }
+            Report::Committed { sink, epoch } => {
+                self.ledger.committed.insert(sink, epoch);
+                if self.reports.is_empty() {
+                    return self.settle().await;
+                }
+                Ok(())
+            }
+            other => Err(Error::internal(format!("a report came out of turn: {other:?}"))),
+        }
+    }
+
+    /// Tells the sources of epochs that every sink has committed.
+    async fn settle(&mut self) -> Result<()> {
+        let done = self.ledger.committed_by_all(self.sinks.keys());
+        if self.ledger.open.front().is_none_or(|open| open.epoch > done) {
+            return Ok(());
+        }
+        fail::point("before_committed_note");
+        self.store.note_committed(self.generation, &self.ledger.committed).await?;
+        fail::point("after_committed_note");
+        while let Some(open) = self.ledger.open.pop_front_if(|open| open.epoch <= done) {
+            fail::point("before_acknowledge");
+            for (name, cut) in open.cuts {
+                if let Some(source) = self.sources.get(&name) {
+                    source.send(Command::Committed(cut)).map_err(|_| closed())?;
+                    self.ledger.owed += 1;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Waits until everything that was recorded is committed and acknowledged.
+    async fn finish(&mut self, patience: Duration) -> Result<()> {
+        let until = Instant::now() + patience;
+        while !self.ledger.open.is_empty() || self.ledger.owed > 0 {
+            match tokio::time::timeout_at(until, self.reports.recv()).await {
+                Ok(report) => self.hear(report.ok_or_else(closed)?).await?,
+                Err(_) => return Err(self.ledger.unfinished(self.sinks.keys(), self.state.epoch)),
+            }
+            if self.reports.is_empty() {
+                self.settle().await?;
+            }
+        }
+        Ok(())
+    }
+
+    fn rows_read(&self) -> u64 {
+        self.progress.sources.values().map(|source| source.rows.load(Ordering::Relaxed)).sum()
+    }
+}
+
+impl Ledger {
+    /// Gives the newest epoch that all sinks have committed.
+    pub fn committed_by_all<'a>(&self, sinks: impl Iterator<Item = &'a String>) -> u64 {
+        sinks.map(|name| self.committed.get(name).copied().unwrap_or(0)).min().unwrap_or(u64::MAX)
+    }
+
+    /// Gives the bytes that are prepared and not committed.
+    fn spooled_bytes(&self) -> u64 {
+        let waiting = self.open.iter().flat_map(|open| {
+            let committed = |sink: &String| self.committed.get(sink).copied().unwrap_or(0);
+            open.bytes.iter().filter(move |(sink, _)| committed(sink) < open.epoch).map(|(_, bytes)| *bytes)
+        });
+        waiting.sum()
+    }
+
+    fn unfinished<'a>(&self, sinks: impl Iterator<Item = &'a String>, newest: u64) -> Error {
+        let behind: Vec<_> = sinks.filter(|name| self.committed.get(*name).copied().unwrap_or(0) < newest).collect();
+        let names = behind.iter().map(|name| name.as_str()).collect::<Vec<_>>().join(", ");
+        Error::unavailable(format!(
+            "stopped before {names} had committed; the rows are recorded and durable, the next start goes on with them"
+        ))
+    }
+}
+
+/// For how long all sources have had nothing to read.
+#[derive(Debug, Default)]
+struct Idleness {
+    since: Option<Instant>,
+    bytes: u64,
+}
+
+impl Idleness {
+    fn lasts(&mut self, progress: &Progress, ended: &BTreeMap<String, bool>) -> Duration {
+        let bytes = progress.sources.values().map(|source| source.bytes.load(Ordering::Relaxed)).sum();
+        let mut waiting = progress.sources.iter().filter(|(name, _)| !ended.contains_key(*name));
+        let caught_up = waiting.all(|(_, source)| source.caught_up.load(Ordering::Acquire));
+        if !caught_up || bytes != self.bytes {
+            self.bytes = bytes;
+            self.since = None;
+            return Duration::ZERO;
+        }
+        self.since.get_or_insert_with(Instant::now).elapsed()
+    }
+}

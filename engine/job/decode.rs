@@ -1,0 +1,242 @@
+//! The stage that decodes a source's records and keeps its watermark.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use arrow::array::RecordBatch;
+use nexus_operators::clock::SharedClock;
+use nexus_operators::decode::{Decoder, Reject};
+use nexus_operators::quarantine::{self, Quarantined};
+use nexus_operators::transform::window::{WATERMARK_END, WATERMARK_START, micros};
+use nexus_operators::{Error, Result};
+use tokio::sync::mpsc;
+use tokio::time::Instant;
+
+use super::channel::{Barrier, Item, Receiver, Sender, closed, fan_out};
+use super::coordinator::Report;
+use super::progress::Progress;
+use super::source::{Closing, Read};
+use crate::state::record::SourceCounts;
+
+/// Decodes one source.
+pub struct DecodeStage {
+    /// The source's name.
+    pub name: String,
+    /// The decoder.
+    pub decoder: Box<dyn Decoder>,
+    /// The source's channel.
+    pub from: Receiver<Read>,
+    /// The channels of the tables that read the source.
+    pub to: Vec<Sender<Item>>,
+    /// The channel of the source's quarantine.
+    pub quarantine: Sender<Item>,
+    /// The coordinator's ear.
+    pub reports: mpsc::UnboundedSender<Report>,
+    /// How event time passes.
+    pub watermark: Watermark,
+    /// What the job tells of itself.
+    pub progress: Arc<Progress>,
+    /// The time of quarantined records.
+    pub clock: SharedClock,
+}
+
+impl DecodeStage {
+    /// Runs until the last barrier.
+    pub async fn run(mut self) -> Result<()> {
+        let mut counts = SourceCounts::default();
+        while let Some(read) = self.from.recv().await {
+            match read {
+                Read::Chunk(chunk) => {
+                    counts.bytes += chunk.size_bytes() as u64;
+                    let decoded = self.decoder.decode(&chunk).map_err(|e| self.named(e))?;
+                    for batch in decoded.batches {
+                        self.pass(&chunk.partition, batch, &mut counts).await?;
+                    }
+                    self.reject(&chunk.partition, decoded.rejects, &mut counts).await?;
+                }
+                Read::Reject { partition, reject } => {
+                    counts.bytes += reject.raw.len() as u64;
+                    self.reject(&partition, vec![reject], &mut counts).await?;
+                }
+                Read::Barrier { closing, reading, ended, idle } => {
+                    self.barrier(closing, &reading, ended, idle, std::mem::take(&mut counts)).await?;
+                    if closing.last {
+                        return Ok(());
+                    }
+                }
+            }
+        }
+        Err(closed())
+    }
+
+    async fn pass(&mut self, partition: &Arc<str>, batch: RecordBatch, counts: &mut SourceCounts) -> Result<()> {
+        let rows = batch.num_rows() as u64;
+        counts.records += rows;
+        counts.rows += rows;
+        if let Some(progress) = self.progress.sources.get(&self.name) {
+            progress.rows.fetch_add(rows, Ordering::Relaxed);
+        }
+        self.watermark.observe(partition, &batch)?;
+        fan_out(&self.to, &Item::Batch(batch)).await
+    }
+
+    async fn reject(&mut self, partition: &Arc<str>, rejects: Vec<Reject>, counts: &mut SourceCounts) -> Result<()> {
+        if rejects.is_empty() {
+            return Ok(());
+        }
+        counts.records += rejects.len() as u64;
+        counts.quarantined += rejects.len() as u64;
+        let rows: Vec<_> = rejects
+            .into_iter()
+            .map(|reject| Quarantined {
+                source: Some(self.name.clone()),
+                partition: Some(partition.to_string()),
+                offset: Some(reject.offset),
+                reason: reject.reason,
+                rule: "decode".to_owned(),
+                raw: reject.raw,
+            })
+            .collect();
+        let batch = quarantine::batch(&self.name, &rows, self.clock.now_us())?;
+        self.quarantine.send(Item::Batch(batch)).await
+    }
+
+    async fn barrier(
+        &mut self,
+        closing: Closing,
+        reading: &[Arc<str>],
+        ended: bool,
+        idle: bool,
+        counts: SourceCounts,
+    ) -> Result<()> {
+        let passed_us = self.watermark.pass(reading);
+        let told = Report::Decoded {
+            source: self.name.clone(),
+            epoch: closing.epoch,
+            counts,
+            watermark_us: (passed_us > WATERMARK_START).then_some(passed_us),
+        };
+        self.reports.send(told).map_err(|_| closed())?;
+        let watermark_us = if ended || closing.end_of_input {
+            Some(WATERMARK_END)
+        } else {
+            (!idle).then_some(passed_us)
+        };
+        let barrier = Item::Barrier(Barrier { epoch: closing.epoch, watermark_us, last: closing.last });
+        self.quarantine.send(barrier.clone()).await?;
+        fan_out(&self.to, &barrier).await
+    }
+
+    fn named(&self, error: Error) -> Error {
+        error.while_doing(format!("could not decode records of source {}", self.name))
+    }
+}
+
+/// How far event time has passed in a source: the least of its partitions, less the lateness.
+///
+/// Partitions that are being read hold it back, also before their first row has come, unless they have been idle.
+/// When none does, the newest time of all counts. It never moves back.
+#[derive(Debug)]
+pub struct Watermark {
+    column: Option<usize>,
+    lateness_us: i64,
+    idle_after: Duration,
+    partitions: BTreeMap<Arc<str>, Newest>,
+    newest_us: i64,
+    passed_us: i64,
+}
+
+/// The newest event time of a partition, and when a row of it last came.
+#[derive(Debug)]
+struct Newest {
+    time_us: Option<i64>,
+    seen: Instant,
+}
+
+impl Watermark {
+    /// Watches the event-time column of batches; goes on from the watermark of the last commit.
+    pub fn new(column: Option<usize>, lateness: Duration, idle_after: Duration, passed_us: Option<i64>) -> Self {
+        Self {
+            column,
+            lateness_us: i64::try_from(lateness.as_micros()).unwrap_or(i64::MAX),
+            idle_after,
+            partitions: BTreeMap::new(),
+            newest_us: WATERMARK_START,
+            passed_us: passed_us.unwrap_or(WATERMARK_START),
+        }
+    }
+
+    fn observe(&mut self, partition: &Arc<str>, batch: &RecordBatch) -> Result<()> {
+        let Some(column) = self.column else { return Ok(()) };
+        let Some(time_us) = arrow::compute::max(&micros(batch.column(column))?) else { return Ok(()) };
+        let seen = Instant::now();
+        let newest = self.partitions.entry(partition.clone()).or_insert(Newest { time_us: None, seen });
+        newest.time_us = newest.time_us.max(Some(time_us));
+        newest.seen = seen;
+        self.newest_us = self.newest_us.max(time_us);
+        Ok(())
+    }
+
+    fn pass(&mut self, reading: &[Arc<str>]) -> i64 {
+        let now = Instant::now();
+        for partition in reading {
+            self.partitions.entry(partition.clone()).or_insert(Newest { time_us: None, seen: now });
+        }
+        self.partitions.retain(|partition, _| reading.contains(partition));
+        let active = self.partitions.values().filter(|newest| now.duration_since(newest.seen) < self.idle_after);
+        let least = active.map(|newest| newest.time_us).min();
+        let newest_us = (self.newest_us > WATERMARK_START).then_some(self.newest_us);
+        // `None` within: a partition of which nothing is known yet. `None` as a whole: nothing holds time back.
+        if let Some(time_us) = least.unwrap_or(newest_us) {
+            self.passed_us = self.passed_us.max(time_us.saturating_sub(self.lateness_us));
+        }
+        self.passed_us
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use arrow::array::TimestampMicrosecondArray;
+    use arrow::datatypes::{Field, Schema};
+    use nexus_operators::batch::timestamp_type;
+
+    use super::*;
+
+    fn at(times_us: &[i64]) -> RecordBatch {
+        let schema = Arc::new(Schema::new(vec![Field::new("at", timestamp_type(), true)]));
+        let times = TimestampMicrosecondArray::from(times_us.to_vec()).with_timezone("UTC");
+        RecordBatch::try_new(schema, vec![Arc::new(times)]).unwrap()
+    }
+
+    fn watermark() -> Watermark {
+        Watermark::new(Some(0), Duration::from_micros(10), Duration::from_secs(30), None)
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn the_slowest_partition_decides_until_it_is_idle() {
+        let (a, b): (Arc<str>, Arc<str>) = ("a".into(), "b".into());
+        let mut watermark = watermark();
+        watermark.observe(&a, &at(&[100, 500])).unwrap();
+        assert_eq!(watermark.pass(&[a.clone(), b.clone()]), WATERMARK_START, "nothing is known of b");
+        watermark.observe(&b, &at(&[200])).unwrap();
+        assert_eq!(watermark.pass(&[a.clone(), b.clone()]), 190);
+        tokio::time::advance(Duration::from_secs(20)).await;
+        watermark.observe(&a, &at(&[600])).unwrap();
+        tokio::time::advance(Duration::from_secs(20)).await;
+        assert_eq!(watermark.pass(&[a.clone(), b.clone()]), 590, "b has been idle");
+        watermark.observe(&b, &at(&[300])).unwrap();
+        assert_eq!(watermark.pass(&[a, b]), 590, "it never moves back");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_partition_that_has_ended_holds_nobody_back() {
+        let (a, b): (Arc<str>, Arc<str>) = ("a".into(), "b".into());
+        let mut watermark = watermark();
+        watermark.observe(&a, &at(&[100])).unwrap();
+        watermark.observe(&b, &at(&[400])).unwrap();
+        assert_eq!(watermark.pass(std::slice::from_ref(&b)), 390);
+        assert_eq!(watermark.pass(&[]), 390);
+    }
+}

@@ -1,0 +1,232 @@
+//! Running a pipeline: stages, bounded channels, barriers, the commit coordinator.
+//!
+//! ```text
+//! source -> decode -> tables in the order of who reads whom -> sinks -> commit
+//!    ^                                                                   |
+//!    +-------------- committed positions <- coordinator <- prepared -----+
+//! ```
+//!
+//! Each stage is one tokio task, joined to the next by a channel that is
+//! bounded in bytes. Sources, decoders, tables and the writing half of sinks
+//! run on a runtime of their own, so that their work on the CPU never delays
+//! commits.
+
+use std::collections::BTreeMap;
+use std::future::Future;
+use std::sync::Arc;
+use std::time::Duration;
+
+use nexus_operators::clock::SharedClock;
+use nexus_operators::sink::Sink;
+use nexus_operators::source::Source;
+use nexus_operators::{Error, Result};
+use tokio::runtime::Runtime;
+use tokio::sync::watch;
+use tokio::task::{JoinError, JoinSet};
+use tokio::time::Instant;
+
+pub mod budget;
+pub mod channel;
+pub mod coordinator;
+mod decode;
+pub mod progress;
+mod reference;
+mod sink;
+mod source;
+mod start;
+mod table;
+mod wiring;
+
+use crate::plan::Plan;
+use coordinator::Coordinator;
+use progress::{Progress, Report};
+
+/// How long after a first error other stages may name a cause that lies deeper.
+const CAUSE_WAIT: Duration = Duration::from_millis(200);
+
+/// What a run is told beside the pipeline.
+pub struct RunSettings {
+    /// End the run once all sources have been idle for so long.
+    pub until_idle: Option<Duration>,
+    /// The time.
+    pub clock: SharedClock,
+    /// Sources that an embedding service brings, by the name of the source.
+    pub sources: BTreeMap<String, Box<dyn Source>>,
+    /// Sinks that an embedding service brings, by the table, `tier.table`, and a name of their own.
+    pub sinks: Vec<(String, String, Box<dyn Sink>)>,
+}
+
+/// A job that runs.
+pub struct Job {
+    progress: Arc<Progress>,
+    stop: watch::Sender<bool>,
+    done: tokio::task::JoinHandle<Result<()>>,
+    started: Instant,
+}
+
+/// Stops a job from elsewhere.
+#[derive(Debug, Clone)]
+pub struct Stopper(watch::Sender<bool>);
+
+impl Job {
+    /// Starts a pipeline: restores its state, opens its sources, and runs in the background.
+    ///
+    /// # Errors
+    ///
+    /// `Config` where the environment does not fit the file, `Unavailable` where a service or a disk is away.
+    pub async fn start(plan: Plan, settings: RunSettings) -> Result<Self> {
+        let started = Instant::now();
+        let names = plan.tables.iter().map(crate::plan::table::TablePlan::name).collect::<Vec<_>>();
+        let sources = plan.opened_sources();
+        let progress = Arc::new(Progress::new(
+            &plan.loaded.spec.name,
+            sources.iter().map(String::as_str),
+            names.iter().map(String::as_str),
+        ));
+        let (stop, stopped) = watch::channel(false);
+        let wired = start::start(plan, settings, progress.clone(), stopped).await?;
+        let done = tokio::spawn(async move {
+            match wired {
+                None => Ok(()),
+                Some(wired) => supervise(wired).await,
+            }
+        });
+        Ok(Self { progress, stop, done, started })
+    }
+
+    /// Gives what the job's stages have counted so far.
+    pub fn progress(&self) -> &Arc<Progress> {
+        &self.progress
+    }
+
+    /// Gives what the job has committed so far.
+    pub fn status(&self) -> Report {
+        let mut report = self.progress.report();
+        report.elapsed_s = self.started.elapsed().as_secs_f64();
+        report
+    }
+
+    /// Gives a handle that stops the job from elsewhere.
+    pub fn stopper(&self) -> Stopper {
+        Stopper(self.stop.clone())
+    }
+
+    /// Waits until the job ends, and gives what it has committed.
+    pub async fn wait(&mut self) -> Result<Report> {
+        let ended = (&mut self.done).await;
+        let status = self.status();
+        match ended {
+            Ok(ended) => ended.map(|()| status),
+            Err(error) => Err(died("the job", error)),
+        }
+    }
+}
+
+impl Stopper {
+    /// Has the job drain: stop reading, commit what has been read, end. Windows stay open for the next start.
+    pub fn stop(&self) {
+        self.0.send_replace(true);
+    }
+}
+
+/// All tasks of a job, not yet running.
+pub struct Wired {
+    /// Runs the stages.
+    pub cpu: CpuRuntime,
+    /// The stages, by name.
+    pub stages: Vec<(String, Stage)>,
+    /// The commit stages, by name.
+    pub commits: Vec<(String, Stage)>,
+    /// The commit coordinator.
+    pub coordinator: Coordinator,
+}
+
+/// A stage, as something to run.
+pub type Stage = std::pin::Pin<Box<dyn Future<Output = Result<()>> + Send>>;
+
+/// A runtime for work on the CPU. It is let go without waiting, since runtimes may not be dropped where one waits.
+pub struct CpuRuntime(Option<Runtime>);
+
+impl CpuRuntime {
+    /// Starts a runtime with a thread for each core.
+    pub fn start() -> Result<Self> {
+        let runtime = tokio::runtime::Builder::new_multi_thread().thread_name("nexus-cpu").enable_all().build();
+        runtime.map(|runtime| Self(Some(runtime))).map_err(|e| Error::internal("could not start threads").because(e))
+    }
+}
+
+impl Drop for CpuRuntime {
+    fn drop(&mut self) {
+        if let Some(runtime) = self.0.take() {
+            runtime.shutdown_background();
+        }
+    }
+}
+
+/// Runs all tasks until the coordinator is done or one of them fails.
+async fn supervise(wired: Wired) -> Result<()> {
+    let mut tasks: JoinSet<(String, Result<()>)> = JoinSet::new();
+    let Wired { cpu, stages, commits, coordinator } = wired;
+    let handle = cpu.0.as_ref().map(|runtime| runtime.handle().clone());
+    let handle = handle.ok_or_else(|| Error::internal("the runtime has ended"))?;
+    for (name, stage) in stages {
+        tasks.spawn_on(async move { (name, stage.await) }, &handle);
+    }
+    for (name, commit) in commits {
+        tasks.spawn(async move { (name, commit.await) });
+    }
+    let mut coordinating = std::pin::pin!(coordinator.run());
+    loop {
+        // Cancel-safe: the coordinator is polled by reference, and `join_next` loses nothing.
+        tokio::select! {
+            done = &mut coordinating => {
+                return match done {
+                    Err(error) if is_closed(&error) => Err(deepest(error, &mut tasks).await),
+                    done => done,
+                };
+            }
+            Some(ended) = tasks.join_next() => {
+                if let Err(error) = outcome(ended) {
+                    return Err(deepest(error, &mut tasks).await);
+                }
+            }
+        }
+    }
+}
+
+/// Finds the error that made the others fail: those only say that a neighbour has ended.
+async fn deepest(first: Error, tasks: &mut JoinSet<(String, Result<()>)>) -> Error {
+    let mut found = first;
+    let until = Instant::now() + CAUSE_WAIT;
+    while is_closed(&found) {
+        match tokio::time::timeout_at(until, tasks.join_next()).await {
+            Ok(Some(ended)) => {
+                if let Err(error) = outcome(ended) {
+                    found = error;
+                }
+            }
+            _ => break,
+        }
+    }
+    found
+}
+
+fn is_closed(error: &Error) -> bool {
+    error.to_string().ends_with(&channel::closed().to_string())
+}
+
+fn outcome(ended: Result<(String, Result<()>), JoinError>) -> Result<()> {
+    match ended {
+        Ok((_, result)) => result,
+        Err(error) => Err(died("a stage", error)),
+    }
+}
+
+fn died(what: &str, error: JoinError) -> Error {
+    if error.is_cancelled() {
+        return Error::internal(format!("{what} was cancelled"));
+    }
+    let panic = error.into_panic();
+    let text = panic.downcast_ref::<String>().map(String::as_str).or(panic.downcast_ref::<&str>().copied());
+    Error::internal(format!("{what} panicked, which is a bug: {}", text.unwrap_or("no message")))
+}

@@ -1,0 +1,154 @@
+//! What a running job tells of itself.
+
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering};
+use std::sync::{Mutex, PoisonError};
+
+use serde::Serialize;
+
+use crate::state::record::{CommitRecord, SourceCounts, TableCounts};
+
+/// No lag is known.
+const LAG_UNKNOWN: i64 = -1;
+
+/// Counters of one source, written by its stages.
+#[derive(Debug)]
+pub struct SourceProgress {
+    /// Bytes read, decompressed.
+    pub bytes: AtomicU64,
+    /// Rows decoded.
+    pub rows: AtomicU64,
+    /// Whether the source has nothing to read at the moment.
+    pub caught_up: AtomicBool,
+    lag_ms: AtomicI64,
+}
+
+/// Counters of one table, written by its stage.
+#[derive(Debug, Default)]
+pub struct TableProgress {
+    /// Rows that went on to sinks and other tables.
+    pub rows_out: AtomicU64,
+}
+
+/// Counters of a job, shared by its stages, and the totals of what it has committed.
+#[derive(Debug, Default)]
+pub struct Progress {
+    /// By source.
+    pub sources: BTreeMap<String, SourceProgress>,
+    /// By table.
+    pub tables: BTreeMap<String, TableProgress>,
+    /// The lock is held to add one record or to copy the totals, so it need not be async.
+    committed: Mutex<Report>,
+}
+
+/// What a run has committed, as `--report` writes it.
+#[derive(Debug, Clone, Default, PartialEq, Serialize)]
+pub struct Report {
+    /// The pipeline's name.
+    pub pipeline: String,
+    /// The process's number; 0 if there was nothing to do.
+    pub generation: u64,
+    /// Epochs committed.
+    pub epochs: u64,
+    /// How long the run took.
+    pub elapsed_s: f64,
+    /// By source.
+    pub sources: BTreeMap<String, SourceCounts>,
+    /// By table.
+    pub tables: BTreeMap<String, TableReport>,
+    /// By table and kind of sink.
+    pub sinks: BTreeMap<String, BTreeMap<String, SinkCounts>>,
+}
+
+/// A table's part of the report.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
+pub struct TableReport {
+    /// What was counted.
+    #[serde(flatten)]
+    pub counts: TableCounts,
+    /// For each rule, how many rows broke it.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub rules: BTreeMap<String, u64>,
+}
+
+/// What was stored by a sink.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
+pub struct SinkCounts {
+    /// Rows.
+    pub rows: u64,
+    /// Encoded bytes.
+    pub bytes: u64,
+    /// Files.
+    pub files: u64,
+}
+
+impl Default for SourceProgress {
+    fn default() -> Self {
+        Self {
+            bytes: AtomicU64::new(0),
+            rows: AtomicU64::new(0),
+            caught_up: AtomicBool::new(false),
+            lag_ms: AtomicI64::new(LAG_UNKNOWN),
+        }
+    }
+}
+
+impl SourceProgress {
+    /// Notes how far the source is behind, in milliseconds.
+    pub fn set_lag_ms(&self, lag_ms: u64) {
+        self.lag_ms.store(i64::try_from(lag_ms).unwrap_or(i64::MAX), Ordering::Relaxed);
+    }
+
+    /// Gives how far the source is behind, in milliseconds, if its service tells.
+    pub fn lag_ms(&self) -> Option<u64> {
+        u64::try_from(self.lag_ms.load(Ordering::Relaxed)).ok()
+    }
+}
+
+impl Progress {
+    /// Starts counting for these sources and tables.
+    pub fn new<'a>(
+        pipeline: &str,
+        sources: impl Iterator<Item = &'a str>,
+        tables: impl Iterator<Item = &'a str>,
+    ) -> Self {
+        let sources: BTreeMap<_, _> = sources.map(|name| (name.to_owned(), SourceProgress::default())).collect();
+        let tables: BTreeMap<_, _> = tables.map(|name| (name.to_owned(), TableProgress::default())).collect();
+        let report = Report {
+            pipeline: pipeline.to_owned(),
+            sources: sources.keys().map(|name| (name.clone(), SourceCounts::default())).collect(),
+            tables: tables.keys().map(|name| (name.clone(), TableReport::default())).collect(),
+            ..Report::default()
+        };
+        Self { sources, tables, committed: Mutex::new(report) }
+    }
+
+    /// Adds a recorded epoch to the totals.
+    pub fn add(&self, record: &CommitRecord) {
+        let mut report = self.committed.lock().unwrap_or_else(PoisonError::into_inner);
+        report.generation = record.generation;
+        report.epochs += 1;
+        for (name, source) in &record.sources {
+            report.sources.entry(name.clone()).or_default().add(&source.counts);
+        }
+        for (name, table) in &record.tables {
+            let total = report.tables.entry(name.clone()).or_default();
+            total.counts.add(&table.counts);
+            for (rule, count) in &table.rules {
+                *total.rules.entry(rule.clone()).or_default() += count;
+            }
+        }
+        for (name, prepared) in &record.sinks {
+            let (table, kind) = name.split_once('/').unwrap_or((name, "sink"));
+            let total = report.sinks.entry(table.to_owned()).or_default().entry(kind.to_owned()).or_default();
+            total.rows += prepared.rows;
+            total.bytes += prepared.bytes;
+            total.files += prepared.files;
+        }
+    }
+
+    /// Gives what has been committed so far.
+    pub fn report(&self) -> Report {
+        self.committed.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+}

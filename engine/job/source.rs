@@ -1,0 +1,278 @@
+//! The stage that drives a source: it polls, sends on, and cuts at barriers.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use nexus_operators::batch::Chunk;
+use nexus_operators::position::Cut;
+use nexus_operators::source::{Source, SourceEvent};
+use nexus_operators::{ErrorKind, Result};
+use tokio::sync::{Notify, mpsc};
+use tokio::time::{Instant, MissedTickBehavior, interval};
+
+use super::channel::{Sender, Weigh, closed};
+use super::coordinator::Report;
+use super::progress::Progress;
+
+/// How often a source keeps alive what has a time limit.
+const MAINTAIN_EVERY: Duration = Duration::from_secs(1);
+
+/// The first pause after a source could not be read; it doubles up to [`PAUSE_MAX`].
+const PAUSE_MIN: Duration = Duration::from_millis(100);
+
+/// The longest pause between two tries to read a source.
+const PAUSE_MAX: Duration = Duration::from_secs(10);
+
+/// How long a source may fail without a break before the run stops: longer than a failover of a service.
+const UNAVAILABLE_MAX: Duration = Duration::from_secs(15 * 60);
+
+/// Pause of a source that answers at once that it is idle, so that it does not spin.
+const IDLE_PAUSE: Duration = Duration::from_millis(20);
+
+/// What the coordinator asks of a source's stage.
+#[derive(Debug)]
+pub enum Command {
+    /// Close the epoch.
+    Barrier(Closing),
+    /// Every sink has committed up to this cut.
+    Committed(Cut),
+    /// Read no more.
+    Stop,
+}
+
+/// How an epoch is closed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Closing {
+    /// The epoch.
+    pub epoch: u64,
+    /// Whether no epoch follows in this run.
+    pub last: bool,
+    /// Whether there will never be more input, so that open windows close.
+    pub end_of_input: bool,
+}
+
+/// What a source's stage sends to its decoder.
+#[derive(Debug)]
+pub enum Read {
+    /// Records.
+    Chunk(Chunk),
+    /// A record that the source itself could not read.
+    Reject {
+        /// The partition it came from.
+        partition: Arc<str>,
+        /// The reject.
+        reject: nexus_operators::decode::Reject,
+    },
+    /// The end of the epoch.
+    Barrier {
+        /// How it is closed.
+        closing: Closing,
+        /// The partitions that hold the watermark back.
+        reading: Vec<Arc<str>>,
+        /// Whether the source has ended.
+        ended: bool,
+        /// Whether the source has been idle for so long that it holds nobody back.
+        idle: bool,
+    },
+}
+
+impl Weigh for Read {
+    fn weight_bytes(&self) -> usize {
+        match self {
+            Read::Chunk(chunk) => chunk.size_bytes(),
+            Read::Reject { reject, .. } => reject.raw.len() + reject.reason.len(),
+            Read::Barrier { .. } => 0,
+        }
+    }
+}
+
+/// How much all sources together have read in the open epoch.
+#[derive(Debug)]
+pub struct EpochLoad {
+    /// Bytes read since the last barrier.
+    pub bytes: AtomicU64,
+    /// At this many bytes the epoch is full: sources stop until the next barrier.
+    pub bytes_max: u64,
+    /// Tells the coordinator that the epoch is full, or that there is something to commit.
+    pub wake: Notify,
+}
+
+impl EpochLoad {
+    fn is_full(&self) -> bool {
+        self.bytes.load(Ordering::Acquire) >= self.bytes_max
+    }
+}
+
+/// Drives one source.
+pub struct SourceStage {
+    /// The source's name.
+    pub name: String,
+    /// The source, opened.
+    pub source: Box<dyn Source>,
+    /// The decoder's channel.
+    pub to: Sender<Read>,
+    /// The coordinator's orders. When the coordinator is gone, the stage ends.
+    pub commands: mpsc::UnboundedReceiver<Command>,
+    /// The coordinator's ear.
+    pub reports: mpsc::UnboundedSender<Report>,
+    /// What all sources share.
+    pub load: Arc<EpochLoad>,
+    /// What the job tells of itself.
+    pub progress: Arc<Progress>,
+    /// How long without records until the source holds no watermark back.
+    pub idle_after: Duration,
+}
+
+/// What changes while a source's stage runs.
+struct Standing {
+    ended: bool,
+    stopped: bool,
+    last_rows: Instant,
+    failing_since: Option<Instant>,
+    pause: Duration,
+    retry_at: Instant,
+}
+
+impl SourceStage {
+    /// Runs until the last barrier has been sent and acknowledged, or the coordinator is gone.
+    pub async fn run(mut self) -> Result<()> {
+        let now = Instant::now();
+        let mut standing = Standing {
+            ended: false,
+            stopped: false,
+            last_rows: now,
+            failing_since: None,
+            pause: PAUSE_MIN,
+            retry_at: now,
+        };
+        let mut maintain = interval(MAINTAIN_EVERY);
+        maintain.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        loop {
+            let may_read = !standing.ended && !standing.stopped && !self.load.is_full();
+            // Cancel-safe: `recv`, `tick` and `sleep_until` are, and `Source::next` is by its contract.
+            tokio::select! {
+                biased;
+                command = self.commands.recv() => match command {
+                    Some(command) => self.obey(command, &mut standing).await?,
+                    None => return Ok(()),
+                },
+                _ = maintain.tick() => tolerate(&self.name, "keep alive", self.source.maintain().await)?,
+                event = next(&mut self.source, standing.retry_at), if may_read => {
+                    self.take(event, &mut standing, &mut maintain).await?;
+                }
+            }
+        }
+    }
+
+    async fn obey(&mut self, command: Command, standing: &mut Standing) -> Result<()> {
+        match command {
+            Command::Stop => standing.stopped = true,
+            Command::Committed(cut) => {
+                tolerate(&self.name, "acknowledge", self.source.committed(&cut).await)?;
+                let told = Report::Acknowledged { source: self.name.clone() };
+                self.reports.send(told).map_err(|_| closed())?;
+            }
+            Command::Barrier(closing) => {
+                let cut = self.source.cut();
+                let idle = standing.last_rows.elapsed() >= self.idle_after;
+                let told = Report::Cut { source: self.name.clone(), epoch: closing.epoch, cut };
+                self.reports.send(told).map_err(|_| closed())?;
+                let reading = self.source.reading();
+                let barrier = Read::Barrier { closing, reading, ended: standing.ended, idle };
+                self.to.send(barrier).await?;
+                standing.stopped |= closing.last;
+            }
+        }
+        Ok(())
+    }
+
+    async fn take(
+        &mut self,
+        event: Result<SourceEvent>,
+        standing: &mut Standing,
+        maintain: &mut tokio::time::Interval,
+    ) -> Result<()> {
+        let progress = self.progress.sources.get(&self.name);
+        let caught_up = !matches!(event, Ok(SourceEvent::Chunk(_) | SourceEvent::Reject { .. }) | Err(_));
+        if let Some(progress) = progress {
+            progress.caught_up.store(caught_up, Ordering::Release);
+        }
+        match event {
+            Err(error) => return wait_or_fail(&self.name, error, standing),
+            Ok(SourceEvent::Chunk(chunk)) => {
+                if let (Some(progress), Some(lag_ms)) = (progress, chunk.lag_ms) {
+                    progress.set_lag_ms(lag_ms);
+                }
+                standing.last_rows = Instant::now();
+                self.send(Read::Chunk(chunk), maintain).await?;
+            }
+            Ok(SourceEvent::Reject { partition, reject }) => {
+                standing.last_rows = Instant::now();
+                self.send(Read::Reject { partition, reject }, maintain).await?;
+            }
+            Ok(SourceEvent::Idle) => {
+                if let Some(progress) = progress.filter(|progress| progress.lag_ms().is_some()) {
+                    progress.set_lag_ms(0);
+                }
+                standing.retry_at = Instant::now() + IDLE_PAUSE;
+            }
+            Ok(SourceEvent::End) => {
+                standing.ended = true;
+                self.reports.send(Report::Ended { source: self.name.clone() }).map_err(|_| closed())?;
+            }
+        }
+        standing.failing_since = None;
+        standing.pause = PAUSE_MIN;
+        Ok(())
+    }
+
+    /// Sends on, and keeps the source alive while backpressure lasts.
+    async fn send(&mut self, read: Read, maintain: &mut tokio::time::Interval) -> Result<()> {
+        let bytes = read.weight_bytes() as u64;
+        if let Some(progress) = self.progress.sources.get(&self.name) {
+            progress.bytes.fetch_add(bytes, Ordering::Relaxed);
+        }
+        let before = self.load.bytes.fetch_add(bytes.max(1), Ordering::AcqRel);
+        if before == 0 || before + bytes >= self.load.bytes_max {
+            self.load.wake.notify_one();
+        }
+        let mut sending = std::pin::pin!(self.to.send(read));
+        loop {
+            // Cancel-safe: `sending` is polled by reference and finished before the loop ends.
+            tokio::select! {
+                sent = &mut sending => return sent,
+                _ = maintain.tick() => tolerate(&self.name, "keep alive", self.source.maintain().await)?,
+            }
+        }
+    }
+}
+
+async fn next(source: &mut Box<dyn Source>, not_before: Instant) -> Result<SourceEvent> {
+    if not_before > Instant::now() {
+        tokio::time::sleep_until(not_before).await;
+    }
+    source.next().await
+}
+
+/// A service that is away for a moment is no reason to stop; what was not done is done later.
+fn tolerate(name: &str, what: &str, done: Result<()>) -> Result<()> {
+    match done {
+        Err(error) if error.kind() == ErrorKind::Unavailable => {
+            tracing::warn!(source = name, %error, "could not {what}; trying again");
+            Ok(())
+        }
+        done => done,
+    }
+}
+
+fn wait_or_fail(name: &str, error: nexus_operators::Error, standing: &mut Standing) -> Result<()> {
+    let since = *standing.failing_since.get_or_insert_with(Instant::now);
+    if error.kind() != ErrorKind::Unavailable || since.elapsed() > UNAVAILABLE_MAX {
+        return Err(error.while_doing(format!("source {name}")));
+    }
+    tracing::warn!(source = name, %error, "could not read; trying again");
+    standing.retry_at = Instant::now() + standing.pause;
+    standing.pause = (standing.pause * 2).min(PAUSE_MAX);
+    Ok(())
+}

@@ -1,0 +1,163 @@
+//! Starting a job: claim, restore, redo, sweep, open.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use nexus_operators::position::Cut;
+use nexus_operators::sink::Handle;
+use nexus_operators::source::SourceEvent;
+use nexus_operators::store::{Encryption, Store};
+use nexus_operators::{Error, Result, fail};
+use tokio::sync::watch;
+
+use super::coordinator::{Ledger, OpenEpoch};
+use super::progress::Progress;
+use super::wiring::{Restored, wire};
+use super::{RunSettings, Wired};
+use crate::plan::Plan;
+use crate::plan::table::TablePlan;
+use crate::spec::model;
+use crate::state::record::CommitRecord;
+use crate::state::snapshot::Snapshots;
+use crate::state::{State, StateStore};
+
+/// Starts a job; gives nothing if there is nothing to do.
+pub async fn start(
+    plan: Plan,
+    settings: RunSettings,
+    progress: Arc<Progress>,
+    stop: watch::Receiver<bool>,
+) -> Result<Option<Wired>> {
+    let store = open_state(&plan, &settings).await?;
+    if nothing_to_do(&plan, &settings, &store).await? {
+        return Ok(None);
+    }
+    fail::point("before_claim");
+    let (generation, state) = store.claim().await?;
+    fail::point("after_claim");
+    check_tables(&plan, &state)?;
+    let (committed, undone) = undone(&store, &state).await?;
+    sweep_snapshots(&store, &state).await?;
+    let ledger = Ledger { committed, open: undone.iter().map(open_epoch).collect(), ..Ledger::default() };
+    let restored = Restored { store, state, generation, ledger, undone };
+    wire(plan, settings, restored, progress, stop).await.map(Some)
+}
+
+/// Opens the state store of a pipeline.
+pub async fn open_state(plan: &Plan, settings: &RunSettings) -> Result<StateStore> {
+    let folder = Store::open(&plan.loaded.state_root(), &encryption(plan)).await?;
+    Ok(StateStore::new(folder, plan.loaded.spec.name.clone(), settings.clock.clone()))
+}
+
+/// Gives how objects on S3 are encrypted.
+pub fn encryption(plan: &Plan) -> Encryption {
+    match &plan.loaded.spec.encryption {
+        model::Encryption::SseS3 => Encryption::SseS3,
+        model::Encryption::Kms(key) => Encryption::Kms(key.clone()),
+    }
+}
+
+/// Tells whether every source ends by itself and has nothing new, and every sink has committed all.
+///
+/// Then nothing is claimed and no file changes.
+async fn nothing_to_do(plan: &Plan, settings: &RunSettings, store: &StateStore) -> Result<bool> {
+    if !settings.sources.is_empty() || !settings.sinks.is_empty() {
+        return Ok(false);
+    }
+    let state = store.load().await?;
+    if state.epoch == 0 {
+        return Ok(false);
+    }
+    check_tables(plan, &state)?;
+    let (_, undone) = undone(store, &state).await?;
+    if !undone.is_empty() {
+        return Ok(false);
+    }
+    for name in plan.opened_sources() {
+        let source = plan.sources.get(&name).ok_or_else(|| Error::internal(format!("source {name} is not planned")))?;
+        let mut operator = source.operator(&plan.loaded, &settings.clock)?;
+        if !operator.bounded() {
+            return Ok(false);
+        }
+        operator.open(state.positions.get(&name).unwrap_or(&Cut::default())).await?;
+        loop {
+            match operator.next().await? {
+                SourceEvent::End => break,
+                SourceEvent::Idle => {}
+                SourceEvent::Chunk(_) | SourceEvent::Reject { .. } => return Ok(false),
+            }
+        }
+        // A file may have nothing in it and still be new: that it was looked at is worth a record.
+        if !operator.cut().is_empty() {
+            return Ok(false);
+        }
+    }
+    Ok(true)
+}
+
+/// Refuses to use state that belongs to another query.
+fn check_tables(plan: &Plan, state: &State) -> Result<()> {
+    for (name, known) in &state.tables {
+        if known.windows.is_empty() && known.keys.is_empty() {
+            continue;
+        }
+        let now = plan.table(name).filter(|table| table.is_stateful()).map(TablePlan::fingerprint);
+        if now.as_deref() == Some(known.query.as_str()) {
+            continue;
+        }
+        let now = now.unwrap_or_else(|| "no table with state".to_owned());
+        return Err(Error::config(format!(
+            "table {name} has state (open windows or remembered keys) of another query, which cannot be used.\n  the \
+             state is of: {}\n  the file says: {now}\nrun the old file once with `--until-idle` to close its windows, \
+             give the table another name, or begin anew with another `state` and lake",
+            known.query
+        )));
+    }
+    Ok(())
+}
+
+/// Gives up to which epoch each sink has committed, and the recorded epochs that some sink has not.
+async fn undone(store: &StateStore, state: &State) -> Result<(BTreeMap<String, u64>, Vec<CommitRecord>)> {
+    let committed = store.committed().await?;
+    let mut undone = Vec::new();
+    let mut epoch = state.epoch;
+    // From the newest record back to the first that needs nothing: a sink has committed all epochs before one.
+    while epoch > 0 {
+        let Some(record) = store.epoch(epoch).await? else { break };
+        let open = |sink: &String| committed.get(sink).copied().unwrap_or(0) < epoch;
+        let owes = record.sinks.iter().any(|(sink, prepared)| open(sink) && prepared.handle.is_some());
+        let all_noted = !record.sinks.is_empty() && record.sinks.keys().all(|sink| !open(sink));
+        if owes {
+            undone.push(record);
+        } else if all_noted {
+            break;
+        }
+        epoch -= 1;
+    }
+    undone.reverse();
+    Ok((committed, undone))
+}
+
+fn open_epoch(record: &CommitRecord) -> OpenEpoch {
+    OpenEpoch {
+        epoch: record.epoch,
+        cuts: BTreeMap::new(),
+        bytes: record.sinks.iter().map(|(name, prepared)| (name.clone(), prepared.bytes)).collect(),
+    }
+}
+
+/// Removes snapshots that the state does not name.
+async fn sweep_snapshots(store: &StateStore, state: &State) -> Result<()> {
+    for (name, table) in &state.tables {
+        for (kind, files) in [("windows", &table.windows), ("keys", &table.keys)] {
+            Snapshots::sweep(&store.folder().below(&format!("snapshots/{name}/{kind}")), files).await?;
+        }
+    }
+    Ok(())
+}
+
+/// Gives the handles that a sink has yet to commit.
+pub fn handles_of(undone: &[CommitRecord], sink: &str) -> Vec<Handle> {
+    let prepared = undone.iter().filter_map(|record| record.sinks.get(sink));
+    prepared.filter_map(|prepared| prepared.handle.clone()).collect()
+}

@@ -1,0 +1,333 @@
+//! The stage of a table: its query runs from barrier to barrier.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use arrow::array::RecordBatch;
+use arrow::compute::{filter_record_batch, not};
+use arrow::datatypes::SchemaRef;
+use futures::StreamExt;
+use futures::future::try_join_all;
+use nexus_operators::clock::SharedClock;
+use nexus_operators::quarantine::{self, Quarantined};
+use nexus_operators::transform::Transform;
+use nexus_operators::transform::expect::{Rule, judge};
+use nexus_operators::transform::leaf::LeafSender;
+use nexus_operators::transform::query::{Running, failed};
+use nexus_operators::transform::rows::quarantined;
+use nexus_operators::transform::unique::Unique;
+use nexus_operators::transform::window::{WATERMARK_END, WATERMARK_START, Width, Window};
+use nexus_operators::{Error, Result, fail};
+use tokio::sync::mpsc;
+
+use super::channel::{Barrier, Item, Receiver, Sender, closed, fan_out};
+use super::coordinator::Report;
+use super::progress::Progress;
+use super::reference::References;
+use crate::state::record::{TableCounts, TableRecord, TableState};
+use crate::state::snapshot::Snapshots;
+
+/// Runs one table.
+pub struct TableStage {
+    /// The table's name, `tier.table`.
+    pub name: String,
+    /// The query.
+    pub transform: Transform,
+    /// What arrives.
+    pub intake: Intake,
+    /// What leaves.
+    pub outlet: Outlet,
+    /// Where state is kept; nothing if the table has none.
+    pub memory: Option<Memory>,
+    /// How event time passes through the query.
+    pub time: TimePassage,
+    /// The reference tables that the query reads.
+    pub references: References,
+    /// The coordinator's ear.
+    pub reports: mpsc::UnboundedSender<Report>,
+}
+
+/// How event time passes through a query.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum TimePassage {
+    /// The result has no event time: whoever reads it waits for the end of input.
+    Lost,
+    /// The result carries the event time of the input.
+    Kept,
+    /// The result carries the start of windows of this width.
+    WindowStart(Width),
+}
+
+/// The inputs of a table.
+pub struct Intake {
+    /// The table's name.
+    pub table: String,
+    /// The channels, in the order of the query's inputs.
+    pub inputs: Vec<Input>,
+    /// The quarantine of late rows; without it they are dropped.
+    pub quarantine: Option<Sender<Item>>,
+    /// The time of quarantined rows.
+    pub clock: SharedClock,
+}
+
+/// One input of a table.
+pub struct Input {
+    /// The channel.
+    pub from: Receiver<Item>,
+    /// The window that a row falls into, if the query has windows.
+    pub window: Option<Window>,
+}
+
+/// What happens to rows behind the query.
+pub struct Outlet {
+    /// The table's name.
+    pub table: String,
+    /// The columns of the table.
+    pub schema: SchemaRef,
+    /// The rules that a row must meet.
+    pub rules: Vec<Rule>,
+    /// The keys that have been seen.
+    pub unique: Option<Unique>,
+    /// The channels of sinks and of the tables that read this one.
+    pub to: Vec<Sender<Item>>,
+    /// The quarantine of rows that break a rule.
+    pub quarantine: Option<Sender<Item>>,
+    /// What the job tells of itself.
+    pub progress: Arc<Progress>,
+    /// The time of quarantined rows.
+    pub clock: SharedClock,
+}
+
+/// Where a table's state is kept.
+pub struct Memory {
+    /// The query and the rule of uniqueness that the state belongs to.
+    pub query: String,
+    /// Accumulator states.
+    pub windows: Snapshots,
+    /// Remembered keys.
+    pub keys: Snapshots,
+    /// The table's share of `limits.memory`.
+    pub bytes_max: usize,
+}
+
+/// What is counted while an epoch runs.
+#[derive(Debug, Default)]
+struct Tally {
+    counts: TableCounts,
+    rules: Vec<u64>,
+}
+
+impl TableStage {
+    /// Runs until the last barrier.
+    pub async fn run(mut self) -> Result<()> {
+        loop {
+            let barrier = self.epoch().await.map_err(|e| e.while_doing(format!("table {}", self.name)))?;
+            if barrier.last {
+                return Ok(());
+            }
+        }
+    }
+
+    async fn epoch(&mut self) -> Result<Barrier> {
+        let mut tally = Tally { rules: vec![0; self.outlet.rules.len()], ..Tally::default() };
+        if self.references.refresh().await {
+            self.transform.refresh();
+        }
+        let closed_until_us = self.transform.closed_until_us();
+        let Running { inputs, mut rows } = self.transform.start().await?;
+        let arriving = self.intake.feed(inputs, closed_until_us);
+        let leaving = async {
+            while let Some(batch) = rows.next().await {
+                if let Some(batch) = self.transform.absorb(batch.map_err(failed)?) {
+                    self.outlet.pass(batch, &mut tally).await?;
+                }
+            }
+            Ok::<_, Error>(())
+        };
+        // Both run side by side: the query takes rows while they arrive.
+        let ((arrived, barrier), ()) = futures::future::try_join(arriving, leaving).await?;
+        tally.counts.rows_in = arrived.rows_in;
+        tally.counts.late = arrived.late;
+
+        let watermark_us = barrier.watermark_us.unwrap_or(WATERMARK_START);
+        if let Some(mut windows) = self.transform.close(watermark_us).await? {
+            while let Some(batch) = windows.next().await {
+                self.outlet.pass(batch.map_err(failed)?, &mut tally).await?;
+            }
+        }
+        self.report(&barrier, watermark_us, tally).await?;
+        let forwarded = Barrier { watermark_us: self.time.forward(barrier.watermark_us), ..barrier };
+        self.outlet.close(forwarded).await?;
+        Ok(barrier)
+    }
+
+    async fn report(&mut self, barrier: &Barrier, watermark_us: i64, tally: Tally) -> Result<()> {
+        let broken = self.outlet.rules.iter().zip(&tally.rules).filter(|(_, count)| **count > 0);
+        let rules: BTreeMap<_, _> = broken.map(|(rule, count)| (rule.name.clone(), *count)).collect();
+        let state = self.snapshot(barrier.epoch, watermark_us).await?;
+        let record = TableRecord { counts: tally.counts, rules, state };
+        let told = Report::Table { table: self.name.clone(), epoch: barrier.epoch, record };
+        self.reports.send(told).map_err(|_| closed())
+    }
+
+    async fn snapshot(&mut self, epoch: u64, watermark_us: i64) -> Result<Option<TableState>> {
+        let Some(memory) = &mut self.memory else { return Ok(None) };
+        fail::point("before_snapshot");
+        let windows = self.transform.snapshot(epoch).await?;
+        let keys = match &mut self.outlet.unique {
+            Some(unique) => unique.snapshot(epoch, watermark_us)?,
+            None => nexus_operators::transform::segments::Snapshot::default(),
+        };
+        let used = self.transform.size_bytes() + self.outlet.unique.as_ref().map_or(0, Unique::size_bytes);
+        if used > memory.bytes_max {
+            return Err(Error::config(format!(
+                "the state takes {} MiB, its share of `limits.memory` is {} MiB; raise the limit, or make windows, \
+                 lateness or `within` shorter",
+                used >> 20,
+                memory.bytes_max >> 20
+            )));
+        }
+        let state = TableState {
+            query: memory.query.clone(),
+            closed_until_us: self.transform.closed_until_us(),
+            windows: memory.windows.save(epoch, windows).await?,
+            keys: memory.keys.save(epoch, keys).await?,
+        };
+        fail::point("after_snapshot");
+        Ok(Some(state))
+    }
+}
+
+impl TimePassage {
+    /// Gives the watermark of the result from the watermark of the input.
+    fn forward(self, watermark_us: Option<i64>) -> Option<i64> {
+        match (self, watermark_us) {
+            (_, None) => None,
+            (_, Some(WATERMARK_END)) => Some(WATERMARK_END),
+            (TimePassage::Lost, Some(_)) => Some(WATERMARK_START),
+            (TimePassage::Kept, Some(watermark_us)) => Some(watermark_us),
+            (TimePassage::WindowStart(width), Some(watermark_us)) => Some(width.earliest_open_start_us(watermark_us)),
+        }
+    }
+}
+
+/// What arrived in an epoch.
+#[derive(Debug, Default, Clone, Copy)]
+struct Arrived {
+    rows_in: u64,
+    late: u64,
+}
+
+impl Intake {
+    /// Feeds the inputs to the query until the barrier has come on all of them.
+    async fn feed(&mut self, senders: Vec<LeafSender>, closed_until_us: i64) -> Result<(Arrived, Barrier)> {
+        let Self { table, inputs, quarantine, clock } = self;
+        let (table, quarantine, clock) = (&*table, &*quarantine, &*clock);
+        let fed = inputs.iter_mut().zip(senders).map(|(input, sender)| async move {
+            let mut arrived = Arrived::default();
+            loop {
+                match input.from.recv().await.ok_or_else(closed)? {
+                    Item::Barrier(barrier) => return Ok::<_, Error>((arrived, barrier)),
+                    Item::Batch(batch) => {
+                        arrived.rows_in += batch.num_rows() as u64;
+                        let (batch, late) = on_time(batch, input.window.as_ref(), closed_until_us)?;
+                        if let Some(late) = late {
+                            arrived.late += late.num_rows() as u64;
+                            send_late(table, &late, quarantine.as_ref(), clock).await?;
+                        }
+                        sender.send(batch).await;
+                    }
+                }
+            }
+        });
+        let mut total = Arrived::default();
+        let mut aligned: Option<Barrier> = None;
+        for (arrived, barrier) in try_join_all(fed).await? {
+            total.rows_in += arrived.rows_in;
+            total.late += arrived.late;
+            let watermark_us = match (aligned.and_then(|known| known.watermark_us), barrier.watermark_us) {
+                (Some(known), Some(here)) => Some(known.min(here)),
+                (known, here) => known.or(here),
+            };
+            aligned = Some(Barrier { watermark_us, ..barrier });
+        }
+        let barrier = aligned.ok_or_else(|| Error::internal("the table reads no stream"))?;
+        Ok((total, barrier))
+    }
+}
+
+/// Parts the rows whose window has been given out from the others.
+fn on_time(
+    batch: RecordBatch,
+    window: Option<&Window>,
+    closed_until_us: i64,
+) -> Result<(RecordBatch, Option<RecordBatch>)> {
+    let Some(window) = window.filter(|_| closed_until_us > WATERMARK_START) else { return Ok((batch, None)) };
+    let late = window.closed(&batch, closed_until_us)?;
+    if late.true_count() == 0 {
+        return Ok((batch, None));
+    }
+    Ok((filter_record_batch(&batch, &not(&late)?)?, Some(filter_record_batch(&batch, &late)?)))
+}
+
+async fn send_late(
+    table: &str,
+    late: &RecordBatch,
+    quarantine: Option<&Sender<Item>>,
+    clock: &SharedClock,
+) -> Result<()> {
+    let Some(quarantine) = quarantine else { return Ok(()) };
+    let rows = quarantined(late, "late", "the row came after its window had been given out")?;
+    send_quarantined(table, &rows, quarantine, clock).await
+}
+
+async fn send_quarantined(
+    table: &str,
+    rows: &[Quarantined],
+    quarantine: &Sender<Item>,
+    clock: &SharedClock,
+) -> Result<()> {
+    quarantine.send(Item::Batch(quarantine::batch(table, rows, clock.now_us())?)).await
+}
+
+impl Outlet {
+    async fn pass(&mut self, batch: RecordBatch, tally: &mut Tally) -> Result<()> {
+        if batch.num_rows() == 0 {
+            return Ok(());
+        }
+        // A plan may drop metadata or nullability on the way; the table's own columns are what others were planned on.
+        let batch = RecordBatch::try_new(self.schema.clone(), batch.columns().to_vec())?;
+        let counts = &mut tally.counts;
+        counts.rows_sql += batch.num_rows() as u64;
+        let judged = judge(&self.table, &self.rules, batch)?;
+        counts.dropped += judged.dropped;
+        counts.quarantined += judged.quarantined.len() as u64;
+        tally.rules.iter_mut().zip(judged.broken).for_each(|(total, broken)| *total += broken);
+        if let (Some(quarantine), false) = (&self.quarantine, judged.quarantined.is_empty()) {
+            send_quarantined(&self.table, &judged.quarantined, quarantine, &self.clock).await?;
+        }
+        let mut kept = judged.kept;
+        if let Some(unique) = &mut self.unique {
+            let before = kept.num_rows();
+            kept = unique.first_seen(kept)?;
+            counts.duplicates += (before - kept.num_rows()) as u64;
+        }
+        let rows = kept.num_rows() as u64;
+        counts.rows_out += rows;
+        if rows == 0 {
+            return Ok(());
+        }
+        if let Some(progress) = self.progress.tables.get(&self.table) {
+            progress.rows_out.fetch_add(rows, Ordering::Relaxed);
+        }
+        fan_out(&self.to, &Item::Batch(kept)).await
+    }
+
+    async fn close(&self, barrier: Barrier) -> Result<()> {
+        if let Some(quarantine) = &self.quarantine {
+            quarantine.send(Item::Barrier(barrier)).await?;
+        }
+        fan_out(&self.to, &Item::Barrier(barrier)).await
+    }
+}

@@ -1,0 +1,382 @@
+//! Wiring a job: from the plan to stages and channels, in the direction that rows flow.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
+
+use nexus_operators::position::Cut;
+use nexus_operators::quarantine;
+use nexus_operators::sink::parquet::{ParquetCompression, ParquetSettings, ParquetSink, PartitionBy};
+use nexus_operators::sink::{EpochId, Sink};
+use nexus_operators::store::Store;
+use nexus_operators::{Error, Result};
+use tokio::sync::{Notify, mpsc, watch};
+
+use super::budget::Budget;
+use super::channel::{Item, Receiver, Sender, channel};
+use super::coordinator::{CommitQueue, Coordinator, Ledger, Report, Timing};
+use super::decode::{DecodeStage, Watermark};
+use super::progress::Progress;
+use super::reference::References;
+use super::sink::{CommitStage, SinkStage};
+use super::source::{Command, EpochLoad, SourceStage};
+use super::start::{encryption, handles_of};
+use super::table::{Input, Intake, Memory, Outlet, TableStage, TimePassage};
+use super::{CpuRuntime, RunSettings, Stage, Wired};
+use crate::plan::Plan;
+use crate::plan::table::TablePlan;
+use crate::spec::model::{self, Late};
+use crate::spec::{Partition, Tier};
+use crate::state::record::CommitRecord;
+use crate::state::snapshot::Snapshots;
+use crate::state::{State, StateStore};
+
+/// What a start has found in the state store.
+pub struct Restored {
+    /// The state store.
+    pub store: StateStore,
+    /// The fold of all records.
+    pub state: State,
+    /// This process's number.
+    pub generation: u64,
+    /// Which epochs have been committed by which sink.
+    pub ledger: Ledger,
+    /// Recorded epochs that some sink has not committed.
+    pub undone: Vec<CommitRecord>,
+}
+
+/// Everything that wiring needs at hand.
+struct Wiring<'a> {
+    plan: &'a Plan,
+    restored: &'a Restored,
+    settings: &'a RunSettings,
+    budget: Budget,
+    progress: Arc<Progress>,
+    reports: mpsc::UnboundedSender<Report>,
+    load: Arc<EpochLoad>,
+    stages: Vec<(String, Stage)>,
+    commits: Vec<(String, Stage)>,
+    queues: BTreeMap<String, CommitQueue>,
+    commands: BTreeMap<String, mpsc::UnboundedSender<Command>>,
+    /// For each stream, the channels of those that take its rows.
+    takers: BTreeMap<String, Vec<Sender<Item>>>,
+}
+
+/// Makes all tasks of a job.
+pub async fn wire(
+    plan: Plan,
+    mut settings: RunSettings,
+    restored: Restored,
+    progress: Arc<Progress>,
+    stop: watch::Receiver<bool>,
+) -> Result<Wired> {
+    let (reports, heard) = mpsc::unbounded_channel();
+    let spec = &plan.loaded.spec;
+    let load =
+        Arc::new(EpochLoad { bytes: AtomicU64::new(0), bytes_max: spec.commit.bytes.0.max(1), wake: Notify::new() });
+    let user_sources = std::mem::take(&mut settings.sources);
+    let user_sinks = std::mem::take(&mut settings.sinks);
+    let mut wiring = Wiring {
+        plan: &plan,
+        restored: &restored,
+        settings: &settings,
+        budget: Budget::of(&plan),
+        progress: progress.clone(),
+        reports,
+        load: load.clone(),
+        stages: Vec::new(),
+        commits: Vec::new(),
+        queues: BTreeMap::new(),
+        commands: BTreeMap::new(),
+        takers: BTreeMap::new(),
+    };
+    // From the end to the beginning: whoever sends needs the channels of those that take.
+    for (table, name, sink) in user_sinks {
+        let taken = wiring.sink(&format!("{table}/{name}"), sink).await?;
+        wiring.takers.entry(table).or_default().push(taken);
+    }
+    for table in plan.tables.iter().rev() {
+        wiring.table(table).await?;
+    }
+    let mut user_sources = user_sources;
+    for name in plan.opened_sources() {
+        wiring.source(&name, user_sources.remove(&name)).await?;
+    }
+    let timing = Timing {
+        every: spec.commit.every.0,
+        rows_max: spec.commit.rows,
+        spool_bytes_max: spec.limits.spool.0,
+        until_idle: settings.until_idle,
+        idle_after: plan.sources.values().map(|source| source.idle).max().unwrap_or_default(),
+    };
+    let Wiring { stages, commits, queues, commands, .. } = wiring;
+    let tables = plan.tables.iter().map(TablePlan::name).collect();
+    let Restored { store, state, generation, ledger, .. } = restored;
+    let coordinator = Coordinator {
+        store,
+        state,
+        generation,
+        sources: commands,
+        tables,
+        sinks: queues,
+        reports: heard,
+        load,
+        progress,
+        timing,
+        stop,
+        ledger,
+    };
+    Ok(Wired { cpu: CpuRuntime::start()?, stages, commits, coordinator })
+}
+
+impl Wiring<'_> {
+    async fn source(&mut self, name: &str, handed: Option<Box<dyn nexus_operators::source::Source>>) -> Result<()> {
+        let plan = self.plan.sources.get(name);
+        let plan = plan.ok_or_else(|| Error::internal(format!("source {name} is not planned")))?;
+        let mut source = match handed {
+            Some(source) => source,
+            None => plan.operator(&self.plan.loaded, &self.settings.clock)?,
+        };
+        let state = &self.restored.state;
+        let positions = state.positions.get(name).cloned().unwrap_or_else(Cut::default);
+        source.open(&positions).await.map_err(|e| e.while_doing(format!("could not open source {name}")))?;
+        let quarantine = self.quarantine(Tier::Bronze, name).await?;
+        let (read, reads) = channel(self.budget.channel);
+        let (command, commands) = mpsc::unbounded_channel();
+        self.commands.insert(name.to_owned(), command);
+        let decode = DecodeStage {
+            name: name.to_owned(),
+            decoder: plan.decoder()?,
+            from: reads,
+            to: self.takers.remove(name).unwrap_or_default(),
+            quarantine,
+            reports: self.reports.clone(),
+            watermark: Watermark::new(
+                plan.event_time,
+                plan.lateness,
+                plan.idle,
+                state.watermarks_us.get(name).copied(),
+            ),
+            progress: self.progress.clone(),
+            clock: self.settings.clock.clone(),
+        };
+        let stage = SourceStage {
+            name: name.to_owned(),
+            source,
+            to: read,
+            commands,
+            reports: self.reports.clone(),
+            load: self.load.clone(),
+            progress: self.progress.clone(),
+            idle_after: plan.idle,
+        };
+        self.stages.push((format!("decode {name}"), Box::pin(decode.run())));
+        self.stages.push((format!("source {name}"), Box::pin(stage.run())));
+        Ok(())
+    }
+
+    async fn table(&mut self, plan: &TablePlan) -> Result<()> {
+        let name = plan.name();
+        let spec = self.plan.spec_of(plan).cloned();
+        let mut to = self.takers.remove(&name).unwrap_or_default();
+        if let Some(spec) = &spec {
+            to.extend(self.stored(plan, spec).await?);
+        }
+        let late = plan.window.is_some() && plan.late == Late::Quarantine;
+        let quarantine =
+            if late || !plan.rules.is_empty() { Some(self.quarantine(plan.tier, &name).await?) } else { None };
+        let mut inputs = Vec::with_capacity(plan.inputs.len());
+        for input in &plan.inputs {
+            let (sender, from) = channel(self.budget.channel);
+            self.takers.entry(input.clone()).or_default().push(sender);
+            inputs.push(Input { from, window: plan.input_window(input)? });
+        }
+        let mut transform = plan.transform().await?;
+        let mut unique = plan.unique()?;
+        let memory = if plan.is_stateful() { Some(self.memory(plan)) } else { None };
+        if let (Some(memory), Some(state)) = (&memory, self.restored.state.tables.get(&name)) {
+            transform.restore(memory.windows.restore().await?, state.closed_until_us)?;
+            if let Some(unique) = &mut unique {
+                unique.restore(memory.keys.restore().await?)?;
+            }
+        }
+        let references = plan.references.iter().filter_map(|name| self.plan.references.get(name).cloned());
+        let stage = TableStage {
+            name: name.clone(),
+            transform,
+            intake: Intake {
+                table: name.clone(),
+                inputs,
+                quarantine: quarantine.clone().filter(|_| late),
+                clock: self.settings.clock.clone(),
+            },
+            outlet: Outlet {
+                table: name.clone(),
+                schema: plan.schema.clone(),
+                rules: plan.rules.clone(),
+                unique,
+                to,
+                quarantine,
+                progress: self.progress.clone(),
+                clock: self.settings.clock.clone(),
+            },
+            memory,
+            time: match (plan.event_time, plan.window) {
+                (None, _) => TimePassage::Lost,
+                (Some(_), None) => TimePassage::Kept,
+                (Some(_), Some((_, width))) => TimePassage::WindowStart(width),
+            },
+            references: References::new(references.collect()),
+            reports: self.reports.clone(),
+        };
+        self.stages.push((format!("table {name}"), Box::pin(stage.run())));
+        Ok(())
+    }
+
+    /// Makes the sinks that the file asks for, and gives their channels.
+    async fn stored(&mut self, plan: &TablePlan, spec: &model::Table) -> Result<Vec<Sender<Item>>> {
+        let name = plan.name();
+        let mut takers = Vec::new();
+        if spec.store {
+            let place = format!("{}/{}", plan.tier, plan.table);
+            let partition_by = spec.partition_by.iter().map(|text| partition_by(text)).collect::<Result<_>>()?;
+            let settings = ParquetSettings {
+                pipeline: self.plan.loaded.spec.name.clone(),
+                tier: plan.tier.to_string(),
+                table: plan.table.clone(),
+                schema: plan.schema.clone(),
+                partition_by,
+                compression: compression(spec.compression),
+                open_partitions_max: self.plan.loaded.spec.limits.open_partitions,
+                buffer_bytes: self.budget.sink,
+            };
+            takers.push(self.parquet(&format!("{name}/parquet"), plan.tier, &place, settings).await?);
+        }
+        if let Some(postgres) = &spec.postgres {
+            let sink = self.postgres(plan, postgres).await?;
+            takers.push(self.sink(&format!("{name}/postgres"), sink).await?);
+        }
+        Ok(takers)
+    }
+
+    async fn quarantine(&mut self, tier: Tier, of: &str) -> Result<Sender<Item>> {
+        let settings = ParquetSettings {
+            pipeline: self.plan.loaded.spec.name.clone(),
+            tier: "quarantine".to_owned(),
+            table: of.to_owned(),
+            schema: quarantine::schema(),
+            partition_by: Vec::new(),
+            compression: ParquetCompression::Zstd,
+            open_partitions_max: 1,
+            buffer_bytes: self.budget.sink,
+        };
+        self.parquet(&format!("{of}/quarantine"), tier, &format!("_quarantine/{of}"), settings).await
+    }
+
+    async fn parquet(
+        &mut self,
+        sink: &str,
+        tier: Tier,
+        place: &str,
+        settings: ParquetSettings,
+    ) -> Result<Sender<Item>> {
+        let root = Store::open(&self.plan.loaded.lake_root(tier), &encryption(self.plan)).await?;
+        let staging = root.below(&format!("_nexus/{}/staging/{sink}", self.plan.loaded.spec.name));
+        let notes = self.restored.store.folder().below(&format!("notes/{sink}"));
+        let parquet = ParquetSink::new(settings, root.below(place), staging, notes)?;
+        self.sink(sink, Box::new(parquet)).await
+    }
+
+    #[cfg(feature = "postgres")]
+    async fn postgres(&self, plan: &TablePlan, spec: &model::PostgresSink) -> Result<Box<dyn Sink>> {
+        use nexus_operators::sink::postgres::{PostgresSettings, PostgresSink};
+        let secret = self.plan.loaded.secret_ref(&spec.url);
+        let secret = secret.ok_or_else(|| Error::config(format!("there is no secret `{}`", spec.url)))?;
+        let settings = PostgresSettings {
+            pipeline: self.plan.loaded.spec.name.clone(),
+            sink_name: plan.name(),
+            state_id: self.restored.state.id.clone(),
+            schema: spec.schema.clone(),
+            table: spec.table.clone(),
+            key: spec.key.clone(),
+            append: spec.append,
+            create: spec.create,
+            rows: plan.schema.clone(),
+        };
+        let spool = self.restored.store.folder().below(&format!("spool/{}", plan.name()));
+        let sink = PostgresSink::new(settings, secret, spool)?;
+        match sink.check().await {
+            Err(error) if error.kind() == nexus_operators::ErrorKind::Unavailable => {
+                tracing::warn!(table = plan.name(), %error, "Postgres is away; rows are spooled until it is back");
+            }
+            checked => checked?,
+        }
+        Ok(Box::new(sink))
+    }
+
+    #[cfg(not(feature = "postgres"))]
+    #[allow(clippy::unused_async, reason = "the same call awaits where Postgres is built in")]
+    async fn postgres(&self, plan: &TablePlan, _: &model::PostgresSink) -> Result<Box<dyn Sink>> {
+        let name = plan.name();
+        Err(Error::config(format!("{name} needs Postgres, which this build leaves out; build it with feature `postgres`")))
+    }
+
+    /// Adds the stages of a sink, and gives its channel.
+    async fn sink(&mut self, name: &str, sink: Box<dyn Sink>) -> Result<Sender<Item>> {
+        let committer = sink.committer();
+        let Restored { state, generation, undone, .. } = self.restored;
+        let swept = committer.sweep(*generation, &handles_of(undone, name)).await;
+        let swept = swept.map_err(|e| e.while_doing(format!("could not clear what a crash left behind in {name}")))?;
+        if swept > 0 {
+            tracing::info!(sink = name, swept, "removed what a crash had left behind");
+        }
+        let (sender, from): (Sender<Item>, Receiver<Item>) = channel(self.budget.channel);
+        let (queue, epochs) = mpsc::unbounded_channel();
+        for record in undone {
+            if let Some(prepared) = record.sinks.get(name) {
+                let id = EpochId { generation: record.generation, epoch: record.epoch };
+                queue.send((id, prepared.handle.clone())).map_err(|_| Error::internal("a new queue is closed"))?;
+            }
+        }
+        let open = EpochId { generation: *generation, epoch: state.epoch + 1 };
+        let reports = self.reports.clone();
+        let stage = SinkStage { name: name.to_owned(), sink, from, reports: reports.clone(), open };
+        let commit = CommitStage { name: name.to_owned(), committer, from: epochs, reports };
+        self.queues.insert(name.to_owned(), queue);
+        self.stages.push((format!("sink {name}"), Box::pin(stage.run())));
+        self.commits.push((format!("commit {name}"), Box::pin(commit.run())));
+        Ok(sender)
+    }
+
+    fn memory(&self, plan: &TablePlan) -> Memory {
+        let name = plan.name();
+        let Restored { store, state, generation, .. } = self.restored;
+        let known = state.tables.get(&name).cloned().unwrap_or_default();
+        let folder = store.folder().below(&format!("snapshots/{name}"));
+        Memory {
+            query: plan.fingerprint(),
+            windows: Snapshots::new(folder.below("windows"), *generation, known.windows),
+            keys: Snapshots::new(folder.below("keys"), *generation, known.keys),
+            bytes_max: self.budget.state,
+        }
+    }
+}
+
+fn partition_by(text: &str) -> Result<PartitionBy> {
+    let partition = text.parse::<Partition>().map_err(|e| Error::config(format!("`partition_by`: {e}")))?;
+    Ok(match partition {
+        Partition::Column(column) => PartitionBy::Column(column),
+        Partition::Date(column) => PartitionBy::Date(column),
+        Partition::Hour(column) => PartitionBy::Hour(column),
+    })
+}
+
+fn compression(spec: model::Compression) -> ParquetCompression {
+    match spec {
+        model::Compression::Zstd => ParquetCompression::Zstd,
+        model::Compression::Snappy => ParquetCompression::Snappy,
+        model::Compression::Lz4 => ParquetCompression::Lz4,
+        model::Compression::Gzip => ParquetCompression::Gzip,
+        model::Compression::None => ParquetCompression::Uncompressed,
+    }
+}

@@ -1,0 +1,297 @@
+//! From spec to a checked graph of stages.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+use arrow::datatypes::SchemaRef;
+use nexus_operators::clock::SharedClock;
+
+pub mod analyze;
+mod graph;
+pub mod reference;
+pub mod session;
+pub mod source;
+pub mod table;
+
+use crate::spec::{Diagnostic, Diagnostics, Loaded, Severity, Tier, codes, model};
+use reference::{ReferenceSettings, ReferenceTable};
+use session::Functions;
+use source::SourcePlan;
+use table::{Readable, Refused, TablePlan, mentioned};
+
+/// The share of `limits.memory` that queries get for what they build in an epoch (joins, groups, sorts).
+const QUERY_SHARE: u64 = 4;
+
+/// A pipeline that has been checked: every source typed, every query planned.
+pub struct Plan {
+    /// The file.
+    pub loaded: Loaded,
+    /// The sources, by name.
+    pub sources: BTreeMap<String, SourcePlan>,
+    /// The reference tables, by name.
+    pub references: BTreeMap<String, Arc<ReferenceTable>>,
+    /// The tables, each behind those that it reads.
+    pub tables: Vec<TablePlan>,
+    /// What is probably not meant.
+    pub warnings: Diagnostics,
+}
+
+/// What a pipeline needs beside its file.
+pub struct Surroundings {
+    /// The time.
+    pub clock: SharedClock,
+    /// Functions that an embedding service brings.
+    pub functions: Functions,
+    /// Sources that an embedding service brings, instead of those of the file.
+    pub sources: BTreeMap<String, SourcePlan>,
+}
+
+impl Plan {
+    /// Plans a pipeline, and gives everything that is wrong with it at once.
+    pub async fn new(loaded: Loaded, surroundings: &Surroundings) -> Result<Self, Diagnostics> {
+        let mut planning = Planning { loaded: &loaded, surroundings, wrong: Vec::new() };
+        let sources = planning.sources();
+        let references = planning.references().await;
+        let tables = planning.tables(&sources, &references).await;
+        let mut wrong = planning.wrong;
+        if wrong.iter().any(|found| found.severity == Severity::Error) {
+            return Err(Diagnostics::new(wrong));
+        }
+        wrong.extend(loaded.warnings.iter().cloned());
+        wrong.extend(unread(&loaded, &sources, &tables));
+        Ok(Self { warnings: Diagnostics::new(wrong), loaded, sources, references, tables })
+    }
+
+    /// Finds a table by its name, `tier.table`.
+    pub fn table(&self, name: &str) -> Option<&TablePlan> {
+        self.tables.iter().find(|table| table.name() == name)
+    }
+
+    /// Gives what the file says of a table.
+    pub fn spec_of(&self, table: &TablePlan) -> Option<&model::Table> {
+        self.loaded.spec.tables(table.tier).get(&table.table)
+    }
+}
+
+/// A plan in the making.
+struct Planning<'a> {
+    loaded: &'a Loaded,
+    surroundings: &'a Surroundings,
+    wrong: Vec<Diagnostic>,
+}
+
+impl Planning<'_> {
+    fn sources(&mut self) -> BTreeMap<String, SourcePlan> {
+        let mut plans = self.surroundings.sources.clone();
+        for (name, source) in &self.loaded.spec.sources {
+            if plans.contains_key(name) {
+                continue;
+            }
+            match SourcePlan::new(self.loaded, name, source) {
+                Ok(plan) => drop(plans.insert(name.clone(), plan)),
+                Err(error) => self.refuse(&["sources", name], codes::BAD_SOURCE, error.to_string(), None),
+            }
+        }
+        plans
+    }
+
+    async fn references(&mut self) -> BTreeMap<String, Arc<ReferenceTable>> {
+        let mut tables = BTreeMap::new();
+        for (name, spec) in &self.loaded.spec.reference {
+            let loaded = match self.reference_settings(name, spec) {
+                Ok(settings) => ReferenceTable::load(settings, self.surroundings.clock.clone()).await,
+                Err(error) => Err(error),
+            };
+            match loaded {
+                Ok(table) => drop(tables.insert(name.clone(), Arc::new(table))),
+                Err(error) => self.refuse(&["reference", name], codes::BAD_REFERENCE, error.to_string(), None),
+            }
+        }
+        tables
+    }
+
+    fn reference_settings(
+        &self,
+        name: &str,
+        spec: &model::Reference,
+    ) -> nexus_operators::Result<ReferenceSettings> {
+        let glob = self.loaded.reference_path(name).unwrap_or_default();
+        Ok(ReferenceSettings {
+            name: name.to_owned(),
+            format: source::format_settings(spec.format.as_ref().or(format_of(&glob).as_ref())),
+            glob,
+            columns: spec.columns.as_ref().map(source::declared_fields).transpose()?,
+            refresh: spec.refresh.map(|refresh| refresh.0),
+            record_bytes_max: source::record_bytes_max(self.loaded),
+        })
+    }
+
+    async fn tables(
+        &mut self,
+        sources: &BTreeMap<String, SourcePlan>,
+        references: &BTreeMap<String, Arc<ReferenceTable>>,
+    ) -> Vec<TablePlan> {
+        let memory = usize::try_from(self.loaded.spec.limits.memory.0 / QUERY_SHARE).unwrap_or(usize::MAX);
+        let Ok(runtime) = session::runtime(memory) else { return Vec::new() };
+        let session = || session::state(runtime.clone(), &self.surroundings.functions);
+        let Ok(parser) = session() else { return Vec::new() };
+
+        let mut specs = BTreeMap::new();
+        let mut reads = BTreeMap::new();
+        let mut refused = Vec::new();
+        for (tier, name, spec) in self.loaded.spec.all_tables() {
+            let sql = self.sql(tier, name, spec);
+            match mentioned(&parser, &sql) {
+                Ok(names) => drop(reads.insert(format!("{tier}.{name}"), names)),
+                Err(why) => refused.push(((tier, name), why)),
+            }
+            specs.insert(format!("{tier}.{name}"), (tier, name, spec, sql));
+        }
+        for (table, why) in refused {
+            self.refuse_table(table, why);
+        }
+        let order = match graph::order(&reads) {
+            Ok(order) => order,
+            Err(cycle) => {
+                let first = cycle.first().and_then(|name| specs.get(name)).map(|(tier, name, ..)| (*tier, *name));
+                let message = format!("tables read one another: {}", cycle.join(" reads "));
+                if let Some((tier, name)) = first {
+                    let hint = Some("let one of them read what the other reads".to_owned());
+                    self.refuse(&[tier.name(), name], codes::CYCLE, message, hint);
+                }
+                return Vec::new();
+            }
+        };
+
+        let mut streams: BTreeMap<String, (SchemaRef, Option<usize>)> =
+            sources.iter().map(|(name, plan)| (name.clone(), (plan.schema.clone(), plan.event_time))).collect();
+        let mut planned: Vec<TablePlan> = Vec::new();
+        for name in order {
+            let (Some((tier, table, spec, sql)), Some(names)) = (specs.get(&name), reads.get(&name)) else { continue };
+            // What reads a table that was refused would only be refused for the same reason.
+            let pending = |read: &String| {
+                specs.contains_key(read) && !streams.contains_key(read)
+                    || self.loaded.spec.sources.contains_key(read) && !streams.contains_key(read)
+                    || self.loaded.spec.reference.contains_key(read) && !references.contains_key(read)
+            };
+            if names.iter().any(pending) {
+                continue;
+            }
+            if let Some(higher) = names.iter().find(|read| specs.get(*read).is_some_and(|(of, ..)| of > tier)) {
+                let message = format!("{name} reads {higher}, a table of a higher tier");
+                let hint = Some("rows go from bronze to silver to gold to vibranium; move one of the two".to_owned());
+                self.refuse(&[tier.name(), table], codes::TIER_ORDER, message, hint);
+                continue;
+            }
+            let readable = Readable { streams: &streams, references };
+            let state = session().map_err(|e| Refused::Sql { message: e.to_string(), at: None });
+            let plan = match state {
+                Ok(state) => TablePlan::new(state, (*tier, table), sql, spec, &readable).await,
+                Err(refused) => Err(refused),
+            };
+            match plan {
+                Ok(plan) => {
+                    self.check_columns(&plan, spec);
+                    streams.insert(name, (plan.schema.clone(), plan.event_time));
+                    planned.push(plan);
+                }
+                Err(why) => self.refuse_table((*tier, table), why),
+            }
+        }
+        planned
+    }
+
+    fn sql(&self, tier: Tier, name: &str, spec: &model::Table) -> String {
+        match &spec.from {
+            Some(from) => format!("SELECT * FROM {from}"),
+            None => self.loaded.sql_of(tier, name).unwrap_or_default().to_owned(),
+        }
+    }
+
+    /// Checks that options name columns that the table has.
+    fn check_columns(&mut self, plan: &TablePlan, spec: &model::Table) {
+        let columns: Vec<String> = plan.schema.fields().iter().map(|field| field.name().clone()).collect();
+        let tier = plan.tier.name();
+        let mut named: Vec<(Vec<String>, String)> = Vec::new();
+        for (place, text) in spec.partition_by.iter().enumerate() {
+            if let Ok(partition) = text.parse::<crate::spec::Partition>() {
+                named.push((vec!["partition_by".into(), place.to_string()], partition.column().to_owned()));
+            }
+        }
+        for (place, column) in spec.postgres.iter().flat_map(|postgres| &postgres.key).enumerate() {
+            named.push((vec!["postgres".into(), "key".into(), place.to_string()], column.clone()));
+        }
+        for (at, column) in named {
+            if columns.contains(&column) {
+                continue;
+            }
+            let mut path = vec![tier, plan.table.as_str()];
+            path.extend(at.iter().map(String::as_str));
+            let message = format!("{} has no column `{column}`", plan.name());
+            let hint = crate::spec::suggest::hint(&column, columns.iter().map(String::as_str));
+            self.refuse(&path, codes::UNKNOWN_COLUMN, message, hint);
+        }
+    }
+
+    fn refuse(&mut self, path: &[&str], code: &'static str, message: impl Into<String>, hint: Option<String>) {
+        self.wrong.push(self.loaded.diagnostic_at(path, code, message, hint));
+    }
+
+    fn refuse_table(&mut self, (tier, name): (Tier, &str), why: Refused) {
+        let has_query = self.loaded.sql_of(tier, name).is_some();
+        let key = if has_query { "sql" } else { "from" };
+        match why {
+            Refused::Sql { message, at: Some(at) } if has_query => {
+                self.wrong.push(self.loaded.diagnostic_in_query((tier, name), at, codes::BAD_SQL, message, None));
+            }
+            Refused::Sql { message, .. } => self.refuse(&[tier.name(), name, key], codes::BAD_SQL, message, None),
+            Refused::Unfit(unfit) => {
+                let path = [tier.name(), name, key];
+                self.refuse(&path, codes::NOT_STREAMABLE, unfit.message, Some(unfit.hint));
+            }
+            Refused::Option(at, error) => {
+                let mut path = vec![tier.name(), name];
+                path.extend(at.iter().map(String::as_str));
+                self.refuse(&path, codes::BAD_TABLE_OPTION, error.to_string(), None);
+            }
+        }
+    }
+}
+
+/// Guesses a format from a file's suffix.
+fn format_of(glob: &str) -> Option<model::Format> {
+    let name = glob.trim_end_matches(".gz").trim_end_matches(".zst");
+    let csv = || {
+        serde_json::from_value::<model::CsvFormat>(serde_json::json!({})).ok().map(model::Format::Csv)
+    };
+    match name.rsplit('.').next()? {
+        "csv" => csv(),
+        "parquet" => Some(model::Format::Parquet),
+        "json" | "jsonl" | "ndjson" => Some(model::Format::Json),
+        _ => None,
+    }
+}
+
+/// Warns of what is read by nobody.
+fn unread(loaded: &Loaded, sources: &BTreeMap<String, SourcePlan>, tables: &[TablePlan]) -> Vec<Diagnostic> {
+    let read: BTreeSet<&String> = tables.iter().flat_map(|table| &table.inputs).collect();
+    let joined: BTreeSet<&String> = tables.iter().flat_map(|table| &table.references).collect();
+    let mut warnings = Vec::new();
+    let mut warn = |path: &[&str], message: String| {
+        warnings.push(loaded.diagnostic_at(path, codes::UNREAD, message, None).as_warning());
+    };
+    for name in sources.keys().filter(|name| !read.contains(name)) {
+        warn(&["sources", name], format!("no table reads the source `{name}`, so it is not opened"));
+    }
+    for name in loaded.spec.reference.keys().filter(|name| !joined.contains(name)) {
+        warn(&["reference", name], format!("no table reads the reference table `{name}`"));
+    }
+    for table in tables {
+        let name = table.name();
+        let spec = loaded.spec.tables(table.tier).get(&table.table);
+        if spec.is_some_and(|spec| !spec.store && spec.postgres.is_none()) && !read.contains(&name) {
+            warn(&[table.tier.name(), &table.table], format!("{name} is not stored, and no table reads it"));
+        }
+    }
+    warnings
+}

@@ -1,0 +1,349 @@
+//! Tables: from SQL to a checked query over streams.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+use arrow::datatypes::{DataType, SchemaRef};
+use datafusion::catalog::{CatalogProvider, MemorySchemaProvider, SchemaProvider, TableProvider};
+use datafusion::common::{DFSchema, TableReference};
+use datafusion::error::DataFusionError;
+use datafusion::execution::session_state::SessionState;
+use datafusion::logical_expr::{Expr, LogicalPlan};
+use nexus_operators::transform::Transform;
+use nexus_operators::transform::aggregate::WindowedAggregate;
+use nexus_operators::transform::expect::{Otherwise, Rule};
+use nexus_operators::transform::leaf::{Leaf, StreamTable};
+use nexus_operators::transform::query::Query;
+use nexus_operators::transform::unique::Unique;
+use nexus_operators::transform::window::{Width, Window};
+use nexus_operators::{Error, Result};
+
+use super::analyze::{EventTimes, Shape, Unfit, analyze, stream_name};
+use super::reference::ReferenceTable;
+use crate::spec::Tier;
+use crate::spec::model::{self, Late};
+
+/// What a table may read.
+pub struct Readable<'a> {
+    /// Streams by name, with their columns and the index of their event time.
+    pub streams: &'a BTreeMap<String, (SchemaRef, Option<usize>)>,
+    /// Reference tables by name.
+    pub references: &'a BTreeMap<String, Arc<ReferenceTable>>,
+}
+
+/// A table, planned.
+pub struct TablePlan {
+    /// The table's tier.
+    pub tier: Tier,
+    /// The table's name within its tier.
+    pub table: String,
+    /// The query.
+    pub sql: String,
+    /// The streams that the query reads.
+    pub inputs: Vec<String>,
+    /// The reference tables that the query reads.
+    pub references: BTreeSet<String>,
+    /// The columns of the rows that come out.
+    pub schema: SchemaRef,
+    /// The column that carries event time.
+    pub event_time: Option<usize>,
+    /// The window of the query's aggregate: its place among the keys, and its width.
+    pub window: Option<(usize, Width)>,
+    /// What becomes of late rows.
+    pub late: Late,
+    /// The rules that a row must meet.
+    pub rules: Vec<Rule>,
+    /// Key columns, event-time column and bound in microseconds of deduplication.
+    pub unique: Option<(Vec<usize>, usize, i64)>,
+    /// The query as a plan over its leaves.
+    pub logical: LogicalPlan,
+    state: SessionState,
+    leaves: Vec<Arc<Leaf>>,
+    starts: BTreeMap<String, Expr>,
+}
+
+/// Why a table cannot be planned.
+#[derive(Debug)]
+pub enum Refused {
+    /// The SQL is wrong, perhaps at a line and column of it.
+    Sql {
+        /// What is wrong.
+        message: String,
+        /// Line and column, from 1.
+        at: Option<(usize, usize)>,
+    },
+    /// The SQL does not work on a stream.
+    Unfit(Unfit),
+    /// Something beside the SQL is wrong: the key under the table, and what.
+    Option(Vec<String>, Error),
+}
+
+impl TablePlan {
+    /// Plans a table.
+    pub async fn new(
+        state: SessionState,
+        (tier, name): (Tier, &str),
+        sql: &str,
+        spec: &model::Table,
+        readable: &Readable<'_>,
+    ) -> Result<Self, Refused> {
+        let leaves = register(&state, readable).map_err(|e| sql_refused(&e))?;
+        let logical = state.create_logical_plan(sql).await.map_err(|e| sql_refused(&e))?;
+        if !matches!(logical, LogicalPlan::Ddl(_) | LogicalPlan::Dml(_) | LogicalPlan::Statement(_)) {
+            return Self::of_query(state, (tier, name), sql, spec, readable, logical, &leaves).await;
+        }
+        Err(Refused::Sql { message: "a table is a query: it begins with SELECT or WITH".into(), at: Some((1, 1)) })
+    }
+
+    async fn of_query(
+        state: SessionState,
+        (tier, table): (Tier, &str),
+        sql: &str,
+        spec: &model::Table,
+        readable: &Readable<'_>,
+        logical: LogicalPlan,
+        leaves: &BTreeMap<String, Arc<Leaf>>,
+    ) -> Result<Self, Refused> {
+        let optimised = state.optimize(&logical).map_err(|e| sql_refused(&e))?;
+        let names = scanned(&optimised).union(&scanned(&logical)).cloned().collect::<BTreeSet<_>>();
+        let inputs: Vec<String> = names.iter().filter(|name| readable.streams.contains_key(*name)).cloned().collect();
+        if inputs.is_empty() {
+            let message = "the query reads no source and no table; constant rows belong in a `reference` table";
+            return Err(Refused::Sql { message: message.into(), at: None });
+        }
+        let times: EventTimes = inputs.iter().map(|name| (name.clone(), time_name(readable, name))).collect();
+        let Shape { window, event_time } = analyze(&optimised, &times).map_err(Refused::Unfit)?;
+        let used: Vec<Arc<Leaf>> = inputs.iter().filter_map(|name| leaves.get(name).cloned()).collect();
+        let query = Query::new(state.clone(), logical.clone(), used.clone()).await;
+        let schema = query.map_err(|e| Refused::Sql { message: e.to_string(), at: None })?.schema();
+        check_columns(&schema)?;
+        let unique = spec.unique.as_ref().map(|unique| unique_plan(unique, &schema, event_time)).transpose()?;
+        Ok(Self {
+            tier,
+            table: table.to_owned(),
+            sql: sql.to_owned(),
+            references: names.into_iter().filter(|name| readable.references.contains_key(name)).collect(),
+            inputs,
+            rules: rules(&state, &schema, spec)?,
+            schema,
+            event_time,
+            late: spec.late,
+            unique,
+            logical,
+            leaves: used,
+            starts: window.as_ref().map(|window| window.starts.clone()).unwrap_or_default(),
+            window: window.map(|window| (window.group_index, window.width)),
+            state,
+        })
+    }
+
+    /// Gives `tier.table`.
+    pub fn name(&self) -> String {
+        format!("{}.{}", self.tier, self.table)
+    }
+
+    /// Tells whether something of the table outlives an epoch.
+    pub fn is_stateful(&self) -> bool {
+        self.window.is_some() || self.unique.is_some()
+    }
+
+    /// Describes the query and the rule of uniqueness: state that belongs to another description cannot be used.
+    pub fn fingerprint(&self) -> String {
+        let columns = |schema: &SchemaRef| {
+            let columns = schema.fields().iter().map(|field| format!("{} {}", field.name(), field.data_type()));
+            columns.collect::<Vec<_>>().join(", ")
+        };
+        let inputs = self.inputs.iter().zip(&self.leaves);
+        let inputs: Vec<_> = inputs.map(|(name, leaf)| format!("{name}({})", columns(leaf.schema()))).collect();
+        let sql = self.sql.split_whitespace().collect::<Vec<_>>().join(" ");
+        let key = self.unique.as_ref().map(|(key, time, within_us)| {
+            let names: Vec<_> = key.iter().map(|index| self.schema.field(*index).name().as_str()).collect();
+            format!("; unique ({}) by {} within {within_us} us", names.join(", "), self.schema.field(*time).name())
+        });
+        format!("{sql}; over {}{}", inputs.join(", "), key.unwrap_or_default())
+    }
+
+    /// Makes the query ready to run.
+    pub async fn transform(&self) -> Result<Transform> {
+        let query = Query::new(self.state.clone(), self.logical.clone(), self.leaves.clone()).await?;
+        Ok(match self.window {
+            None => Transform::Stateless(Box::new(query)),
+            Some((index, width)) => Transform::Windowed(Box::new(WindowedAggregate::new(query, index, width)?)),
+        })
+    }
+
+    /// Makes the memory of keys, if the table is deduplicated.
+    pub fn unique(&self) -> Result<Option<Unique>> {
+        let unique = self.unique.clone();
+        unique.map(|(key, time, within_us)| Unique::new(&self.schema, key, time, within_us)).transpose()
+    }
+
+    /// Gives the window that a row of an input falls into.
+    pub fn input_window(&self, input: &str) -> Result<Option<Window>> {
+        let place = self.inputs.iter().position(|name| name == input);
+        let (Some((_, width)), Some(start), Some(leaf)) =
+            (self.window, self.starts.get(input), place.and_then(|place| self.leaves.get(place)))
+        else {
+            return Ok(None);
+        };
+        let schema = DFSchema::try_from(leaf.schema().as_ref().clone());
+        let start = schema.and_then(|schema| self.state.create_physical_expr(start.clone(), &schema));
+        let start = start.map_err(|e| Error::internal("could not plan the window of a row").because(e))?;
+        Ok(Some(Window { start, width }))
+    }
+}
+
+fn time_name(readable: &Readable<'_>, stream: &str) -> Option<String> {
+    let (schema, time) = readable.streams.get(stream)?;
+    time.map(|index| schema.field(index).name().clone())
+}
+
+/// Makes everything readable known to the session; gives the leaves by the streams' names.
+fn register(state: &SessionState, readable: &Readable<'_>) -> datafusion::error::Result<BTreeMap<String, Arc<Leaf>>> {
+    let options = &state.config_options().catalog;
+    let catalog = state.catalog_list().catalog(&options.default_catalog);
+    let catalog = catalog.ok_or_else(|| DataFusionError::Internal("there is no default catalog".into()))?;
+    let mut leaves = BTreeMap::new();
+    for (name, (schema, _)) in readable.streams {
+        let leaf = Leaf::new(schema.clone());
+        put(catalog.as_ref(), &options.default_schema, name, Arc::new(StreamTable(leaf.clone())))?;
+        leaves.insert(name.clone(), leaf);
+    }
+    for (name, reference) in readable.references {
+        put(catalog.as_ref(), &options.default_schema, name, reference.clone())?;
+    }
+    Ok(leaves)
+}
+
+fn put(
+    catalog: &dyn CatalogProvider,
+    default_schema: &str,
+    name: &str,
+    provider: Arc<dyn TableProvider>,
+) -> datafusion::error::Result<()> {
+    let (schema, table) = name.split_once('.').unwrap_or((default_schema, name));
+    let known: Arc<dyn SchemaProvider> = match catalog.schema(schema) {
+        Some(known) => known,
+        None => {
+            let made = Arc::new(MemorySchemaProvider::new());
+            catalog.register_schema(schema, made.clone())?;
+            made
+        }
+    };
+    known.register_table(table.to_owned(), provider).map(drop)
+}
+
+/// Names what a plan scans.
+fn scanned(plan: &LogicalPlan) -> BTreeSet<String> {
+    use datafusion::common::tree_node::TreeNodeRecursion;
+    let mut names = BTreeSet::new();
+    let walked = plan.apply_with_subqueries(|node| {
+        if let LogicalPlan::TableScan(scan) = node {
+            names.insert(stream_name(&scan.table_name));
+        }
+        Ok(TreeNodeRecursion::Continue)
+    });
+    debug_assert!(walked.is_ok(), "looking does not fail");
+    names
+}
+
+/// Names the tables that a query mentions, before it can be planned.
+pub fn mentioned(state: &SessionState, sql: &str) -> Result<BTreeSet<String>, Refused> {
+    let dialect = state.config_options().sql_parser.dialect;
+    let statement = state.sql_to_statement(sql, &dialect).map_err(|e| sql_refused(&e))?;
+    let tables: Vec<TableReference> = state.resolve_table_references(&statement).map_err(|e| sql_refused(&e))?;
+    Ok(tables.iter().map(stream_name).collect())
+}
+
+fn check_columns(schema: &SchemaRef) -> Result<(), Refused> {
+    let mut seen = BTreeSet::new();
+    for field in schema.fields() {
+        if !seen.insert(field.name()) {
+            let message = format!("two columns are named `{}`; give one another name with AS", field.name());
+            return Err(Refused::Sql { message, at: None });
+        }
+        if field.data_type() == &DataType::Null {
+            let message = format!("column `{}` is always NULL and has no type; write CAST(NULL AS ...)", field.name());
+            return Err(Refused::Sql { message, at: None });
+        }
+    }
+    Ok(())
+}
+
+fn rules(state: &SessionState, schema: &SchemaRef, spec: &model::Table) -> Result<Vec<Rule>, Refused> {
+    let columns = DFSchema::try_from(schema.as_ref().clone()).map_err(|e| sql_refused(&e))?;
+    let rule = |(name, rule): (&String, &model::Expectation)| {
+        let planned = state.create_logical_expr(&rule.that, &columns);
+        let planned = planned.and_then(|expr| state.create_physical_expr(expr, &columns));
+        let at = vec!["expect".to_owned(), name.clone(), "that".to_owned()];
+        let condition = planned.map_err(|e| Refused::Option(at.clone(), Error::config(sql_text(&e))))?;
+        if condition.data_type(schema).ok() != Some(DataType::Boolean) {
+            return Err(Refused::Option(at, Error::config("a rule is a condition, such as `x > 0`")));
+        }
+        let otherwise = match rule.otherwise {
+            model::Otherwise::Keep => Otherwise::Keep,
+            model::Otherwise::Drop => Otherwise::Drop,
+            model::Otherwise::Quarantine => Otherwise::Quarantine,
+            model::Otherwise::Fail => Otherwise::Fail,
+        };
+        Ok(Rule { name: name.clone(), text: rule.that.clone(), condition, otherwise })
+    };
+    spec.expect.iter().map(rule).collect()
+}
+
+fn unique_plan(
+    unique: &model::Unique,
+    schema: &SchemaRef,
+    event_time: Option<usize>,
+) -> Result<(Vec<usize>, usize, i64), Refused> {
+    let at = |keys: &[&str]| keys.iter().map(|key| (*key).to_owned()).collect::<Vec<_>>();
+    let column = |(place, name): (usize, &String)| {
+        schema.index_of(name).map_err(|_| {
+            let known: Vec<_> = schema.fields().iter().map(|field| field.name().as_str()).collect();
+            let message = format!("the table has no column `{name}`; it has {}", known.join(", "));
+            Refused::Option(at(&["unique", "key", &place.to_string()]), Error::config(message))
+        })
+    };
+    let key = unique.key.iter().enumerate().map(column).collect::<Result<Vec<_>, _>>()?;
+    let time = event_time.ok_or_else(|| {
+        let message = "the table has no column with the event time, so keys could never be forgotten; select the \
+                       event-time column of the source, and give the source an `event_time`";
+        Refused::Option(at(&["unique"]), Error::config(message))
+    })?;
+    Ok((key, time, i64::try_from(unique.within.0.as_micros()).unwrap_or(i64::MAX)))
+}
+
+fn sql_refused(error: &DataFusionError) -> Refused {
+    Refused::Sql { message: sql_text(error), at: place(error) }
+}
+
+/// Gives what DataFusion says without the layers that mean nothing to the user.
+fn sql_text(error: &DataFusionError) -> String {
+    let text = match error.find_root() {
+        DataFusionError::SQL(parser, _) => parser.to_string(),
+        DataFusionError::Collection(all) => {
+            return all.first().map_or_else(|| error.to_string(), sql_text);
+        }
+        root => root.strip_backtrace(),
+    };
+    let prefixes = ["SQL error: ", "sql parser error: ", "Error during planning: ", "Schema error: ", "Invalid function "];
+    let mut text = text.as_str();
+    while let Some(rest) = prefixes.iter().take(4).find_map(|prefix| text.strip_prefix(prefix)) {
+        text = rest;
+    }
+    let end = text.find(" at Line: ").unwrap_or(text.len());
+    text[..end].trim_end_matches(['.', '\n']).to_owned()
+}
+
+/// Finds the line and column that an error names.
+fn place(error: &DataFusionError) -> Option<(usize, usize)> {
+    if let Some(span) = error.diagnostic().and_then(|diagnostic| diagnostic.span) {
+        let at = |number: u64| usize::try_from(number).ok();
+        return Some((at(span.start.line)?, at(span.start.column)?));
+    }
+    let text = error.to_string();
+    let (_, rest) = text.split_once(" at Line: ")?;
+    let (line, rest) = rest.split_once(", Column: ")?;
+    let column: String = rest.chars().take_while(char::is_ascii_digit).collect();
+    Some((line.parse().ok()?, column.parse().ok()?))
+}

@@ -1,0 +1,113 @@
+//! The pipeline as a whole: lake, state, limits, secrets, and test cases.
+
+use std::time::Duration;
+
+use super::Check;
+use crate::spec::codes;
+use crate::spec::model::{Encryption, Lake};
+use crate::spec::suggest;
+use crate::spec::tier::Tier;
+use crate::spec::units::ByteSize;
+
+/// The least memory: what the channels, one decoder and one Parquet writer hold at their smallest.
+const MEMORY_MIN: ByteSize = ByteSize::mib(64);
+
+/// How many of the largest records must fit in the memory: raw, decoded, in a channel, and in a writer.
+const RECORDS_IN_MEMORY_MIN: u64 = 4;
+
+pub(super) fn check(check: &mut Check<'_>) {
+    let spec = check.spec;
+    if check.names("sources").is_empty() {
+        let hint = "add one: `sources: { orders: { file: { path: data/*.json } } }`";
+        check.error(&["sources"], codes::NO_SOURCES, "the pipeline has no source", hint);
+    }
+    if check.table_names().is_empty() {
+        let hint = "add one: `bronze: { orders: { from: orders } }`";
+        check.error(&["bronze"], codes::NO_TABLES, "the pipeline has no table", hint);
+    }
+    lake(check);
+    if let Some(state) = &spec.state {
+        check.location(&["state"], state);
+    }
+    if matches!(&spec.encryption, Encryption::Kms(key) if key.trim().is_empty()) {
+        let hint = "write its id, alias or ARN";
+        check.error(&["encryption", "kms"], codes::BAD_LOCATION, "the KMS key is empty", hint);
+    }
+    limits(check);
+    secrets(check);
+    tests(check);
+}
+
+fn lake(check: &mut Check<'_>) {
+    let spec = check.spec;
+    let tiers = match &spec.lake {
+        Lake::Root(root) => return check.location(&["lake"], root),
+        Lake::Tiers(tiers) => tiers,
+    };
+    let roots = [Some(&tiers.bronze), tiers.silver.as_ref(), tiers.gold.as_ref(), tiers.vibranium.as_ref()];
+    for (tier, root) in Tier::ALL.into_iter().zip(roots) {
+        let stored = spec.tables(tier).iter().find(|(_, table)| table.store);
+        match (root, stored) {
+            (Some(root), _) => check.location(&["lake", tier.name()], root),
+            (None, Some((table, _))) => {
+                let message = format!("the tier `{tier}` has no root in the lake, and `{tier}.{table}` is stored");
+                let hint = format!("add `{tier}:` under `lake`, or set `store: false` for its tables");
+                check.error(&["lake"], codes::NO_ROOT, message, hint);
+            }
+            (None, None) => {}
+        }
+    }
+}
+
+fn limits(check: &mut Check<'_>) {
+    let (limits, commit) = (&check.spec.limits, &check.spec.commit);
+    let mut too_small = |path: &[&str], wrong: bool, least: String| {
+        if wrong {
+            let what = path.join(".");
+            check.error(path, codes::BAD_LIMIT, format!("`{what}` is too small"), format!("at least {least}"));
+        }
+    };
+    too_small(&["limits", "memory"], limits.memory < MEMORY_MIN, MEMORY_MIN.to_string());
+    too_small(&["limits", "record"], limits.record.0 == 0, "1B".into());
+    too_small(&["limits", "open_partitions"], limits.open_partitions == 0, "1".into());
+    too_small(&["limits", "spool"], limits.spool < limits.record, format!("a record: {}", limits.record));
+    too_small(&["commit", "every"], commit.every.0 == Duration::ZERO, "1ms".into());
+    too_small(&["commit", "bytes"], commit.bytes.0 == 0, "1B".into());
+    too_small(&["commit", "rows"], commit.rows == Some(0), "1".into());
+    if limits.memory >= MEMORY_MIN && limits.record.0.saturating_mul(RECORDS_IN_MEMORY_MIN) > limits.memory.0 {
+        let message = format!("a record may be larger than a quarter of the memory ({})", limits.memory);
+        let hint = "lower `limits.record` or raise `limits.memory`";
+        check.error(&["limits", "record"], codes::BAD_LIMIT, message, hint);
+    }
+}
+
+fn secrets(check: &mut Check<'_>) {
+    let spec = check.spec;
+    let used: Vec<&str> = spec.all_tables().filter_map(|(_, _, t)| Some(t.postgres.as_ref()?.url.as_str())).collect();
+    if used.iter().any(|name| !spec.secrets.contains_key(*name)) {
+        // The one that is not used may be the one that was meant, and that has been said.
+        return;
+    }
+    for secret in spec.secrets.keys().filter(|secret| !used.contains(&secret.as_str())) {
+        let message = format!("the secret `{secret}` is not used");
+        check.warning(&["secrets", secret], codes::UNUSED_SECRET, message, "use it as a sink's `url`, or remove it");
+    }
+}
+
+fn tests(check: &mut Check<'_>) {
+    let spec = check.spec;
+    let (sources, tables) = (check.names("sources"), check.table_names());
+    for (index, case) in spec.tests.iter().enumerate() {
+        let index = index.to_string();
+        for source in case.given.keys().filter(|source| !sources.contains(&source.as_str())) {
+            let message = format!("the case gives rows to `{source}`, which is no source");
+            let hint = suggest::hint(source, sources.iter().copied());
+            check.error(&["tests", &index, "given", source], codes::UNKNOWN_INPUT, message, hint);
+        }
+        for table in case.expect.keys().filter(|table| !tables.contains(table)) {
+            let message = format!("the case expects rows of `{table}`, which is no table");
+            let hint = suggest::hint(table, tables.iter().map(String::as_str));
+            check.error(&["tests", &index, "expect", table], codes::UNKNOWN_INPUT, message, hint);
+        }
+    }
+}

@@ -1,0 +1,162 @@
+//! Tables: where their rows come from and where they go.
+
+use super::Check;
+use super::names::NAME_BYTES_MAX;
+use crate::spec::codes;
+use crate::spec::loaded::is_url;
+use crate::spec::model::{PostgresSink, Table};
+use crate::spec::partition::Partition;
+use crate::spec::suggest;
+use crate::spec::tier::Tier;
+
+pub(super) fn check(check: &mut Check<'_>) {
+    let spec = check.spec;
+    for (tier, name, table) in spec.all_tables() {
+        let path = [tier.name(), name];
+        input(check, &path, table);
+        if let Some(from) = &table.from {
+            self::from(check, tier, name, from);
+        }
+        for (rule, expectation) in &table.expect {
+            if expectation.that.trim().is_empty() {
+                let place = [&path[..], &["expect", rule, "that"]].concat();
+                let message = "the rule has no condition";
+                check.error(&place, codes::EMPTY_RULE, message, "write one over the table's columns: `amount > 0`");
+            }
+        }
+        if let Some(unique) = &table.unique {
+            check.key(&[&path[..], &["unique", "key"]].concat(), &unique.key);
+            if unique.within.0.is_zero() {
+                let place = [&path[..], &["unique", "within"]].concat();
+                let hint = "write how late a repeated row can come: `1d`";
+                check.error(&place, codes::BAD_LIMIT, "no key would be remembered", hint);
+            }
+        }
+        partitions(check, &path, table);
+        if let Some(postgres) = &table.postgres {
+            self::postgres(check, &[&path[..], &["postgres"]].concat(), postgres);
+        }
+    }
+}
+
+fn input(check: &mut Check<'_>, path: &[&str], table: &Table) {
+    let given = [("from", table.from.is_some()), ("sql", table.sql.is_some()), ("sql_file", table.sql_file.is_some())];
+    let given: Vec<&str> = given.into_iter().filter_map(|(key, is)| is.then_some(key)).collect();
+    match given.as_slice() {
+        [_] => {}
+        [] => {
+            let message = "the table does not say where its rows come from";
+            check.error(path, codes::TABLE_INPUT, message, "give it `from`, `sql` or `sql_file`");
+        }
+        [_, second, ..] => {
+            let message = format!("the table has several inputs: `{}`", given.join("`, `"));
+            check.error(&[path, &[second]].concat(), codes::TABLE_INPUT, message, "keep one of them");
+        }
+    }
+    if table.sql.as_ref().is_some_and(|sql| sql.trim().is_empty()) {
+        let place = [path, &["sql"]].concat();
+        check.error(&place, codes::NO_QUERY, "the query is empty", "write `SELECT ... FROM ...`");
+    }
+}
+
+fn from(check: &mut Check<'_>, tier: Tier, name: &str, from: &str) {
+    let path = [tier.name(), name, "from"];
+    let sources = check.names("sources");
+    if sources.contains(&from) {
+        return;
+    }
+    let tables = check.table_names();
+    if tables.iter().any(|table| table == from) {
+        let input = from.split_once('.').and_then(|(tier, table)| Some((Tier::by_name(tier)?, table)));
+        let Some((input_tier, _)) = input else { return };
+        if input_tier > tier {
+            let message = format!("`{tier}.{name}` reads `{from}`, a table of a higher tier");
+            let hint = "rows go from bronze to silver, gold and vibranium; move one of the two";
+            check.error(&path, codes::TIER_ORDER, message, hint);
+        } else if let Some(cycle) = cycle(check, tier, name) {
+            let message = format!("the table reads itself: {}", cycle.join(" <- "));
+            check.error(&path, codes::CYCLE, message, "let one of them read a source, or a lower tier");
+        }
+        return;
+    }
+    let (message, hint) = if check.names("reference").contains(&from) {
+        let hint = format!("join it in a query: `sql: SELECT ... FROM ... JOIN {from} ON ...`");
+        (format!("`{from}` is a reference table, which gives no rows by itself"), Some(hint))
+    } else {
+        let of_another_tier = tables.iter().find(|table| table.split('.').nth(1) == Some(from));
+        let candidates = sources.iter().copied().chain(tables.iter().map(String::as_str));
+        let hint = match of_another_tier {
+            Some(table) => Some(format!("did you mean `{table}`?")),
+            None => suggest::hint(from, candidates),
+        };
+        (format!("there is no source or table `{from}`"), hint)
+    };
+    check.error(&path, codes::UNKNOWN_INPUT, message, hint);
+}
+
+/// Follows `from` until it comes back to the table; gives the way if it does, for the first table on it.
+fn cycle(check: &Check<'_>, tier: Tier, name: &str) -> Option<Vec<String>> {
+    let start = format!("{tier}.{name}");
+    let mut way = vec![start.clone()];
+    let mut next = check.spec.tables(tier).get(name)?.from.clone()?;
+    while !way.contains(&next) {
+        let (tier, table) = next.split_once('.')?;
+        let from = check.spec.tables(Tier::by_name(tier)?).get(table)?.from.clone()?;
+        way.push(std::mem::replace(&mut next, from));
+    }
+    let first = way.iter().min() == Some(&start);
+    way.push(start.clone());
+    (next == start && first).then_some(way)
+}
+
+fn partitions(check: &mut Check<'_>, path: &[&str], table: &Table) {
+    let path = [path, &["partition_by"]].concat();
+    for (index, text) in table.partition_by.iter().enumerate() {
+        if let Err(message) = text.parse::<Partition>() {
+            let index = index.to_string();
+            let place = [&path[..], &[&index]].concat();
+            let hint = "write a column, `date(column)` or `hour(column)`";
+            check.error(&place, codes::BAD_PARTITION, message, hint);
+        }
+    }
+    check.once_each(&path, &table.partition_by, codes::BAD_PARTITION);
+}
+
+fn postgres(check: &mut Check<'_>, path: &[&str], sink: &PostgresSink) {
+    let at = |key| [path, &[key]].concat();
+    let secrets = check.names("secrets");
+    if is_url(&sink.url) {
+        // The line may hold a password: the key is shown, and not the line.
+        let message = "a connection URL must not stand in the file";
+        let hint = "name a secret: `url: pg`, with `secrets: { pg: { env: DATABASE_URL } }`".to_owned();
+        let mut found = check.loaded.diagnostic_at(&at("url"), codes::UNKNOWN_SECRET, message, Some(hint));
+        if let Some(place) = &mut found.place {
+            place.source_line = place.source_line.chars().take(place.column - 1).collect::<String>() + "***";
+            place.width = 3;
+        }
+        check.add(&at("url"), found);
+    } else if !secrets.contains(&sink.url.as_str()) {
+        let hint = suggest::hint(&sink.url, secrets.iter().copied());
+        let declare = || format!("declare it: `secrets: {{ {}: {{ env: DATABASE_URL }} }}`", sink.url);
+        let message = format!("there is no secret `{}`", sink.url);
+        check.error(&at("url"), codes::UNKNOWN_SECRET, message, hint.unwrap_or_else(declare));
+    }
+    match (sink.key.is_empty(), sink.append) {
+        (true, false) => {
+            let message = "it is not said what becomes of a row that is there already";
+            let hint = "give a `key: [...]` to replace rows, or `append: true` to add every row";
+            check.error(path, codes::KEY_XOR_APPEND, message, hint);
+        }
+        (false, true) => {
+            let message = "`append` adds every row, and `key` replaces rows";
+            check.error(&at("append"), codes::KEY_XOR_APPEND, message, "keep one of them");
+        }
+        _ => check.once_each(&at("key"), &sink.key, codes::BAD_KEY),
+    }
+    for (key, name) in [("table", &sink.table), ("schema", &sink.schema)] {
+        if name.is_empty() || name.len() > NAME_BYTES_MAX {
+            let message = format!("`{key}` has {} bytes; PostgreSQL takes 1 to {NAME_BYTES_MAX}", name.len());
+            check.error(&at(key), codes::BAD_NAME, message, None);
+        }
+    }
+}

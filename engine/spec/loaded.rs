@@ -1,0 +1,332 @@
+//! A pipeline file that has been read and checked: the model, resolved paths,
+//! and the way back to the place where something was written.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use nexus_operators::secret::SecretRef;
+
+use super::check;
+use super::codes;
+use super::diagnostic::{Diagnostic, Diagnostics, Severity};
+use super::model::{Given, Lake, Secret, Spec};
+use super::params::Params;
+use super::query::Query;
+use super::source::{Extent, SourceText};
+use super::tier::Tier;
+use super::validate;
+use super::yaml::{self, Node};
+
+/// A pipeline file that has been read and checked.
+#[derive(Debug, Clone)]
+pub struct Loaded {
+    /// What the file says.
+    pub spec: Spec,
+    /// The file's folder, absolute.
+    pub folder: PathBuf,
+    /// What is probably not meant.
+    pub warnings: Diagnostics,
+    /// Where relative paths of `--set` begin, absolute.
+    current_folder: PathBuf,
+    source: SourceText,
+    /// The file with parameters put in, which knows where everything stands.
+    root: Node,
+    /// The queries that lie in files of their own, by tier and table.
+    query_files: BTreeMap<(Tier, String), Query>,
+}
+
+/// Reads and checks a pipeline file; gives everything that is wrong with it at once.
+pub fn load(path: &Path, overrides: &[(String, String)]) -> Result<Loaded, Diagnostics> {
+    let file = path.display().to_string();
+    let unreadable = |message: String| Diagnostic::error(codes::UNREADABLE, file.clone(), message);
+    let text = std::fs::read(path).map_err(|e| unreadable(format!("could not read the pipeline file: {e}")))?;
+    let text = String::from_utf8(text).map_err(|_| unreadable("the pipeline file is not UTF-8 text".into()))?;
+    let folder = match path.parent() {
+        Some(parent) if parent != Path::new("") => parent,
+        _ => Path::new("."),
+    };
+    parse(&text, &file, folder, overrides)
+}
+
+/// Checks the text of a pipeline file that lies, or would lie, in `folder`. `file` is its name in diagnostics.
+pub fn parse(text: &str, file: &str, folder: &Path, overrides: &[(String, String)]) -> Result<Loaded, Diagnostics> {
+    let text = text.strip_prefix('\u{feff}').unwrap_or(text);
+    let source = SourceText::new(file, text);
+    let absolute = |path: &Path| {
+        std::path::absolute(path).map_err(|e| {
+            let message = format!("could not find the folder {}: {e}", path.display());
+            Diagnostic::error(codes::UNREADABLE, file, message)
+        })
+    };
+    let (folder, current_folder) = (absolute(folder)?, absolute(Path::new("."))?);
+    let mut root = yaml::parse(text, &source)?;
+    let mut found = Vec::new();
+    let mut params = Params::read(&root, &source, overrides, &mut found);
+    params.substitute(&mut root, &source, &mut found);
+    let validated = validate::validate(&root, &source);
+    let spec = validated.value.and_then(|value| serde_json::from_value::<Spec>(value).ok());
+    let (places, wrong): (Vec<_>, Vec<_>) = validated.wrong.into_iter().unzip();
+    // When the outermost shape is wrong, what is missing in it would only be reported again.
+    let outermost = places.iter().zip(&wrong).any(|(path, d)| path.len() < 2 && !misspelt(d));
+    found.extend(wrong);
+    let Some(spec) = spec.filter(|_| !outermost) else {
+        if found.is_empty() {
+            let message = "the file follows the schema and does not fit the model; this is a bug in Nexus";
+            found.push(Diagnostic::error(codes::WRONG_TYPE, file, message));
+        }
+        return Err(Diagnostics::new(found));
+    };
+    let warnings = Diagnostics::default();
+    let mut loaded = Loaded { spec, folder, warnings, current_folder, source, root, query_files: BTreeMap::new() };
+    loaded.read_queries(&mut params, &mut found);
+    let meant = check::check(&loaded).into_iter().filter(|(path, _)| loaded.is_sound(path, &places));
+    found.extend(meant.map(|(_, diagnostic)| diagnostic));
+    // A parameter whose name is misspelt where it is used would be reported twice.
+    if !found.iter().any(|d| matches!(d.code, codes::UNKNOWN_PARAM | codes::BAD_SUBSTITUTION)) {
+        found.extend(params.unused(&loaded.source));
+    }
+    if found.iter().any(|d| d.severity == Severity::Error) {
+        return Err(Diagnostics::new(found));
+    }
+    loaded.warnings = Diagnostics::new(found);
+    Ok(loaded)
+}
+
+impl Loaded {
+    /// Gives the file's name, as the user wrote it.
+    pub fn file(&self) -> &str {
+        self.source.file()
+    }
+
+    /// Makes an error at what stands under `path`, such as `["gold", "hourly", "sql"]`; an item of a list is
+    /// addressed by its number. What is not there is reported at what would hold it.
+    pub fn diagnostic_at(
+        &self,
+        path: &[&str],
+        code: &'static str,
+        message: impl Into<String>,
+        hint: Option<String>,
+    ) -> Diagnostic {
+        let place = self.place(path);
+        let error = Diagnostic::error(code, self.file(), message).at(place, self.source.line(place.line));
+        Diagnostic { hint, ..error }
+    }
+
+    /// Makes an error at a line and column (from 1, in characters) of the text under `path`, such as a condition.
+    pub fn diagnostic_in_text(
+        &self,
+        path: &[&str],
+        (line, column): (usize, usize),
+        code: &'static str,
+        message: impl Into<String>,
+        hint: Option<String>,
+    ) -> Diagnostic {
+        let Some(scalar) = self.node(path).and_then(Node::scalar) else {
+            return self.diagnostic_at(path, code, message, hint);
+        };
+        let place = scalar.place_of(&self.source, offset_of(&scalar.text, line, column));
+        let error = Diagnostic::error(code, self.file(), message).at(place, self.source.line(place.line));
+        Diagnostic { hint, ..error }
+    }
+
+    /// Makes an error at a line and column (from 1, in characters) of a table's query, also if it lies in a file.
+    pub fn diagnostic_in_query(
+        &self,
+        (tier, table): (Tier, &str),
+        (line, column): (usize, usize),
+        code: &'static str,
+        message: impl Into<String>,
+        hint: Option<String>,
+    ) -> Diagnostic {
+        match self.query_files.get(&(tier, table.to_owned())) {
+            Some(query) => {
+                let offset = offset_of(query.text(), line, column);
+                Diagnostic { hint, ..query.diagnostic(offset, code, message.into()) }
+            }
+            None => self.diagnostic_in_text(&[tier.name(), table, "sql"], (line, column), code, message, hint),
+        }
+    }
+
+    /// Gives a table's query; nothing if the table takes its rows `from` somewhere.
+    pub fn sql_of(&self, tier: Tier, table: &str) -> Option<&str> {
+        match self.query_files.get(&(tier, table.to_owned())) {
+            Some(query) => Some(query.text()),
+            None => self.spec.tables(tier).get(table)?.sql.as_deref(),
+        }
+    }
+
+    /// Gives the absolute glob of a `file` source.
+    pub fn source_glob(&self, source: &str) -> Option<String> {
+        let file = self.spec.sources.get(source)?.file.as_ref()?;
+        Some(self.resolve_glob(&["sources", source, "file", "path"], &file.path))
+    }
+
+    /// Gives the absolute glob, or the `s3://` URL, of a reference table.
+    pub fn reference_path(&self, reference: &str) -> Option<String> {
+        let path = &self.spec.reference.get(reference)?.path;
+        Some(self.resolve_glob(&["reference", reference, "path"], path))
+    }
+
+    /// Gives the root of a tier's tables: an absolute folder or an `s3://` URL. A tier that has no root of its own,
+    /// since none of its tables is stored, has that of bronze.
+    pub fn lake_root(&self, tier: Tier) -> String {
+        let tiers = match &self.spec.lake {
+            Lake::Root(root) => return self.resolve(&["lake"], root),
+            Lake::Tiers(tiers) => tiers,
+        };
+        let own = match tier {
+            Tier::Bronze => None,
+            Tier::Silver => tiers.silver.as_ref(),
+            Tier::Gold => tiers.gold.as_ref(),
+            Tier::Vibranium => tiers.vibranium.as_ref(),
+        };
+        match own {
+            Some(root) => self.resolve(&["lake", tier.name()], root),
+            None => self.resolve(&["lake", "bronze"], &tiers.bronze),
+        }
+    }
+
+    /// Gives where commit records and positions are kept: an absolute folder or an `s3://` URL.
+    pub fn state_root(&self) -> String {
+        match &self.spec.state {
+            Some(state) => self.resolve(&["state"], state),
+            None => format!("{}/_nexus/{}", self.lake_root(Tier::Bronze).trim_end_matches('/'), self.spec.name),
+        }
+    }
+
+    /// Gives where a secret is kept.
+    pub fn secret_ref(&self, name: &str) -> Option<SecretRef> {
+        Some(match self.spec.secrets.get(name)? {
+            Secret::Env(variable) => SecretRef::Env(variable.clone()),
+            Secret::File(path) => SecretRef::File(self.resolve(&["secrets", name, "file"], path).into()),
+            Secret::AwsSecretsManager(secret) => {
+                SecretRef::AwsSecretsManager { id: secret.id.clone(), key: secret.key.clone() }
+            }
+        })
+    }
+
+    /// Gives the absolute path of the file that a source reads in a test case; nothing if the rows stand in place.
+    pub fn given_path(&self, test: usize, source: &str) -> Option<PathBuf> {
+        match self.spec.tests.get(test)?.given.get(source)? {
+            Given::File(path) => Some(self.resolve(&["tests", &test.to_string(), "given", source], path).into()),
+            Given::Rows(_) => None,
+        }
+    }
+
+    /// Resolves a path: from the current folder if it came with `--set`, else from the file's folder.
+    pub fn resolve_path(&self, text: &str, came_from_override: bool) -> String {
+        if is_url(text) {
+            return text.to_owned();
+        }
+        let path = self.base(came_from_override).join(text);
+        // Only an empty path has no absolute one, and this one has a folder before it.
+        std::path::absolute(&path).unwrap_or(path).to_string_lossy().into_owned()
+    }
+
+    /// Gives the place of what stands under `path`, or of what would hold it.
+    pub(super) fn place(&self, path: &[&str]) -> Extent {
+        let mut node = &self.root;
+        let mut place = Extent { line: 1, column: 1, width: 1 };
+        for step in path {
+            let Some((key, value)) = below(node, step) else { return place };
+            // A mapping is best recognised by its key, a scalar by itself.
+            place = match (key, value) {
+                (Some(key), Node::Map { .. } | Node::List { .. }) => key,
+                (Some(key), scalar) if scalar.is_null() => key,
+                (_, value) => value.place(),
+            };
+            node = value;
+        }
+        place
+    }
+
+    /// Gives what stands under `path`.
+    pub(super) fn node(&self, path: &[&str]) -> Option<&Node> {
+        path.iter().try_fold(&self.root, |node, step| below(node, step).map(|(_, value)| value))
+    }
+
+    /// Gives the keys of a section as they stand in the file, also those whose value is wrong.
+    pub(super) fn written_names(&self, section: &str) -> impl Iterator<Item = &str> {
+        self.root.get(section).map_or(&[][..], Node::entries).iter().map(|e| e.key.as_str())
+    }
+
+    /// Gives the file's lines.
+    pub(super) fn source(&self) -> &SourceText {
+        &self.source
+    }
+
+    fn read_queries(&mut self, params: &mut Params, found: &mut Vec<Diagnostic>) {
+        let mut queries = BTreeMap::new();
+        for (tier, table, definition) in self.spec.all_tables() {
+            let Some(path) = &definition.sql_file else { continue };
+            let place = [tier.name(), table, "sql_file"];
+            match Query::read(&self.resolve(&place, path), params) {
+                Ok(query) => {
+                    queries.insert((tier, table.to_owned()), query);
+                }
+                Err(in_file) => found.extend(in_file.into_iter().map(|d| match d.place {
+                    // The file itself cannot be read: the place is where it is named.
+                    None => self.diagnostic_at(&place, d.code, d.message, d.hint),
+                    Some(_) => d,
+                })),
+            }
+        }
+        self.query_files = queries;
+    }
+
+    /// Tells whether a mistake under `path` is one of its own, and does not follow from what stands at `wrong`.
+    fn is_sound(&self, path: &[String], wrong: &[Vec<String>]) -> bool {
+        let parent: Vec<&str> = path.iter().take(path.len().saturating_sub(1)).map(String::as_str).collect();
+        wrong.is_empty()
+            || (self.node(&parent).is_some() && !wrong.iter().any(|w| w.starts_with(path) || path.starts_with(w)))
+    }
+
+    fn resolve(&self, path: &[&str], text: &str) -> String {
+        self.resolve_path(text, self.begins_with_override(path))
+    }
+
+    /// Like [`resolve`](Self::resolve), with the folder's own brackets and stars escaped.
+    fn resolve_glob(&self, path: &[&str], text: &str) -> String {
+        if is_url(text) || Path::new(text).is_absolute() {
+            return text.to_owned();
+        }
+        let folder = self.base(self.begins_with_override(path)).to_string_lossy();
+        self.resolve_path(&format!("{}/{text}", glob::Pattern::escape(&folder)), false)
+    }
+
+    fn base(&self, came_from_override: bool) -> &Path {
+        if came_from_override { &self.current_folder } else { &self.folder }
+    }
+
+    /// Tells whether the text under `path` begins with a parameter that was given with `--set`.
+    fn begins_with_override(&self, path: &[&str]) -> bool {
+        let first = self.node(path).and_then(Node::scalar).and_then(|s| s.substituted.first());
+        first.is_some_and(|s| s.offset == 0 && s.overridden)
+    }
+}
+
+/// Tells whether a location is a URL and not a path.
+pub(super) fn is_url(text: &str) -> bool {
+    text.contains("://")
+}
+
+fn misspelt(diagnostic: &Diagnostic) -> bool {
+    diagnostic.code == codes::UNKNOWN_KEY && diagnostic.hint.as_ref().is_some_and(|h| h.starts_with("did you mean"))
+}
+
+/// Gives the key's place, if there is a key, and the value under one step of a path.
+fn below<'a>(node: &'a Node, step: &str) -> Option<(Option<Extent>, &'a Node)> {
+    match node {
+        Node::Map { entries, .. } => entries.iter().find(|e| e.key == step).map(|e| (Some(e.place), &e.value)),
+        Node::List { items, .. } => step.parse::<usize>().ok().and_then(|n| items.get(n)).map(|item| (None, item)),
+        Node::Scalar(_) => None,
+    }
+}
+
+/// Gives the offset in bytes of a line and column, both from 1; the end of the line if it is shorter.
+fn offset_of(text: &str, line: usize, column: usize) -> usize {
+    let mut lines = text.split_inclusive('\n');
+    let before: usize = lines.by_ref().take(line.saturating_sub(1)).map(str::len).sum();
+    let line = lines.next().unwrap_or_default().trim_end_matches('\n');
+    before + line.char_indices().nth(column.saturating_sub(1)).map_or(line.len(), |(at, _)| at)
+}

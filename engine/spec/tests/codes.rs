@@ -1,0 +1,55 @@
+//! Each code has a file that earns it, and the text that is shown for it:
+//! `cases/CODE.yaml` and `cases/CODE.txt`. A first line `# --set name=value`
+//! gives an override. `UPDATE_SNAPSHOTS=1 cargo test` writes the texts anew.
+
+use std::fs;
+use std::path::PathBuf;
+
+use crate::spec::codes::CODES;
+use crate::spec::{Diagnostics, load};
+
+fn cases() -> PathBuf {
+    PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("engine/spec/tests/cases")
+}
+
+/// Loads a case; gives what is shown, with the cases' folder left out.
+fn shown(code: &str) -> (Diagnostics, String) {
+    let path = cases().join(format!("{code}.yaml"));
+    let text = fs::read_to_string(&path).unwrap_or_default();
+    let set = text.lines().next().and_then(|line| line.strip_prefix("# --set "));
+    let overrides: Vec<_> =
+        set.and_then(|s| s.split_once('=')).map(|(k, v)| (k.into(), v.into())).into_iter().collect();
+    let found = match load(&path, &overrides) {
+        Ok(loaded) => loaded.warnings,
+        Err(found) => found,
+    };
+    let folder = format!("{}/", cases().display());
+    let shown = found.to_string().replace(&folder, "") + "\n";
+    (found, shown)
+}
+
+#[test]
+fn every_code_is_earned_by_its_file_and_shown_as_written_down() {
+    let update = std::env::var_os("UPDATE_SNAPSHOTS").is_some();
+    for code in CODES {
+        let snapshot = cases().join(format!("{}.txt", code.code));
+        let (found, shown) = shown(code.code);
+        assert!(!found.is_empty(), "{} loads", code.code);
+        for one in &found {
+            assert_eq!(one.code, code.code, "{one}");
+        }
+        if update {
+            fs::write(&snapshot, &shown).unwrap();
+        }
+        let expected = fs::read_to_string(&snapshot).unwrap_or_else(|e| panic!("{}: {e}", snapshot.display()));
+        assert_eq!(shown, expected, "{}", code.code);
+    }
+}
+
+#[test]
+fn no_file_is_left_of_a_code_that_is_gone() {
+    for file in fs::read_dir(cases()).unwrap() {
+        let name = file.unwrap().file_name().into_string().unwrap();
+        assert!(CODES.iter().any(|code| name.starts_with(code.code)), "{name}");
+    }
+}

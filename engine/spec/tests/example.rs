@@ -1,0 +1,206 @@
+//! The example of the documentation, and where its paths lead.
+
+use std::path::{Path, PathBuf};
+
+use nexus_operators::secret::SecretRef;
+use serde_json::json;
+
+use super::{FLIGHTS, SMALL, read, read_with};
+use crate::spec::model::{Aggregated, Expected, Format, Given, KinesisMode, OnDataLoss, Otherwise, UnknownColumn};
+use crate::spec::source::SourceText;
+use crate::spec::units::{ByteSize, Span};
+use crate::spec::validate::validate;
+use crate::spec::{Tier, json_schema, load, parse, yaml};
+
+#[test]
+fn the_example_loads_without_a_warning() {
+    let loaded = read(FLIGHTS).unwrap();
+    assert!(loaded.warnings.is_empty(), "{}", loaded.warnings);
+    let spec = &loaded.spec;
+    assert_eq!((spec.commit.every, spec.commit.bytes), (Span::from_secs(10), ByteSize::mib(128)));
+    let departures = &spec.sources["departures"];
+    let columns: Vec<&str> = departures.columns.as_ref().unwrap().0.iter().map(|(name, _)| name.as_str()).collect();
+    assert_eq!(columns, ["year", "carrier", "dep_delay", "time_hour"]);
+    assert!(matches!(&departures.format, Some(Format::Csv(csv)) if csv.header && csv.nulls == ["NA"]));
+    assert_eq!(departures.on_unknown_column, UnknownColumn::Rescue);
+    assert_eq!(spec.silver["departures"].expect["sane_delay"].otherwise, Otherwise::Quarantine);
+    assert_eq!(spec.gold["hourly_delays"].postgres.as_ref().unwrap().key, ["hour", "origin"]);
+    let case = &spec.tests[0];
+    assert!(matches!(&case.expect["silver.departures"], Expected::Rows(rows) if rows.is_empty()));
+    assert!(matches!(&case.expect["bronze.departures"], Expected::Count(count) if count.rows == 2));
+}
+
+#[test]
+fn the_schema_takes_the_example() {
+    let source = SourceText::new("flights.yaml", FLIGHTS);
+    let validated = validate(&yaml::parse(FLIGHTS, &source).unwrap(), &source);
+    assert!(validated.wrong.is_empty(), "{:?}", validated.wrong);
+    let keys = json_schema()["properties"].as_object().unwrap().len();
+    assert_eq!(validated.value.unwrap().as_object().unwrap().len(), keys - 2, "all but state and encryption");
+}
+
+#[test]
+fn every_key_that_the_documentation_names_is_there() {
+    let loaded = read(
+        r#"
+name: every-key
+description: 12
+lake: { bronze: s3://b/x, silver: s3://s, gold: ./gold, vibranium: /v }
+state: s3://b/state
+encryption: { kms: alias/nexus }
+commit: { every: 1.5s, bytes: 1GiB, rows: 1000000 }
+limits: { memory: 1GiB, record: 1MiB, open_partitions: 8, spool: 1GiB }
+sources:
+  intake:
+    kinesis: { stream: nexus-dev-intake, start: 2026-11-21T08:00:00Z, mode: poll, aggregated: never, on_data_loss: continue }
+    columns: { id: int64 not null, at: timestamp, tags: "map<string, list<int8>>" }
+    on_unknown_column: reject
+    event_time: { column: at, lateness: 2h, idle: 1m }
+  uploads:
+    s3:
+      queue: https://sqs.us-west-2.amazonaws.com/123456789012/nexus-dev-uploads
+      allow: [ "s3://nexus-dev-landing/telemetry/" ]
+      bucket_owner: 123456789012
+      in_flight: 4
+    format: raw
+  lines: { file: { path: "in/**/*.csv.zst", follow: true }, format: csv }
+  trial:
+    generate:
+      rows: 10
+      rate: 5
+      seed: 7
+      columns:
+        id: sequence
+        n: { integer: { min: -5, max: 5 } }
+        x: { number: { min: 0, max: 1 } }
+        who: { choice: [a, 12, true] }
+        at: { time: { start: 2026-01-01T00:00:00Z, step: 1s } }
+    event_time: { column: at }
+bronze:
+  intake: { from: intake, compression: snappy, partition_by: [date(at), "hour(at)", id] }
+  uploads: { from: uploads, store: false }
+  trial: { sql: SELECT * FROM trial, late: drop, unique: { key: [id], within: 7d } }
+gold:
+  intake:
+    description: The same.
+    from: bronze.intake
+    expect: { good: { that: id > 0, else: fail } }
+    postgres: { url: pg, table: t, schema: s, append: true, create: false }
+secrets:
+  pg: { aws_secrets_manager: { id: nexus/pg, key: url } }
+tests:
+  - name: one
+    given: { intake: [ { id: 1, at: null, tags: { a: [1] } } ] }
+    expect: { gold.intake: [ { id: 1 } ] }
+"#,
+    );
+    let spec = loaded.unwrap_or_else(|e| panic!("{e}")).spec;
+    let kinesis = spec.sources["intake"].kinesis.as_ref().unwrap();
+    assert_eq!(kinesis.start, "2026-11-21T08:00:00Z");
+    assert_eq!(kinesis.mode, KinesisMode::Poll);
+    assert_eq!((kinesis.aggregated, kinesis.on_data_loss), (Aggregated::Never, OnDataLoss::Continue));
+    assert_eq!(spec.sources["uploads"].s3.as_ref().unwrap().bucket_owner.as_deref(), Some("123456789012"));
+    assert_eq!(spec.description.as_deref(), Some("12"));
+    let Given::Rows(rows) = &spec.tests[0].given["intake"] else { panic!("rows") };
+    assert_eq!(json!(rows), json!([{ "id": 1, "at": null, "tags": { "a": [1] } }]));
+}
+
+#[test]
+fn relative_paths_begin_at_the_file() {
+    let loaded = read(FLIGHTS).unwrap();
+    assert_eq!(loaded.source_glob("departures").unwrap(), "/srv/data/flights-2013-*.csv.gz");
+    assert_eq!(loaded.reference_path("airports").unwrap(), "/srv/data/airports.csv");
+    assert_eq!(loaded.lake_root(Tier::Gold), "/srv/lake");
+    assert_eq!(loaded.state_root(), "/srv/lake/_nexus/flights");
+    assert_eq!(loaded.given_path(0, "departures"), Some(PathBuf::from("/srv/cases/cancelled.csv")));
+    assert_eq!(loaded.secret_ref("pg"), Some(SecretRef::Env("DATABASE_URL".into())));
+}
+
+#[test]
+fn paths_of_overrides_begin_at_the_current_folder() {
+    let here = std::env::current_dir().unwrap();
+    let loaded = read_with(FLIGHTS, &[("lake", "./out")]).unwrap();
+    assert_eq!(Path::new(&loaded.lake_root(Tier::Bronze)), here.join("out"));
+    assert_eq!(Path::new(&loaded.state_root()), here.join("out/_nexus/flights"));
+    assert_eq!(loaded.source_glob("departures").unwrap(), "/srv/data/flights-2013-*.csv.gz");
+    assert_eq!(read_with(FLIGHTS, &[("lake", "/abs")]).unwrap().lake_root(Tier::Gold), "/abs");
+    assert_eq!(read_with(FLIGHTS, &[("lake", "s3://b/p")]).unwrap().state_root(), "s3://b/p/_nexus/flights");
+    // A parameter behind the start of a path does not change where the path begins.
+    let text = SMALL.replace("./lake", "./${env}/lake") + "params: { env: dev }\n";
+    assert_eq!(read_with(&text, &[("env", "prod")]).unwrap().lake_root(Tier::Gold), "/srv/prod/lake");
+}
+
+#[test]
+fn a_folder_with_brackets_is_not_a_glob() {
+    let loaded = parse(SMALL, "x.yaml", Path::new("/srv/[a]"), &[]).unwrap();
+    assert_eq!(loaded.source_glob("orders").unwrap(), "/srv/[[]a[]]/orders.json");
+}
+
+#[test]
+fn each_tier_can_have_its_own_root() {
+    let text = SMALL.replace("lake: ./lake", "lake: { bronze: s3://b/x/, gold: ./gold }");
+    let loaded = read(&text).unwrap();
+    assert_eq!(loaded.lake_root(Tier::Gold), "/srv/gold");
+    assert_eq!(loaded.lake_root(Tier::Silver), "s3://b/x/");
+    assert_eq!(loaded.state_root(), "s3://b/x/_nexus/trial");
+}
+
+#[test]
+fn a_number_parameter_is_a_number_also_in_quotes() {
+    let text = "params: { n: 10 }\nname: trial\nlake: ./lake\nsources:\n  orders:\n    generate: { rows: \"${n}\", columns: { id: sequence } }\nbronze:\n  orders: { from: orders }\n";
+    let rows = |overrides: &[(&str, &str)]| {
+        read_with(text, overrides).unwrap().spec.sources["orders"].generate.as_ref().unwrap().rows
+    };
+    assert_eq!((rows(&[]), rows(&[("n", "20")])), (Some(10), Some(20)));
+}
+
+#[test]
+fn queries_in_files_take_parameters_and_lead_back_to_their_lines() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("p.yaml");
+    std::fs::write(folder.path().join("q.sql"), "-- all\nSELECT ${columns} FROM orders WHERE x\n").unwrap();
+    let text = SMALL.replace("{ from: orders }", "{ sql_file: q.sql }") + "params: { columns: \"a, b, c, d, e, f\" }\n";
+    std::fs::write(&file, &text).unwrap();
+    let loaded = load(&file, &[]).unwrap();
+    let sql = "-- all\nSELECT a, b, c, d, e, f FROM orders WHERE x\n";
+    assert_eq!(loaded.sql_of(Tier::Bronze, "orders"), Some(sql));
+    let x = loaded.diagnostic_in_query((Tier::Bronze, "orders"), (2, 43), "N0303", "no column x", None);
+    assert!(x.file.ends_with("q.sql"), "{x}");
+    let place = x.place.unwrap();
+    assert_eq!((place.line, place.column), (2, 37));
+    assert_eq!(&place.source_line[36..37], "x");
+    std::fs::write(folder.path().join("q.sql"), "SELECT\n  ${colums}").unwrap();
+    let wrong = load(&file, &[]).unwrap_err().to_string();
+    assert!(wrong.contains("q.sql:2:3\n") && wrong.contains("did you mean `columns`?"), "{wrong}");
+}
+
+#[test]
+fn a_place_in_sql_leads_back_to_the_file() {
+    let loaded = read(FLIGHTS).unwrap();
+    let shown = loaded
+        .diagnostic_in_query((Tier::Silver, "departures"), (3, 7), "N0303", "no column", Some("try another".into()))
+        .to_string();
+    let line = 1 + FLIGHTS.lines().position(|l| l.contains("WHERE dep_delay IS NOT NULL")).unwrap();
+    assert!(shown.contains(&format!("x.yaml:{line}:13\n")), "{shown}");
+    assert!(shown.contains("WHERE dep_delay IS NOT NULL"), "{shown}");
+    let rule = ["silver", "departures", "expect", "sane_delay", "that"];
+    let shown = loaded.diagnostic_in_text(&rule, (1, 11), "N0303", "m", None).to_string();
+    let lines: Vec<&str> = shown.lines().collect();
+    assert!(lines[3][lines[4].find('^').unwrap()..].starts_with("BETWEEN"), "{shown}");
+}
+
+#[test]
+fn a_place_that_is_not_there_is_what_would_hold_it() {
+    let loaded = read(FLIGHTS).unwrap();
+    let place = |path: &[&str]| loaded.diagnostic_at(path, "N0303", "m", None).place.unwrap().source_line;
+    assert_eq!(place(&["gold", "hourly_delays", "unique", "key"]), "  hourly_delays:");
+    assert_eq!(place(&["nowhere"]), FLIGHTS.lines().next().unwrap());
+    assert_eq!(place(&["silver", "departures", "partition_by", "0"]), "    partition_by: [origin]");
+}
+
+#[test]
+fn the_files_own_line_ends_and_mark_do_not_matter() {
+    let windows = format!("\u{feff}{}", FLIGHTS.replace('\n', "\r\n"));
+    let loaded = read(&windows).unwrap();
+    assert_eq!(loaded.spec.gold["hourly_delays"].sql, read(FLIGHTS).unwrap().spec.gold["hourly_delays"].sql);
+}

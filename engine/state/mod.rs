@@ -1,0 +1,298 @@
+//! State: commit records, positions, snapshots, fencing.
+//!
+//! The state store is a folder, on the local disk or under a prefix of an
+//! object store. Nothing but create-if-absent is needed of it:
+//!
+//! ```text
+//! generations/<generation>.json    claimed by each process at its start
+//! epochs/<epoch>.json              commit records
+//! checkpoints/<epoch>.json         the fold of all records up to that epoch
+//! committed/<generation>.json      up to which epoch each sink has committed
+//! snapshots/<table>/...            state of windows and keys, as Arrow IPC
+//! spool/<sink>/...                 rows on their way to Postgres
+//! notes/<sink>/...                 uploads that have been begun
+//! ```
+
+use std::collections::BTreeMap;
+
+use bytes::Bytes;
+use nexus_operators::clock::SharedClock;
+use nexus_operators::position::Cut;
+use nexus_operators::store::Store;
+use nexus_operators::{Error, Result};
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+
+pub mod record;
+pub mod snapshot;
+
+use record::{CommitRecord, TableState, VERSION};
+
+/// Records between two checkpoints. A start reads at most this many records;
+/// a checkpoint costs one write of all positions.
+const CHECKPOINT_EVERY: u64 = 64;
+
+/// Everything that the records up to one epoch add up to.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct State {
+    /// Version of this format.
+    pub version: u32,
+    /// A random name of this state, made at its first start: it tells a new lake from an old one of the same name.
+    pub id: String,
+    /// The newest epoch.
+    pub epoch: u64,
+    /// The process that wrote it.
+    pub generation: u64,
+    /// When it was written, in microseconds since the Unix epoch.
+    pub written_at_us: i64,
+    /// Positions by source.
+    pub positions: BTreeMap<String, Cut>,
+    /// Watermarks by source, in microseconds since the Unix epoch.
+    pub watermarks_us: BTreeMap<String, i64>,
+    /// State by table.
+    pub tables: BTreeMap<String, TableState>,
+}
+
+/// What stands in a generation's file.
+#[derive(Debug, Serialize, Deserialize)]
+struct Generation {
+    version: u32,
+    state: String,
+    claimed_at_us: i64,
+}
+
+/// What stands in a generation's file of committed epochs.
+#[derive(Debug, Default, Serialize, Deserialize)]
+struct Committed {
+    sinks: BTreeMap<String, u64>,
+}
+
+/// The state store of one pipeline.
+#[derive(Debug, Clone)]
+pub struct StateStore {
+    store: Store,
+    pipeline: String,
+    clock: SharedClock,
+}
+
+impl StateStore {
+    /// Makes the state store of a pipeline in a folder.
+    pub fn new(store: Store, pipeline: impl Into<String>, clock: SharedClock) -> Self {
+        Self { store, pipeline: pipeline.into(), clock }
+    }
+
+    /// Gives the folder.
+    pub fn folder(&self) -> &Store {
+        &self.store
+    }
+
+    /// Claims the next generation. From now on no older process can write a record.
+    ///
+    /// Gives the generation, and the state that it starts from. To keep a process that is about to write from
+    /// slipping in between, the claim is followed by a record of its own: whoever creates the next epoch's record
+    /// first decides.
+    pub async fn claim(&self) -> Result<(u64, State)> {
+        let newest = self.newest_generation().await?;
+        let id = match newest {
+            Some(newest) => self.read::<Generation>(&generation_file(newest)).await?.map(|claimed| claimed.state),
+            None => None,
+        };
+        let id = id.unwrap_or_else(|| uuid::Uuid::new_v4().simple().to_string());
+        let mut generation = newest.unwrap_or(0) + 1;
+        let claim = Generation { version: VERSION, state: id.clone(), claimed_at_us: self.clock.now_us() };
+        while !self.store.create(&generation_file(generation), json(&claim)?).await? {
+            generation += 1;
+        }
+        loop {
+            self.check_fence(generation).await?;
+            let mut state = self.load().await?;
+            state.id = id.clone();
+            let start = self.record(generation, state.epoch + 1);
+            if self.store.create(&epoch_file(start.epoch), json(&start)?).await? {
+                fold(&mut state, &start);
+                return Ok((generation, state));
+            }
+        }
+    }
+
+    /// Starts an empty record of the next epoch.
+    pub fn record(&self, generation: u64, epoch: u64) -> CommitRecord {
+        CommitRecord {
+            version: VERSION,
+            pipeline: self.pipeline.clone(),
+            generation,
+            epoch,
+            written_at_us: self.clock.now_us(),
+            sources: BTreeMap::new(),
+            tables: BTreeMap::new(),
+            sinks: BTreeMap::new(),
+        }
+    }
+
+    /// Stops a process that is not the newest any more.
+    pub async fn check_fence(&self, generation: u64) -> Result<()> {
+        if self.store.size(&generation_file(generation + 1)).await?.is_some() {
+            return Err(fenced(generation, generation + 1));
+        }
+        Ok(())
+    }
+
+    /// Writes a commit record: the commit point. Then folds it into `state`, and writes a checkpoint when one is due.
+    pub async fn commit(&self, state: &mut State, record: &CommitRecord) -> Result<()> {
+        record.check_balance()?;
+        self.check_fence(record.generation).await?;
+        let created = self.store.create(&epoch_file(record.epoch), json(record)?).await;
+        // A reply may be lost after success, and a retry of the request then finds its own record.
+        let ours = match created {
+            Ok(true) => true,
+            Ok(false) | Err(_) => {
+                let found = self.read::<CommitRecord>(&epoch_file(record.epoch)).await?;
+                match (found, created) {
+                    (Some(found), _) if found == *record => true,
+                    (Some(found), _) => return Err(fenced(record.generation, found.generation)),
+                    (None, Err(error)) => return Err(error),
+                    (None, Ok(_)) => false,
+                }
+            }
+        };
+        if !ours {
+            return Err(Error::unavailable(format!(
+                "could not write the record of epoch {}: the state store refused it, yet there is none",
+                record.epoch
+            )));
+        }
+        fold(state, record);
+        if state.epoch % CHECKPOINT_EVERY == 0 {
+            self.store.put(&checkpoint_file(state.epoch), json(state)?).await?;
+        }
+        Ok(())
+    }
+
+    /// Reads the newest state.
+    pub async fn load(&self) -> Result<State> {
+        let mut state = State { version: VERSION, ..State::default() };
+        let newest = self.store.list("checkpoints").await?.pop();
+        if let Some(newest) = newest {
+            state = self.read(&newest.name).await?.ok_or_else(|| self.vanished(&newest.name))?;
+            check_version(state.version)?;
+        }
+        if let Some(generation) = self.newest_generation().await? {
+            let claimed = self.read::<Generation>(&generation_file(generation)).await?;
+            state.id = claimed.map(|claimed| claimed.state).unwrap_or_default();
+        }
+        while let Some(record) = self.epoch(state.epoch + 1).await? {
+            fold(&mut state, &record);
+        }
+        Ok(state)
+    }
+
+    /// Reads the record of an epoch; nothing if there is none.
+    pub async fn epoch(&self, epoch: u64) -> Result<Option<CommitRecord>> {
+        let record: Option<CommitRecord> = self.read(&epoch_file(epoch)).await?;
+        if let Some(record) = &record {
+            check_version(record.version)?;
+        }
+        Ok(record)
+    }
+
+    /// Gives the numbers of all recorded epochs, in order.
+    pub async fn epochs(&self) -> Result<Vec<u64>> {
+        let files = self.store.list("epochs").await?;
+        Ok(files.iter().filter_map(|file| number(&file.name)).collect())
+    }
+
+    /// Tells up to which epoch each sink has committed, as far as it was noted.
+    pub async fn committed(&self) -> Result<BTreeMap<String, u64>> {
+        let mut newest: BTreeMap<String, u64> = BTreeMap::new();
+        for file in self.store.list("committed").await? {
+            let noted: Committed = self.read(&file.name).await?.unwrap_or_default();
+            for (sink, epoch) in noted.sinks {
+                let known = newest.entry(sink).or_default();
+                *known = epoch.max(*known);
+            }
+        }
+        Ok(newest)
+    }
+
+    /// Notes up to which epoch each sink has committed.
+    pub async fn note_committed(&self, generation: u64, sinks: &BTreeMap<String, u64>) -> Result<()> {
+        let noted = Committed { sinks: sinks.clone() };
+        self.store.put(&format!("committed/{generation:020}.json"), json(&noted)?).await
+    }
+
+    /// Gives the newest generation; nothing if the pipeline has never run.
+    pub async fn newest_generation(&self) -> Result<Option<u64>> {
+        Ok(self.store.list("generations").await?.last().and_then(|file| number(&file.name)))
+    }
+
+    async fn read<T: DeserializeOwned>(&self, name: &str) -> Result<Option<T>> {
+        let Some(bytes) = self.store.get(name).await? else { return Ok(None) };
+        serde_json::from_slice(&bytes).map(Some).map_err(|e| {
+            Error::config(format!(
+                "could not read {}/{name}: it is damaged, or was written by another version of nexus",
+                self.store.url()
+            ))
+            .because(e)
+        })
+    }
+
+    fn vanished(&self, name: &str) -> Error {
+        Error::unavailable(format!("could not read {}/{name}: it was listed, but is not there", self.store.url()))
+    }
+}
+
+/// Adds a record to the state.
+pub fn fold(state: &mut State, record: &CommitRecord) {
+    state.epoch = record.epoch;
+    state.generation = record.generation;
+    state.written_at_us = record.written_at_us;
+    for (name, source) in &record.sources {
+        state.positions.entry(name.clone()).or_default().fold(&source.cut);
+        if let Some(watermark_us) = source.watermark_us {
+            state.watermarks_us.insert(name.clone(), watermark_us);
+        }
+    }
+    for (name, table) in &record.tables {
+        if let Some(table_state) = &table.state {
+            state.tables.insert(name.clone(), table_state.clone());
+        }
+    }
+}
+
+fn fenced(ours: u64, theirs: u64) -> Error {
+    Error::fenced(format!(
+        "stopped: another process has taken over this pipeline (this one is generation {ours}, the newest is {theirs}); \
+         nothing was lost, the other goes on from the last commit"
+    ))
+}
+
+fn check_version(version: u32) -> Result<()> {
+    if version == VERSION {
+        return Ok(());
+    }
+    Err(Error::config(format!(
+        "could not read the state: it is of format version {version}, this nexus reads version {VERSION}; run the \
+         version of nexus that wrote it, or begin anew with another `state` and lake"
+    )))
+}
+
+fn json<T: Serialize>(value: &T) -> Result<Bytes> {
+    let text = serde_json::to_vec_pretty(value);
+    text.map(Bytes::from).map_err(|e| Error::internal("could not write a record as json").because(e))
+}
+
+fn number(name: &str) -> Option<u64> {
+    name.rsplit('/').next()?.strip_suffix(".json")?.parse().ok()
+}
+
+fn generation_file(generation: u64) -> String {
+    format!("generations/{generation:020}.json")
+}
+
+fn epoch_file(epoch: u64) -> String {
+    format!("epochs/{epoch:020}.json")
+}
+
+fn checkpoint_file(epoch: u64) -> String {
+    format!("checkpoints/{epoch:020}.json")
+}

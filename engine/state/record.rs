@@ -1,0 +1,166 @@
+//! The commit record: the file whose existence makes an epoch true.
+//!
+//! Its JSON is a file format: golden files of every version are read by tests.
+
+use std::collections::BTreeMap;
+
+use nexus_operators::position::Cut;
+use nexus_operators::sink::Prepared;
+use nexus_operators::{Error, Result};
+use serde::{Deserialize, Serialize};
+
+/// Version of the format of records and checkpoints that this build writes.
+pub const VERSION: u32 = 1;
+
+/// All that has to be known of one epoch.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct CommitRecord {
+    /// Version of this format.
+    pub version: u32,
+    /// The pipeline's name.
+    pub pipeline: String,
+    /// The process that wrote it.
+    pub generation: u64,
+    /// The epoch's number.
+    pub epoch: u64,
+    /// When it was written, in microseconds since the Unix epoch.
+    pub written_at_us: i64,
+    /// What each source has read.
+    #[serde(default)]
+    pub sources: BTreeMap<String, SourceRecord>,
+    /// What became of each table's rows, and its state.
+    #[serde(default)]
+    pub tables: BTreeMap<String, TableRecord>,
+    /// What each sink has prepared, by `<table>/<kind>`.
+    #[serde(default)]
+    pub sinks: BTreeMap<String, Prepared>,
+}
+
+/// A source's part of an epoch.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct SourceRecord {
+    /// What has moved since the epoch before.
+    #[serde(default)]
+    pub cut: Cut,
+    /// The event-time watermark at the barrier, in microseconds since the Unix epoch.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub watermark_us: Option<i64>,
+    /// What was counted.
+    #[serde(flatten)]
+    pub counts: SourceCounts,
+}
+
+/// What is counted of a source. `records = rows + quarantined`.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SourceCounts {
+    /// Records read; rows where one record holds several.
+    pub records: u64,
+    /// Bytes read, decompressed.
+    pub bytes: u64,
+    /// Rows decoded.
+    pub rows: u64,
+    /// Records that went to the quarantine.
+    pub quarantined: u64,
+}
+
+/// A table's part of an epoch.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct TableRecord {
+    /// What was counted.
+    #[serde(flatten)]
+    pub counts: TableCounts,
+    /// For each rule, how many rows broke it.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub rules: BTreeMap<String, u64>,
+    /// The state after the epoch, if the table has any.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub state: Option<TableState>,
+}
+
+/// What is counted of a table. `rows_sql = rows_out + dropped + quarantined + duplicates`.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TableCounts {
+    /// Rows that arrived.
+    pub rows_in: u64,
+    /// Of these, rows that came after their window was given out.
+    pub late: u64,
+    /// Rows that came out of the query.
+    pub rows_sql: u64,
+    /// Of these, rows that a rule dropped.
+    pub dropped: u64,
+    /// Of these, rows that a rule sent to the quarantine.
+    pub quarantined: u64,
+    /// Of these, rows whose key was there already.
+    pub duplicates: u64,
+    /// Of these, rows that went on to sinks and other tables.
+    pub rows_out: u64,
+}
+
+/// Where the state of a table is kept.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TableState {
+    /// The query and the rule of uniqueness that the state belongs to: the state of another cannot be used.
+    pub query: String,
+    /// The time up to which windows have been given out, in microseconds since the Unix epoch.
+    pub closed_until_us: i64,
+    /// Files of accumulator states, by the epoch that added them.
+    #[serde(default)]
+    pub windows: BTreeMap<u64, String>,
+    /// Files of remembered keys, by the epoch that added them.
+    #[serde(default)]
+    pub keys: BTreeMap<u64, String>,
+}
+
+impl SourceCounts {
+    /// Adds another count.
+    pub fn add(&mut self, other: &Self) {
+        self.records += other.records;
+        self.bytes += other.bytes;
+        self.rows += other.rows;
+        self.quarantined += other.quarantined;
+    }
+}
+
+impl TableCounts {
+    /// Adds another count.
+    pub fn add(&mut self, other: &Self) {
+        self.rows_in += other.rows_in;
+        self.late += other.late;
+        self.rows_sql += other.rows_sql;
+        self.dropped += other.dropped;
+        self.quarantined += other.quarantined;
+        self.duplicates += other.duplicates;
+        self.rows_out += other.rows_out;
+    }
+}
+
+impl CommitRecord {
+    /// Checks that every row is accounted for. A mismatch is a bug, and the record must not be written.
+    pub fn check_balance(&self) -> Result<()> {
+        for (name, source) in &self.sources {
+            let SourceCounts { records, rows, quarantined, .. } = source.counts;
+            if records != rows + quarantined {
+                return Err(unbalanced(name, &format!("{records} records = {rows} rows + {quarantined} quarantined")));
+            }
+        }
+        for (name, table) in &self.tables {
+            let counts = &table.counts;
+            let accounted = counts.rows_out + counts.dropped + counts.quarantined + counts.duplicates;
+            if counts.rows_sql != accounted || counts.late > counts.rows_in {
+                return Err(unbalanced(name, &format!("{counts:?}")));
+            }
+            if let Some(stored) = self.sinks.iter().find(|(sink, prepared)| {
+                sink.strip_prefix(name.as_str()).is_some_and(|kind| kind.starts_with('/')) && prepared.rows != counts.rows_out
+            }) {
+                let (sink, prepared) = stored;
+                let text = format!("{} rows out, but {} prepared by {sink}", counts.rows_out, prepared.rows);
+                return Err(unbalanced(name, &text));
+            }
+        }
+        Ok(())
+    }
+}
+
+fn unbalanced(name: &str, counts: &str) -> Error {
+    Error::internal(format!("rows of {name} are not accounted for ({counts}); nothing of this epoch was committed"))
+}

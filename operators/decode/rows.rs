@@ -1,0 +1,126 @@
+//! The rows of one chunk under construction: cut into batches, with rescued
+//! fields and provenance, and the rejects beside them.
+
+use std::sync::Arc;
+
+use arrow::array::{ArrayRef, RecordBatch};
+use bytes::Bytes;
+
+use super::column::{Column, Misfit, Texts};
+use super::provenance::{Place, Places};
+use super::settings::Plan;
+use super::{Decoded, Reject};
+use crate::batch::Chunk;
+use crate::error::Result;
+
+/// A batch is closed when its records pass this many bytes: few enough that a chunk of large records still
+/// flows in several batches, and with one record of the greatest size on top far below what 31 bits address.
+const BATCH_BYTES_MAX: usize = 16 << 20;
+
+/// Longest part of a record over the limit that goes to the quarantine: enough to tell what it was.
+pub(super) const TOO_LONG_RAW_BYTES_MAX: usize = 64 << 10;
+
+pub(super) struct Rows<'a> {
+    plan: &'a Plan,
+    chunk: &'a Chunk,
+    /// The declared columns. The row that is being decoded stands behind [`Rows::len`].
+    pub(super) columns: Vec<Column>,
+    /// `_rescued`, if there is such a column.
+    rescued: Option<Texts>,
+    places: Places,
+    /// Bytes of the records in the open batch.
+    bytes: usize,
+    rows: usize,
+    decoded: Decoded,
+}
+
+impl<'a> Rows<'a> {
+    pub(super) fn new(plan: &'a Plan, chunk: &'a Chunk) -> Result<Self> {
+        Ok(Self {
+            plan,
+            chunk,
+            columns: plan.columns()?,
+            rescued: plan.rescues.then(Texts::new),
+            places: Places::new(plan.settings.offsets),
+            bytes: 0,
+            rows: 0,
+            decoded: Decoded::default(),
+        })
+    }
+
+    /// Gives the rows of the open batch.
+    #[inline]
+    pub(super) fn len(&self) -> usize {
+        self.rows
+    }
+
+    /// Appends the row's rescued fields: a JSON object that is still open, or nothing.
+    pub(super) fn push_rescued(&mut self, fields: &mut Vec<u8>) -> Result<(), String> {
+        let Some(rescued) = &mut self.rescued else { return Ok(()) };
+        if fields.is_empty() {
+            rescued.push_null();
+            return Ok(());
+        }
+        fields.push(b'}');
+        rescued.push(fields).map_err(|_: Misfit| "the rescued fields make the batch too large".into())
+    }
+
+    /// Keeps the row whose values all columns have taken, from a record of `record_bytes`.
+    #[inline]
+    pub(super) fn keep(&mut self, place: Place<'_>, record_bytes: usize) -> Result<()> {
+        self.places.push(place)?;
+        self.rows += 1;
+        self.bytes += record_bytes;
+        if self.rows >= self.plan.settings.batch_rows_max || self.bytes >= BATCH_BYTES_MAX {
+            self.close_batch()?;
+        }
+        Ok(())
+    }
+
+    /// Removes what has been appended of the row that is being decoded, and rejects its record.
+    #[cold]
+    pub(super) fn reject(&mut self, place: Place<'_>, raw: &[u8], reason: String) {
+        for column in &mut self.columns {
+            column.truncate(self.rows);
+        }
+        if let Some(rescued) = &mut self.rescued {
+            rescued.truncate(self.rows);
+        }
+        self.decoded.rejects.push(Reject { offset: place.text(), raw: Bytes::copy_from_slice(raw), reason });
+    }
+
+    /// Rejects a record that is over the limit, with its first bytes.
+    #[cold]
+    pub(super) fn reject_too_long(&mut self, place: Place<'_>, raw: &[u8]) {
+        let reason = format!(
+            "the record has {} bytes, more than the limit of {} (limits.record)",
+            raw.len(),
+            self.plan.settings.record_bytes_max
+        );
+        self.reject(place, raw.get(..TOO_LONG_RAW_BYTES_MAX).unwrap_or(raw), reason);
+    }
+
+    pub(super) fn is_too_long(&self, record_bytes: usize) -> bool {
+        record_bytes > self.plan.settings.record_bytes_max
+    }
+
+    /// Gives all that became of the chunk's records.
+    pub(super) fn finish(mut self) -> Result<Decoded> {
+        if self.rows > 0 {
+            self.close_batch()?;
+        }
+        Ok(self.decoded)
+    }
+
+    fn close_batch(&mut self) -> Result<()> {
+        let rows = std::mem::take(&mut self.rows);
+        self.bytes = 0;
+        let mut arrays: Vec<ArrayRef> = self.columns.iter_mut().map(Column::finish).collect::<Result<_>>()?;
+        if let Some(rescued) = &mut self.rescued {
+            arrays.push(Arc::new(rescued.finish()?));
+        }
+        arrays.extend(self.places.finish(self.plan, self.chunk, rows)?);
+        self.decoded.batches.push(RecordBatch::try_new(Arc::clone(&self.plan.schema), arrays)?);
+        Ok(())
+    }
+}

@@ -1,0 +1,159 @@
+//! What a decoder is made from.
+
+use std::collections::HashSet;
+use std::sync::Arc;
+
+use arrow::datatypes::{DataType, Field, Schema, SchemaRef};
+
+use super::column::Column;
+use crate::batch::{OffsetKind, RAW_COLUMN, RESCUED_COLUMN, provenance_fields};
+use crate::error::{Error, Result};
+use crate::framing::Framing;
+
+/// Rows of a batch unless the settings say otherwise: DataFusion's own batch size, at which a batch of some
+/// tens of columns stays within a core's cache.
+pub const BATCH_ROWS_MAX: usize = 8192;
+
+/// Greatest `record_bytes_max`: a batch's strings are addressed by 31 bits, and a batch may hold one record more
+/// than fits its byte bound.
+pub const RECORD_BYTES_LIMIT: usize = 1 << 30;
+
+/// What a decoder is made from.
+#[derive(Debug, Clone)]
+pub struct DecoderSettings {
+    /// The source's name, as it stands in `_source`.
+    pub source: Arc<str>,
+    /// How the bytes read.
+    pub format: FormatSettings,
+    /// The declared columns, in order; none for [`FormatSettings::Raw`].
+    pub columns: Vec<Field>,
+    /// What becomes of fields that no column declares.
+    pub unknown: UnknownColumns,
+    /// How the source numbers its records.
+    pub offsets: OffsetKind,
+    /// Most rows of a decoded batch, usually [`BATCH_ROWS_MAX`].
+    pub batch_rows_max: usize,
+    /// Longest record; a longer one is a reject. At most [`RECORD_BYTES_LIMIT`].
+    pub record_bytes_max: usize,
+}
+
+/// How the bytes of a source read.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum FormatSettings {
+    /// JSON documents, one a line, back to back, or the elements of arrays.
+    Json,
+    /// Comma-separated values.
+    Csv {
+        /// Whether the first record names the columns.
+        header: bool,
+        /// What stands between two fields.
+        delimiter: u8,
+        /// What stands around a field that holds delimiters or line breaks.
+        quote: u8,
+        /// Texts that mean NULL, beside the empty field.
+        nulls: Vec<String>,
+    },
+    /// Parquet files, by row groups.
+    Parquet,
+    /// No decoding: a line of a file, or a record, is a row of one binary column.
+    Raw,
+    /// Rows that are typed already, such as generated ones. Every format takes such chunks; this one no others.
+    Batch,
+}
+
+/// What becomes of fields that no column declares.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum UnknownColumns {
+    /// They are kept, as a JSON object, in `_rescued`.
+    Rescue,
+    /// They are left out.
+    Ignore,
+    /// The record is rejected.
+    Reject,
+}
+
+impl FormatSettings {
+    /// Gives what a source of byte streams must know of the format.
+    pub fn framing(&self) -> Framing {
+        match self {
+            FormatSettings::Json => Framing::Json,
+            &FormatSettings::Csv { header, delimiter, quote, .. } => Framing::Csv { header, delimiter, quote },
+            FormatSettings::Parquet => Framing::Parquet,
+            FormatSettings::Raw | FormatSettings::Batch => Framing::Whole,
+        }
+    }
+
+    fn can_have_unknown_fields(&self) -> bool {
+        matches!(self, FormatSettings::Json | FormatSettings::Csv { .. } | FormatSettings::Parquet)
+    }
+}
+
+/// Checked settings, and the schema that follows from them.
+pub(super) struct Plan {
+    pub(super) settings: DecoderSettings,
+    /// The declared columns; `_raw` for format raw.
+    pub(super) declared: Vec<Field>,
+    /// Whether `_rescued` stands behind the declared columns.
+    pub(super) rescues: bool,
+    pub(super) schema: SchemaRef,
+}
+
+impl Plan {
+    pub(super) fn new(settings: DecoderSettings) -> Result<Self> {
+        check(&settings)?;
+        let declared = match settings.format {
+            FormatSettings::Raw => vec![Field::new(RAW_COLUMN, DataType::BinaryView, false)],
+            _ => settings.columns.clone(),
+        };
+        let rescues = settings.unknown == UnknownColumns::Rescue && settings.format.can_have_unknown_fields();
+        let rescued = rescues.then(|| Field::new(RESCUED_COLUMN, DataType::Utf8View, true));
+        let fields: Vec<Field> =
+            declared.iter().cloned().chain(rescued).chain(provenance_fields(settings.offsets)).collect();
+        let mut names = HashSet::new();
+        for field in &fields {
+            if !names.insert(field.name()) {
+                return Err(Error::config(format!(
+                    "could not decode source \"{}\": column \"{}\" is declared twice, or its name is one that nexus \
+                     itself adds",
+                    settings.source,
+                    field.name()
+                )));
+            }
+        }
+        let plan = Self { settings, declared, rescues, schema: Arc::new(Schema::new(fields)) };
+        plan.columns()?;
+        Ok(plan)
+    }
+
+    /// Makes the declared columns, empty.
+    pub(super) fn columns(&self) -> Result<Vec<Column>> {
+        self.declared.iter().map(|field| Column::new(field, field.name())).collect()
+    }
+}
+
+fn check(settings: &DecoderSettings) -> Result<()> {
+    let source = &settings.source;
+    if settings.batch_rows_max == 0 {
+        return Err(Error::config(format!("could not decode source \"{source}\": batches of 0 rows were asked for")));
+    }
+    if settings.record_bytes_max > RECORD_BYTES_LIMIT {
+        return Err(Error::config(format!(
+            "could not decode source \"{source}\": records may be limited to at most {RECORD_BYTES_LIMIT} bytes, not {}",
+            settings.record_bytes_max
+        )));
+    }
+    if settings.format == FormatSettings::Raw && !settings.columns.is_empty() {
+        return Err(Error::config(format!(
+            "could not decode source \"{source}\": format raw has the one column \"{RAW_COLUMN}\"; remove the columns"
+        )));
+    }
+    if let FormatSettings::Csv { delimiter, quote, .. } = settings.format {
+        let breaks = [b'\n', b'\r'];
+        if delimiter == quote || breaks.contains(&delimiter) || breaks.contains(&quote) {
+            return Err(Error::config(format!(
+                "could not decode source \"{source}\": the csv delimiter and quote must differ, and be no line breaks"
+            )));
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,265 @@
+//! Makes prepared files visible, and removes those that will never be.
+
+use std::collections::{BTreeSet, HashSet};
+use std::io;
+use std::path::{Path as FsPath, PathBuf};
+
+use async_trait::async_trait;
+use futures::{StreamExt, TryStreamExt};
+use object_store::ObjectStoreExt;
+use object_store::multipart::PartId;
+use serde::{Deserialize, Serialize};
+
+use super::place::{Objects, Place};
+use super::upload::Note;
+use crate::error::{Error, Result};
+use crate::sink::{Committer, EpochId, Handle};
+use crate::store::{Entry, join, local};
+
+/// Files that are completed at once.
+const COMPLETIONS_MAX: usize = 16;
+
+/// The files of an epoch, as they stand in the commit record.
+#[derive(Debug, Serialize, Deserialize)]
+pub(super) struct Files {
+    pub(super) files: Vec<PreparedFile>,
+}
+
+/// A file that is durable, but not visible.
+#[derive(Debug, Serialize, Deserialize)]
+pub(super) struct PreparedFile {
+    /// Path relative to the table's folder, once it is committed.
+    pub(super) path: String,
+    pub(super) bytes: u64,
+    pub(super) rows: u64,
+    #[serde(flatten)]
+    pub(super) staged: Staged,
+}
+
+/// Where the bytes of a prepared file are.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(super) enum Staged {
+    /// In a file of this name in the staging folder.
+    File(String),
+    /// In the parts of an upload.
+    Upload {
+        id: String,
+        /// Name of the note in the state store.
+        note: String,
+        /// What the store calls the parts, in their order.
+        parts: Vec<String>,
+    },
+}
+
+/// Publishes the files of a [`ParquetSink`](super::ParquetSink).
+pub(super) struct ParquetCommitter {
+    pub(super) pipeline: String,
+    pub(super) place: Place,
+}
+
+#[async_trait]
+impl Committer for ParquetCommitter {
+    async fn commit(&self, id: EpochId, handle: &Handle) -> Result<()> {
+        let files = read(handle)?.files;
+        let done = match &self.place {
+            Place::Disk { table, staging } => rename_all(table.clone(), staging.clone(), files).await,
+            Place::Objects(objects) => objects.complete_all(files).await,
+        };
+        done.map_err(|e| e.while_doing(format!("could not commit epoch {}", id.epoch)))
+    }
+
+    async fn sweep(&self, generation: u64, keep: &[Handle]) -> Result<u64> {
+        let mut kept = HashSet::new();
+        for handle in keep {
+            kept.extend(read(handle)?.files.into_iter().map(|file| match file.staged {
+                Staged::File(name) => name,
+                Staged::Upload { note, .. } => note,
+            }));
+        }
+        let stale = |name: &str| {
+            let of = match &self.place {
+                Place::Disk { .. } => generation_of_file(&self.pipeline, name),
+                Place::Objects(_) => generation_of_note(name),
+            };
+            of.is_some_and(|of| of < generation) && !kept.contains(name)
+        };
+        match &self.place {
+            Place::Disk { staging, .. } => {
+                let folder = staging.clone();
+                let found = blocking(move || local::list(&folder, &folder)).await;
+                let found = found.map_err(|e| e.while_doing(format!("could not list {}", staging.display())))?;
+                let names = found.into_iter().map(|entry| entry.name).filter(|name| stale(name)).collect();
+                remove_all(staging.clone(), names).await
+            }
+            Place::Objects(objects) => {
+                let found = objects.notes.list("").await?;
+                objects.abort_all(found.into_iter().filter(|entry| stale(&entry.name)).collect()).await
+            }
+        }
+    }
+}
+
+impl Objects {
+    async fn complete_all(&self, files: Vec<PreparedFile>) -> Result<()> {
+        let notes: Vec<String> = futures::stream::iter(files)
+            .map(|file| self.complete(file))
+            .buffer_unordered(COMPLETIONS_MAX)
+            .try_collect()
+            .await?;
+        // Only now: a note that is gone says that its file needs nothing more.
+        futures::stream::iter(notes)
+            .map(|note| async move { self.notes.delete(&note).await })
+            .buffer_unordered(COMPLETIONS_MAX)
+            .try_collect()
+            .await
+    }
+
+    /// Completes an upload and gives the name of its note.
+    async fn complete(&self, file: PreparedFile) -> Result<String> {
+        let Staged::Upload { id, note, parts } = file.staged else {
+            return Err(Error::internal(format!(
+                "{} was prepared on a local disk, but the table is not on one",
+                file.path
+            )));
+        };
+        let path = join(&self.prefix, &file.path);
+        let parts = parts.into_iter().map(|content_id| PartId { content_id }).collect();
+        let Err(error) = self.multipart.complete_multipart(&path, &id, parts).await else {
+            return Ok(note);
+        };
+        // An earlier call may have completed it, and only its answer been lost.
+        match self.objects.head(&path).await {
+            Ok(found) if found.size == file.bytes => Ok(note),
+            Ok(found) => Err(Error::internal(format!(
+                "{path} has {} bytes, but {} were prepared: another program has written it",
+                found.size, file.bytes
+            ))),
+            Err(object_store::Error::NotFound { .. }) if matches!(error, object_store::Error::NotFound { .. }) => {
+                Err(Error::internal(format!(
+                    "the prepared file {path} is lost: its upload {id} is gone and there is no such object; \
+                     does a lifecycle rule abort uploads too early"
+                )))
+            }
+            Err(_) => Err(Error::from(error).while_doing(format!("could not complete the upload of {path}"))),
+        }
+    }
+
+    async fn abort_all(&self, notes: Vec<Entry>) -> Result<u64> {
+        let aborted: Vec<()> = futures::stream::iter(notes)
+            .map(|entry| self.abort(entry.name))
+            .buffer_unordered(COMPLETIONS_MAX)
+            .try_collect()
+            .await?;
+        Ok(aborted.len() as u64)
+    }
+
+    async fn abort(&self, name: String) -> Result<()> {
+        let Some(json) = self.notes.get(&name).await? else { return Ok(()) };
+        let note: Note = serde_json::from_slice(&json)
+            .map_err(|e| Error::internal(format!("could not read the note {}/{name}", self.notes.url())).because(e))?;
+        let path = join(&object_store::path::Path::ROOT, &note.path);
+        match self.multipart.abort_multipart(&path, &note.upload).await {
+            Ok(()) | Err(object_store::Error::NotFound { .. }) => {}
+            // Stores answer differently for an upload that was completed: the object tells.
+            Err(error) if self.objects.head(&path).await.is_err() => {
+                return Err(Error::from(error).while_doing(format!("could not abort the upload of {path}")));
+            }
+            Err(_) => {}
+        }
+        self.notes.delete(&name).await
+    }
+}
+
+/// Renames staged files into the table's folder, and syncs the folders that they come into.
+async fn rename_all(table: PathBuf, staging: PathBuf, files: Vec<PreparedFile>) -> Result<()> {
+    blocking(move || {
+        let mut folders = BTreeSet::new();
+        for file in &files {
+            let target = table.join(&file.path);
+            let Staged::File(name) = &file.staged else {
+                return Ok(Err(format!(
+                    "{} was prepared on an object store, but the table is on a local disk",
+                    file.path
+                )));
+            };
+            if let Some(folder) = target.parent().filter(|folder| !folders.contains(*folder)) {
+                local::make_folder(folder)?;
+                folders.insert(folder.to_owned());
+            }
+            match std::fs::rename(staging.join(name), &target) {
+                Err(e) if e.kind() == io::ErrorKind::NotFound => match size_of(&target)? {
+                    Some(size) if size == file.bytes => {}
+                    Some(size) => {
+                        return Ok(Err(format!(
+                            "{} has {size} bytes, but {} were prepared: another program has written it",
+                            target.display(),
+                            file.bytes
+                        )));
+                    }
+                    None => {
+                        return Ok(Err(format!(
+                            "the prepared file {} is lost: it is neither there nor staged as {}",
+                            target.display(),
+                            staging.join(name).display()
+                        )));
+                    }
+                },
+                renamed => renamed?,
+            }
+        }
+        for folder in folders {
+            std::fs::File::open(folder)?.sync_all()?;
+        }
+        Ok(Ok(()))
+    })
+    .await?
+    .map_err(Error::internal)
+}
+
+fn size_of(path: &FsPath) -> io::Result<Option<u64>> {
+    match std::fs::metadata(path) {
+        Ok(meta) => Ok(Some(meta.len())),
+        Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(e) => Err(e),
+    }
+}
+
+async fn remove_all(staging: PathBuf, names: Vec<String>) -> Result<u64> {
+    blocking(move || {
+        for name in &names {
+            match std::fs::remove_file(staging.join(name)) {
+                Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(e),
+                _ => {}
+            }
+        }
+        Ok(names.len() as u64)
+    })
+    .await
+}
+
+/// Runs disk work where it may block.
+pub(super) async fn blocking<T: Send + 'static>(work: impl FnOnce() -> io::Result<T> + Send + 'static) -> Result<T> {
+    let done = tokio::task::spawn_blocking(work).await;
+    Ok(done.map_err(|e| Error::internal("a disk task ended early").because(e))??)
+}
+
+fn read(handle: &Handle) -> Result<Files> {
+    Files::deserialize(handle).map_err(|e| Error::internal("could not read the handle of a Parquet sink").because(e))
+}
+
+/// Gives the generation in `<pipeline>-<generation>-<epoch>-<n>.parquet`.
+fn generation_of_file(pipeline: &str, name: &str) -> Option<u64> {
+    generation_of(name.strip_suffix(".parquet")?.strip_prefix(pipeline)?.strip_prefix('-')?)
+}
+
+/// Gives the generation in `<generation>-<epoch>-<n>.json`.
+fn generation_of_note(name: &str) -> Option<u64> {
+    generation_of(name.strip_suffix(".json")?)
+}
+
+fn generation_of(numbers: &str) -> Option<u64> {
+    let mut numbers = numbers.split('-').map(|number| number.parse::<u64>().ok());
+    let generation = numbers.next()??;
+    (numbers.next()?.is_some() && numbers.next()?.is_some() && numbers.next().is_none()).then_some(generation)
+}

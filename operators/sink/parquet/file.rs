@@ -1,0 +1,185 @@
+//! One Parquet file in the making.
+
+use std::fs::File;
+use std::io::{self, Write};
+use std::path::Path as FsPath;
+use std::sync::Arc;
+
+use arrow::array::RecordBatch;
+use arrow::datatypes::SchemaRef;
+use bytes::Bytes;
+use parquet::arrow::ArrowWriter;
+use parquet::arrow::arrow_writer::ArrowWriterOptions;
+use parquet::errors::ParquetError;
+use parquet::file::metadata::KeyValue;
+
+use crate::error::{Error, Result};
+
+/// Size of each part of an upload but the last. Some stores demand equal parts,
+/// S3 demands 5 MiB and allows 10 000 parts: with 8 MiB a file may have 78 GiB,
+/// and a part takes well under a second to send.
+pub(super) const PART_BYTES: usize = 8 << 20;
+
+/// A file that takes rows.
+pub(super) struct OpenFile {
+    writer: ArrowWriter<Output>,
+    /// The file's number in its epoch.
+    pub(super) number: u64,
+    /// Path relative to the table's folder.
+    pub(super) path: String,
+    pub(super) rows: u64,
+    /// Bytes that the encoder holds; kept here because to count them means to ask every column.
+    pub(super) encoder_bytes: usize,
+    /// When it last took rows, in calls of `write`.
+    pub(super) used_at: u64,
+}
+
+/// A file that is complete, but perhaps not yet durable.
+pub(super) struct FinishedFile {
+    pub(super) number: u64,
+    pub(super) path: String,
+    pub(super) rows: u64,
+    pub(super) bytes: u64,
+    /// What is left to be sent, where the file is uploaded.
+    pub(super) parts: Vec<Bytes>,
+}
+
+/// Where a file's bytes go.
+pub(super) enum Output {
+    /// To a file on this machine; [`ArrowWriter`] buffers the writes.
+    Disk(File),
+    /// To memory, and from there in parts to an object store.
+    Parts(Parts),
+}
+
+/// Bytes cut into parts of equal size.
+#[derive(Default)]
+pub(super) struct Parts {
+    full: Vec<Bytes>,
+    last: Vec<u8>,
+    /// Bytes of the parts that have been taken.
+    sent_bytes: u64,
+}
+
+impl OpenFile {
+    pub(super) fn new(
+        output: Output,
+        schema: SchemaRef,
+        options: ArrowWriterOptions,
+        number: u64,
+        path: String,
+    ) -> Result<Self> {
+        let writer =
+            ArrowWriter::try_new_with_options(output, schema, options).map_err(|e| failed("start", &path, e))?;
+        Ok(Self { writer, number, path, rows: 0, encoder_bytes: 0, used_at: 0 })
+    }
+
+    /// Encodes rows.
+    pub(super) fn write(&mut self, rows: &RecordBatch) -> Result<()> {
+        self.writer.write(rows).map_err(|e| failed("write to", &self.path, e))?;
+        self.rows += rows.num_rows() as u64;
+        self.encoder_bytes = self.writer.memory_size();
+        Ok(())
+    }
+
+    /// Ends the row group that is being encoded, so that its memory is free.
+    pub(super) fn flush(&mut self) -> Result<()> {
+        self.writer.flush().map_err(|e| failed("write to", &self.path, e))?;
+        self.encoder_bytes = self.writer.memory_size();
+        Ok(())
+    }
+
+    /// Gives the bytes that wait in memory to become a part.
+    pub(super) fn part_bytes(&self) -> usize {
+        match self.writer.inner() {
+            Output::Disk(_) => 0,
+            Output::Parts(parts) => parts.last.capacity(),
+        }
+    }
+
+    /// Takes the parts that are full.
+    pub(super) fn take_parts(&mut self) -> Vec<Bytes> {
+        match self.writer.inner_mut() {
+            Output::Disk(_) => Vec::new(),
+            Output::Parts(parts) => {
+                parts.sent_bytes += (parts.full.len() * PART_BYTES) as u64;
+                std::mem::take(&mut parts.full)
+            }
+        }
+    }
+
+    /// Writes the footer, with `metadata` and the number of rows.
+    pub(super) fn finish(mut self, metadata: Vec<KeyValue>) -> Result<FinishedFile> {
+        let Self { number, path, rows, .. } = &self;
+        let (number, path, rows) = (*number, path.clone(), *rows);
+        for pair in metadata {
+            self.writer.append_key_value_metadata(pair);
+        }
+        self.writer.append_key_value_metadata(KeyValue::new("nexus.rows".into(), rows.to_string()));
+        let output = self.writer.into_inner().map_err(|e| failed("finish", &path, e))?;
+        let (bytes, parts) = match output {
+            Output::Disk(file) => {
+                let size = file.metadata().map(|meta| meta.len());
+                (size.map_err(|e| Error::from(e).while_doing(format!("could not look at {path}")))?, Vec::new())
+            }
+            Output::Parts(Parts { mut full, last, sent_bytes }) => {
+                let unsent_bytes: usize = full.iter().map(Bytes::len).sum();
+                let bytes = sent_bytes + unsent_bytes as u64 + last.len() as u64;
+                if !last.is_empty() {
+                    full.push(last.into());
+                }
+                (bytes, full)
+            }
+        };
+        Ok(FinishedFile { number, path, rows, bytes, parts })
+    }
+}
+
+impl Output {
+    /// Starts a file on this machine.
+    pub(super) fn on_disk(path: &FsPath) -> Result<Self> {
+        let file = File::create(path)
+            .map_err(|e| Error::from(e).while_doing(format!("could not stage a file at {}", path.display())))?;
+        Ok(Self::Disk(file))
+    }
+}
+
+impl Write for Output {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        match self {
+            Self::Disk(file) => file.write(bytes),
+            Self::Parts(parts) => Ok(parts.write(bytes)),
+        }
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        match self {
+            Self::Disk(file) => file.flush(),
+            Self::Parts(_) => Ok(()),
+        }
+    }
+}
+
+impl Parts {
+    fn write(&mut self, bytes: &[u8]) -> usize {
+        let fits = bytes.len().min(PART_BYTES - self.last.len());
+        let (now, _) = bytes.split_at(fits);
+        self.last.extend_from_slice(now);
+        if self.last.len() == PART_BYTES {
+            self.full.push(std::mem::take(&mut self.last).into());
+        }
+        fits
+    }
+}
+
+/// Turns an error of the encoder into ours: of the disk, or of Nexus.
+fn failed(what: &str, path: &str, error: ParquetError) -> Error {
+    let doing = format!("could not {what} the Parquet file {path}");
+    match error {
+        ParquetError::External(cause) => match cause.downcast::<io::Error>() {
+            Ok(disk) => Error::from(*disk).while_doing(doing),
+            Err(cause) => Error::internal(doing).because(cause),
+        },
+        other => Error::internal(doing).because(Arc::new(other)),
+    }
+}

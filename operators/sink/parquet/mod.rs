@@ -1,0 +1,421 @@
+//! Parquet files in the lake: one table, with Hive partition folders.
+//!
+//! Rows are encoded as they come, one open file for each partition folder. On a
+//! local disk an epoch's files are written to a staging folder, synced when the
+//! epoch is prepared and renamed into the table's folder when it is committed.
+//! On an object store they are sent as multipart uploads, which are completed
+//! at the commit. Either way no reader sees a file before its epoch's commit
+//! record exists.
+//!
+//! Decision: the columns that name partition folders stay in the files too. A
+//! reader that ignores folders (a download, `read_parquet` of one file) sees
+//! whole rows, and a value keeps its type and its exact text, which a folder's
+//! name does not. DuckDB reads such tables with `hive_partitioning` and without.
+//! pyarrow wants `partitioning=None`, or the folders' types: what it infers from
+//! names (a dictionary of text, `int32`) it refuses to merge with the column.
+//! The folders of `date(ts)` and `hour(ts)` name no column of the rows, and
+//! every reader takes them as they are.
+//!
+//! Files hold plain Parquet types: microseconds for all times, no dictionaries
+//! of Arrow, no Arrow schema in the footer.
+
+mod commit;
+mod file;
+mod partition;
+mod place;
+mod schema;
+#[cfg(test)]
+#[cfg(feature = "testing")]
+mod tests;
+mod upload;
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use arrow::array::RecordBatch;
+use arrow::datatypes::SchemaRef;
+use async_trait::async_trait;
+use futures::{StreamExt, TryStreamExt};
+use parquet::arrow::arrow_writer::ArrowWriterOptions;
+use parquet::basic::{Compression, GzipLevel, ZstdLevel};
+use parquet::file::metadata::KeyValue;
+use parquet::file::properties::{EnabledStatistics, WriterProperties};
+
+use self::commit::{Files, ParquetCommitter, PreparedFile, Staged, blocking};
+use self::file::{FinishedFile, OpenFile, Output, Parts};
+pub use self::partition::PartitionBy;
+use self::partition::{Group, Router};
+use self::place::Place;
+use self::schema::StoredSchema;
+use self::upload::Uploads;
+use super::{Committer, EpochId, Prepared, Sink};
+use crate::error::{Error, Result};
+use crate::store::{Store, join, local};
+
+/// Encoded bytes after which a row group ends. Readers share the work of a file
+/// by row groups and skip whole ones by their statistics, which asks for small
+/// ones; each costs a request for every column, which asks for large ones. With
+/// 64 MiB a column chunk is some MiB, which is what object stores give fastest.
+const ROW_GROUP_BYTES: usize = 64 << 20;
+
+/// Rows after which a row group ends, as in most writers: DuckDB and Spark
+/// divide their work by about as many.
+const ROW_GROUP_ROWS: usize = 1 << 20;
+
+/// Files that are synced at once: a disk joins syncs that come together.
+const SYNCS_MAX: usize = 8;
+
+/// How the files of a table are compressed.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum ParquetCompression {
+    /// Zstandard at level 1: nearly as fast as Snappy, and a third smaller.
+    #[default]
+    Zstd,
+    /// Snappy, for readers that know nothing newer.
+    Snappy,
+    /// LZ4 without a frame.
+    Lz4,
+    /// Gzip, for readers of old.
+    Gzip,
+    /// None.
+    Uncompressed,
+}
+
+/// What a [`ParquetSink`] is told.
+#[derive(Debug, Clone)]
+pub struct ParquetSettings {
+    /// The pipeline's name; the files' names begin with it.
+    pub pipeline: String,
+    /// The table's tier, for the files' metadata.
+    pub tier: String,
+    /// The table's name, for the files' metadata and for errors.
+    pub table: String,
+    /// The columns of the rows that will come.
+    pub schema: SchemaRef,
+    /// The levels of partition folders, the outermost first.
+    pub partition_by: Vec<PartitionBy>,
+    /// How the files are compressed.
+    pub compression: ParquetCompression,
+    /// Most files that are open at once.
+    pub open_partitions_max: usize,
+    /// Most memory in bytes for rows that are encoded and not yet written or sent.
+    pub buffer_bytes: usize,
+}
+
+/// Writes a table's rows to Parquet files.
+///
+/// A [`Data`](crate::ErrorKind::Data) error of `write`, and an
+/// [`Unavailable`](crate::ErrorKind::Unavailable) one of an object store, come
+/// before any row of the call was taken: the call may be made again, without
+/// the bad rows. After any other error the sink answers no more: drop it. A
+/// failed `prepare` may be called again.
+///
+/// On an object store its calls need a tokio runtime with I/O and time.
+pub struct ParquetSink {
+    settings: ParquetSettings,
+    stored: StoredSchema,
+    options: ArrowWriterOptions,
+    router: Router,
+    place: Place,
+    /// The uploads of the open epoch; nothing on a local disk.
+    uploads: Option<Uploads>,
+    /// Open files, by the number of their folder.
+    open: HashMap<usize, OpenFile>,
+    finished: Vec<FinishedFile>,
+    /// Files started in this epoch.
+    files: u64,
+    /// Calls of `write`, for telling which file was used least recently.
+    writes: u64,
+    staging_made: bool,
+    /// Why the open epoch cannot go on.
+    broken: Option<String>,
+}
+
+impl ParquetSink {
+    /// Makes a sink for the table in folder `table`.
+    ///
+    /// `staging` is a folder of the same disk, for this sink alone; it is not
+    /// used on an object store. `notes` is a folder of the state store, for this
+    /// sink alone; it is not used on a local disk.
+    ///
+    /// # Errors
+    ///
+    /// [`Config`](crate::ErrorKind::Config) for a column that Parquet readers
+    /// cannot read, or a partition column that is not there or names no folder.
+    pub fn new(settings: ParquetSettings, table: Store, staging: Store, notes: Store) -> Result<Self> {
+        let stored = StoredSchema::of(&settings.schema, &settings.table)?;
+        let router = Router::new(&settings.partition_by, stored.schema(), &settings.table)?;
+        let place = Place::new(&table, &staging, notes)?;
+        let uploads = match &place {
+            Place::Disk { .. } => None,
+            Place::Objects(objects) => Some(Uploads::new(objects.multipart.clone(), objects.notes.clone())),
+        };
+        let options =
+            ArrowWriterOptions::new().with_skip_arrow_metadata(true).with_properties(properties(settings.compression)?);
+        Ok(Self {
+            settings,
+            stored,
+            options,
+            router,
+            place,
+            uploads,
+            open: HashMap::new(),
+            finished: Vec::new(),
+            files: 0,
+            writes: 0,
+            staging_made: false,
+            broken: None,
+        })
+    }
+
+    /// Encodes rows. It is all CPU work and writes to the disk's cache.
+    fn encode(&mut self, id: EpochId, groups: Vec<Group>) -> Result<()> {
+        self.writes += 1;
+        for Group { folder, rows } in groups {
+            if !self.open.contains_key(&folder) {
+                self.open_file(id, folder)?;
+            }
+            if let Some(file) = self.open.get_mut(&folder) {
+                file.used_at = self.writes;
+                file.write(&rows)?;
+                if let Some(uploads) = &mut self.uploads {
+                    send_parts(uploads, file);
+                }
+            }
+            self.shrink(id)?;
+        }
+        Ok(())
+    }
+
+    fn open_file(&mut self, id: EpochId, folder: usize) -> Result<()> {
+        if self.open.len() >= self.settings.open_partitions_max.max(1)
+            && let Some(oldest) = self.open.iter().min_by_key(|(_, file)| file.used_at).map(|(folder, _)| *folder)
+        {
+            self.finish_file(id, oldest)?;
+        }
+        let number = self.files;
+        self.files += 1;
+        let name = file_name(&self.settings.pipeline, id, number);
+        let folder_path = self.router.folder(folder);
+        let path = if folder_path.is_empty() { name.clone() } else { format!("{folder_path}/{name}") };
+        let output = match &self.place {
+            Place::Disk { staging, .. } => {
+                if !self.staging_made {
+                    local::make_folder(staging)?;
+                    self.staging_made = true;
+                }
+                Output::on_disk(&staging.join(&name))?
+            }
+            Place::Objects(objects) => {
+                if let Some(uploads) = &mut self.uploads {
+                    uploads.begin(number, join(&objects.prefix, &path), note_name(id, number));
+                }
+                Output::Parts(Parts::default())
+            }
+        };
+        let file = OpenFile::new(output, self.stored.schema().clone(), self.options.clone(), number, path)?;
+        self.open.insert(folder, file);
+        Ok(())
+    }
+
+    fn finish_file(&mut self, id: EpochId, folder: usize) -> Result<()> {
+        let Some(file) = self.open.remove(&folder) else { return Ok(()) };
+        let mut file = file.finish(metadata(&self.settings, id))?;
+        if let Some(uploads) = &mut self.uploads {
+            for part in file.parts.drain(..) {
+                uploads.add(file.number, part);
+            }
+        }
+        self.finished.push(file);
+        Ok(())
+    }
+
+    /// Brings the memory under its bound by ending row groups, and files where that is not enough.
+    fn shrink(&mut self, id: EpochId) -> Result<()> {
+        while self.held_bytes() > self.held_bytes_max() {
+            let by_encoder = self.open.iter().max_by_key(|(_, file)| file.encoder_bytes);
+            let by_part = self.open.iter().max_by_key(|(_, file)| file.part_bytes());
+            let (Some((&encoding, encoder)), Some((&waiting, part))) = (by_encoder, by_part) else { break };
+            let (encoder_bytes, part_bytes) = (encoder.encoder_bytes, part.part_bytes());
+            if encoder_bytes == 0 && part_bytes == 0 {
+                break;
+            }
+            if encoder_bytes < part_bytes {
+                // Less than a part cannot be sent but as the last one of its file.
+                self.finish_file(id, waiting)?;
+            } else if let Some(file) = self.open.get_mut(&encoding) {
+                file.flush()?;
+                if let Some(uploads) = &mut self.uploads {
+                    send_parts(uploads, file);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Gives how much open files may hold. Where files are uploaded, half of the
+    /// memory is for what is being sent, so that sending goes on while rows are encoded.
+    fn held_bytes_max(&self) -> usize {
+        if self.uploads.is_some() { self.settings.buffer_bytes / 2 } else { self.settings.buffer_bytes }
+    }
+
+    /// Gives the bytes that open files hold.
+    fn held_bytes(&self) -> usize {
+        self.open.values().map(|file| file.encoder_bytes + file.part_bytes()).sum()
+    }
+
+    /// Makes the epoch's files durable.
+    async fn settle(&mut self) -> Result<()> {
+        if let Some(uploads) = &mut self.uploads {
+            return uploads.advance(0).await;
+        }
+        let Place::Disk { staging, .. } = &self.place else { return Ok(()) };
+        let names = self.finished.iter().map(|file| staging.join(base_name(&file.path)));
+        let mut names: Vec<_> = names.collect();
+        names.push(staging.clone());
+        futures::stream::iter(names)
+            .map(|path| async move {
+                let doing = format!("could not sync {}", path.display());
+                blocking(move || std::fs::File::open(path)?.sync_all()).await.map_err(|e| e.while_doing(doing))
+            })
+            .buffer_unordered(SYNCS_MAX)
+            .try_collect()
+            .await
+    }
+
+    fn prepared_files(&self, id: EpochId) -> Result<Vec<PreparedFile>> {
+        let staged = |file: &FinishedFile| -> Result<Staged> {
+            match &self.uploads {
+                None => Ok(Staged::File(base_name(&file.path).to_owned())),
+                Some(uploads) => {
+                    let uploaded = uploads.uploaded(file.number)?;
+                    Ok(Staged::Upload { id: uploaded.id, note: note_name(id, file.number), parts: uploaded.parts })
+                }
+            }
+        };
+        let prepared = |file: &FinishedFile| -> Result<PreparedFile> {
+            Ok(PreparedFile { path: file.path.clone(), bytes: file.bytes, rows: file.rows, staged: staged(file)? })
+        };
+        self.finished.iter().map(prepared).collect()
+    }
+
+    fn check(&self) -> Result<()> {
+        match &self.broken {
+            None => Ok(()),
+            Some(why) => Err(Error::internal(format!("the Parquet sink of {} has failed: {why}", self.settings.table))),
+        }
+    }
+
+    fn breaking<T>(&mut self, result: Result<T>) -> Result<T> {
+        if let Err(error) = &result {
+            self.broken = Some(error.to_string());
+        }
+        result
+    }
+}
+
+#[async_trait]
+impl Sink for ParquetSink {
+    async fn write(&mut self, id: EpochId, rows: &RecordBatch) -> Result<()> {
+        self.check()?;
+        if let Some(uploads) = &mut self.uploads {
+            uploads.advance(self.settings.buffer_bytes / 2).await?;
+        }
+        if rows.num_rows() == 0 {
+            return Ok(());
+        }
+        // Bad data is found here, before any row of the call is taken.
+        let groups = self.router.route(self.stored.store(rows)?)?;
+        let encoded = self.encode(id, groups);
+        self.breaking(encoded)
+    }
+
+    async fn prepare(&mut self, id: EpochId) -> Result<Prepared> {
+        self.check()?;
+        let folders: Vec<usize> = self.open.keys().copied().collect();
+        for folder in folders {
+            let finished = self.finish_file(id, folder);
+            self.breaking(finished)?;
+            if let Some(uploads) = &mut self.uploads {
+                uploads.advance(self.settings.buffer_bytes / 2).await?;
+            }
+        }
+        if self.finished.is_empty() {
+            return Ok(Prepared::default());
+        }
+        self.settle().await?;
+        let mut files = self.prepared_files(id)?;
+        files.sort_by(|a, b| a.path.cmp(&b.path));
+        let mut prepared = Prepared { files: files.len() as u64, ..Prepared::default() };
+        for file in &files {
+            prepared.rows += file.rows;
+            prepared.bytes += file.bytes;
+        }
+        let handle = serde_json::to_value(Files { files });
+        prepared.handle = Some(handle.map_err(|e| Error::internal("could not write a handle").because(e))?);
+        self.finished.clear();
+        self.files = 0;
+        self.router.reset();
+        if let Some(uploads) = &mut self.uploads {
+            uploads.reset();
+        }
+        Ok(prepared)
+    }
+
+    fn committer(&self) -> Arc<dyn Committer> {
+        Arc::new(ParquetCommitter { pipeline: self.settings.pipeline.clone(), place: self.place.clone() })
+    }
+}
+
+fn send_parts(uploads: &mut Uploads, file: &mut OpenFile) {
+    for part in file.take_parts() {
+        uploads.add(file.number, part);
+    }
+}
+
+fn file_name(pipeline: &str, id: EpochId, number: u64) -> String {
+    format!("{pipeline}-{}-{}-{number}.parquet", id.generation, id.epoch)
+}
+
+fn note_name(id: EpochId, number: u64) -> String {
+    format!("{}-{}-{number}.json", id.generation, id.epoch)
+}
+
+fn base_name(path: &str) -> &str {
+    path.rsplit('/').next().unwrap_or(path)
+}
+
+fn properties(compression: ParquetCompression) -> Result<WriterProperties> {
+    let compression = match compression {
+        ParquetCompression::Zstd => {
+            let level = ZstdLevel::try_new(1).map_err(|e| Error::internal("zstd has no level 1").because(e))?;
+            Compression::ZSTD(level)
+        }
+        ParquetCompression::Snappy => Compression::SNAPPY,
+        ParquetCompression::Lz4 => Compression::LZ4_RAW,
+        ParquetCompression::Gzip => Compression::GZIP(GzipLevel::default()),
+        ParquetCompression::Uncompressed => Compression::UNCOMPRESSED,
+    };
+    Ok(WriterProperties::builder()
+        .set_compression(compression)
+        .set_statistics_enabled(EnabledStatistics::Page)
+        .set_dictionary_enabled(true)
+        .set_max_row_group_row_count(Some(ROW_GROUP_ROWS))
+        .set_max_row_group_bytes(Some(ROW_GROUP_BYTES))
+        .set_created_by(format!("nexus version {}", env!("CARGO_PKG_VERSION")))
+        .build())
+}
+
+/// Gives what the footer says about where the rows come from; the file adds their number.
+fn metadata(settings: &ParquetSettings, id: EpochId) -> Vec<KeyValue> {
+    [
+        ("nexus.version", env!("CARGO_PKG_VERSION").to_owned()),
+        ("nexus.pipeline", settings.pipeline.clone()),
+        ("nexus.tier", settings.tier.clone()),
+        ("nexus.table", settings.table.clone()),
+        ("nexus.generation", id.generation.to_string()),
+        ("nexus.epoch", id.epoch.to_string()),
+    ]
+    .map(|(key, value)| KeyValue::new(key.to_owned(), value))
+    .into()
+}

@@ -1,0 +1,277 @@
+//! Hive partition folders: which folder each row belongs to.
+//!
+//! A folder is `column=value`, escaped as Hive does (`FileUtils.escapePathName`
+//! of Apache Hive), so that no value can leave the table's folder. The columns
+//! stay in the files too.
+
+use std::collections::HashMap;
+use std::fmt::Write as _;
+use std::sync::Arc;
+
+use arrow::array::{Array, ArrayRef, AsArray, Int64Array, RecordBatch, UInt32Array};
+use arrow::compute::{cast, take_record_batch};
+use arrow::datatypes::{DataType, Int64Type, Schema};
+use arrow::row::{RowConverter, SortField};
+use arrow::util::display::{ArrayFormatter, FormatOptions};
+
+use crate::error::{Error, Result};
+
+/// The folder of rows whose value is NULL or empty, as Hive names it.
+const NULL_VALUE: &str = "__HIVE_DEFAULT_PARTITION__";
+
+/// Longest name of a folder in bytes: what local file systems allow.
+const FOLDER_NAME_BYTES_MAX: usize = 255;
+
+/// Most folders of one epoch. Each costs at least a file, and ten thousand
+/// files an epoch are more than any reader of the table would thank for.
+const FOLDERS_MAX: usize = 10_000;
+
+/// Microseconds of a day and of an hour.
+const DAY_US: i64 = 86_400_000_000;
+const HOUR_US: i64 = 3_600_000_000;
+
+/// What names a level of partition folders.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum PartitionBy {
+    /// The column's value: `origin=JFK`.
+    Column(String),
+    /// The date of a timestamp in UTC, or of a date: `ts_date=2013-01-31`.
+    Date(String),
+    /// The hour of a timestamp in UTC: `ts_hour=2013-01-31-05`.
+    Hour(String),
+}
+
+/// Tells rows' folders apart.
+pub(super) struct Router {
+    levels: Vec<Level>,
+    converter: Option<RowConverter>,
+    /// Folders seen in this epoch, by the encoded values that name them.
+    known: HashMap<Box<[u8]>, usize>,
+    folders: Vec<Arc<str>>,
+}
+
+struct Level {
+    /// Index of the column in the stored schema.
+    column: usize,
+    /// The escaped name before the `=`.
+    name: String,
+    unit: Unit,
+}
+
+#[derive(Clone, Copy, PartialEq)]
+enum Unit {
+    Value,
+    Date,
+    Hour,
+}
+
+/// Rows of one folder.
+pub(super) struct Group {
+    /// The folder's number in this epoch.
+    pub(super) folder: usize,
+    pub(super) rows: RecordBatch,
+}
+
+impl Router {
+    /// Checks the columns that name folders against the stored schema.
+    pub(super) fn new(partition_by: &[PartitionBy], schema: &Schema, table: &str) -> Result<Self> {
+        let levels: Vec<Level> = partition_by.iter().map(|by| Level::new(by, schema, table)).collect::<Result<_>>()?;
+        let fields = levels
+            .iter()
+            .map(|level| match level.unit {
+                Unit::Value => SortField::new(schema.field(level.column).data_type().clone()),
+                Unit::Date | Unit::Hour => SortField::new(DataType::Int64),
+            })
+            .collect::<Vec<_>>();
+        let converter = if fields.is_empty() { None } else { Some(RowConverter::new(fields)?) };
+        Ok(Self { levels, converter, known: HashMap::new(), folders: Vec::new() })
+    }
+
+    /// Forgets the folders of the epoch before.
+    pub(super) fn reset(&mut self) {
+        self.known.clear();
+        self.folders.clear();
+    }
+
+    /// Gives the path of a folder relative to the table; empty if there are no partitions.
+    pub(super) fn folder(&self, number: usize) -> Arc<str> {
+        self.folders.get(number).cloned().unwrap_or_default()
+    }
+
+    /// Divides rows by their folders, in the order in which these first occur.
+    pub(super) fn route(&mut self, rows: RecordBatch) -> Result<Vec<Group>> {
+        let Some(converter) = &self.converter else {
+            return Ok(vec![Group { folder: 0, rows }]);
+        };
+        let keys: Vec<ArrayRef> =
+            self.levels.iter().map(|level| level.key(rows.column(level.column))).collect::<Result<_>>()?;
+        let encoded = converter_rows(converter, &keys)?;
+
+        let mut groups: Vec<(usize, Vec<u32>)> = Vec::new();
+        let mut group_of = HashMap::new();
+        let mut previous = None;
+        let mut current = 0;
+        for (number, key) in (0_u32..).zip(encoded.iter()) {
+            // Most inputs are ordered by time or by source, so the folder is often that of the row before.
+            if previous != Some(key) {
+                let folder = match self.known.get(key.as_ref()) {
+                    Some(folder) => *folder,
+                    None => self.learn(key.as_ref(), &keys, number as usize)?,
+                };
+                current = *group_of.entry(folder).or_insert_with(|| {
+                    groups.push((folder, Vec::new()));
+                    groups.len() - 1
+                });
+                previous = Some(key);
+            }
+            if let Some((_, indices)) = groups.get_mut(current) {
+                indices.push(number);
+            }
+        }
+        groups.into_iter().map(|(folder, indices)| Ok(Group { folder, rows: pick(&rows, indices)? })).collect()
+    }
+
+    /// Remembers a folder that has not been seen in this epoch.
+    fn learn(&mut self, key: &[u8], keys: &[ArrayRef], row: usize) -> Result<usize> {
+        if self.folders.len() == FOLDERS_MAX {
+            return Err(Error::config(format!(
+                "one epoch has rows for more than {FOLDERS_MAX} partition folders; partition by columns with fewer values"
+            )));
+        }
+        let mut path = String::new();
+        for (level, values) in self.levels.iter().zip(keys) {
+            let start = if path.is_empty() { 0 } else { path.len() + 1 };
+            if start > 0 {
+                path.push('/');
+            }
+            path.push_str(&level.name);
+            path.push('=');
+            escape(&level.text(values, row)?, &mut path);
+            if path.len() - start > FOLDER_NAME_BYTES_MAX {
+                return Err(Error::data(format!(
+                    "a value of the partition column in `{}=` is too long for the name of a folder \
+                     (more than {FOLDER_NAME_BYTES_MAX} bytes with its escapes)",
+                    level.name
+                )));
+            }
+        }
+        self.folders.push(path.into());
+        let number = self.folders.len() - 1;
+        self.known.insert(key.into(), number);
+        Ok(number)
+    }
+}
+
+impl Level {
+    fn new(by: &PartitionBy, schema: &Schema, table: &str) -> Result<Self> {
+        let (column, unit, ending) = match by {
+            PartitionBy::Column(column) => (column, Unit::Value, ""),
+            PartitionBy::Date(column) => (column, Unit::Date, "_date"),
+            PartitionBy::Hour(column) => (column, Unit::Hour, "_hour"),
+        };
+        let Some((index, field)) = schema.column_with_name(column) else {
+            let names: Vec<_> = schema.fields().iter().map(|f| f.name().as_str()).collect();
+            return Err(Error::config(format!(
+                "the table {table} is partitioned by `{column}`, which is not one of its columns: {}",
+                names.join(", ")
+            )));
+        };
+        let data_type = field.data_type();
+        let fits = match unit {
+            Unit::Value => is_plain(data_type),
+            Unit::Date => matches!(data_type, DataType::Timestamp(..) | DataType::Date32),
+            Unit::Hour => matches!(data_type, DataType::Timestamp(..)),
+        };
+        if !fits {
+            let wanted = match unit {
+                Unit::Value => "a boolean, a whole number, a decimal, text, a date or a timestamp",
+                Unit::Date => "a timestamp or a date",
+                Unit::Hour => "a timestamp",
+            };
+            return Err(Error::config(format!(
+                "the table {table} cannot be partitioned by `{column}`: it is {data_type}, and must be {wanted}"
+            )));
+        }
+        let mut name = String::new();
+        escape(&format!("{column}{ending}"), &mut name);
+        if unit != Unit::Value && schema.column_with_name(&name).is_some() {
+            return Err(Error::config(format!(
+                "the table {table} has a column `{name}`, which is also the folder that partitioning by `{column}` makes; \
+                 rename the column"
+            )));
+        }
+        Ok(Self { column: index, name, unit })
+    }
+
+    /// Gives the values that tell folders of this level apart.
+    fn key(&self, column: &ArrayRef) -> Result<ArrayRef> {
+        let length = match self.unit {
+            Unit::Value => return Ok(column.clone()),
+            Unit::Date if *column.data_type() == DataType::Date32 => return Ok(cast(column, &DataType::Int64)?),
+            Unit::Date => DAY_US,
+            Unit::Hour => HOUR_US,
+        };
+        // The stored schema has microseconds everywhere.
+        let micros = cast(column, &DataType::Int64)?;
+        let counts: Int64Array = micros.as_primitive::<Int64Type>().unary(|us| us.div_euclid(length));
+        Ok(Arc::new(counts))
+    }
+
+    /// Gives the text behind the `=`, not yet escaped.
+    fn text(&self, values: &ArrayRef, row: usize) -> Result<String> {
+        if values.is_null(row) {
+            return Ok(NULL_VALUE.into());
+        }
+        let (length, pattern) = match self.unit {
+            Unit::Value => {
+                let text = ArrayFormatter::try_new(values, &FormatOptions::default())?.value(row).try_to_string()?;
+                return Ok(if text.is_empty() { NULL_VALUE.into() } else { text });
+            }
+            Unit::Date => (DAY_US, "%Y-%m-%d"),
+            Unit::Hour => (HOUR_US, "%Y-%m-%d-%H"),
+        };
+        let count = values.as_primitive::<Int64Type>().value(row);
+        let time = count.checked_mul(length).and_then(chrono::DateTime::from_timestamp_micros);
+        let time = time.ok_or_else(|| Error::data(format!("a time of the partition `{}` has no date", self.name)))?;
+        Ok(time.format(pattern).to_string())
+    }
+}
+
+fn converter_rows(converter: &RowConverter, keys: &[ArrayRef]) -> Result<arrow::row::Rows> {
+    Ok(converter.convert_columns(keys)?)
+}
+
+/// Takes rows by ascending numbers, without a copy where they lie together.
+fn pick(rows: &RecordBatch, indices: Vec<u32>) -> Result<RecordBatch> {
+    if indices.len() == rows.num_rows() {
+        return Ok(rows.clone());
+    }
+    match (indices.first(), indices.last()) {
+        (Some(&first), Some(&last)) if (last - first) as usize + 1 == indices.len() => {
+            Ok(rows.slice(first as usize, indices.len()))
+        }
+        _ => Ok(take_record_batch(rows, &UInt32Array::from(indices))?),
+    }
+}
+
+/// Tells whether values of a type can name folders. Floats cannot: what looks equal may differ.
+fn is_plain(data_type: &DataType) -> bool {
+    data_type.is_integer()
+        || data_type.is_decimal()
+        || data_type.is_string()
+        || matches!(data_type, DataType::Boolean | DataType::Date32 | DataType::Timestamp(..))
+}
+
+/// Appends `text` with the characters escaped that Hive escapes in the names of folders.
+fn escape(text: &str, path: &mut String) {
+    for c in text.chars() {
+        let special = c.is_ascii_control()
+            || matches!(c, '"' | '#' | '%' | '\'' | '*' | '/' | ':' | '=' | '?' | '\\' | '{' | '[' | ']' | '^');
+        if special {
+            // Writing to a String cannot fail.
+            let _ = write!(path, "%{:02X}", u32::from(c));
+        } else {
+            path.push(c);
+        }
+    }
+}

@@ -1,0 +1,196 @@
+//! Connections to a Postgres database that a secret names.
+//!
+//! The secret is a URL, `postgres://user:password@host:port/database`. What it
+//! may say about TLS, in `sslmode`:
+//!
+//! | value | connection |
+//! |---|---|
+//! | not given, `prefer`, `allow` | TLS if the server has it; none to this machine (loopback, Unix socket) |
+//! | `require`, `verify-ca`, `verify-full` | TLS |
+//! | `no-verify` | TLS, and the server's certificate is not checked |
+//! | `disable` | no TLS |
+//!
+//! But for `no-verify`, certificates are verified, with the server's name,
+//! against the authorities of the system and those in the file `sslrootcert`.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use deadpool_postgres::{Client, Manager, ManagerConfig, Pool, RecyclingMethod};
+use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
+use rustls::crypto::{CryptoProvider, ring, verify_tls12_signature, verify_tls13_signature};
+use rustls::pki_types::pem::PemObject;
+use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
+use rustls::{ClientConfig, DigitallySignedStruct, RootCertStore, SignatureScheme};
+use tokio::sync::Mutex;
+use tokio_postgres::config::{Config, Host, SslMode};
+use tokio_postgres_rustls::MakeRustlsConnect;
+
+use super::failure::{is_wrong_password, not_connected};
+use crate::error::{Error, Result};
+use crate::secret::{Secret, SecretRef};
+
+/// Connections of a sink: one commits, one checks.
+const CONNECTIONS_MAX: usize = 2;
+
+/// How long a connection may take, with its handshakes: a server that is slower does not serve.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(15);
+
+/// A database, connected to when it is first needed.
+pub(super) struct Database {
+    secret: SecretRef,
+    /// Made when it is first needed. An async lock, held while the secret is
+    /// fetched: whoever waits for it wants the same secret.
+    pool: Mutex<Option<Pool>>,
+}
+
+impl Database {
+    pub(super) fn new(secret: SecretRef) -> Self {
+        Self { secret, pool: Mutex::new(None) }
+    }
+
+    /// Gives a connection. A refused password is fetched again, once.
+    pub(super) async fn client(&self) -> Result<Client> {
+        match self.pool(false).await?.get().await {
+            Err(error) if is_wrong_password(&error) => self.pool(true).await?.get().await.map_err(not_connected),
+            got => got.map_err(not_connected),
+        }
+    }
+
+    /// Gives the pool, made of the secret's present value if it is new or to be renewed.
+    async fn pool(&self, renew: bool) -> Result<Pool> {
+        let mut pool = self.pool.lock().await;
+        match pool.as_ref() {
+            Some(known) if !renew => Ok(known.clone()),
+            _ => Ok(pool.insert(open(&self.secret.resolve().await?)?).clone()),
+        }
+    }
+}
+
+fn open(url: &Secret) -> Result<Pool> {
+    let Url { config, verify, root_file } = Url::parse(url.expose())?;
+    let tls = MakeRustlsConnect::new(tls(verify, root_file.as_deref(), config.get_ssl_mode())?);
+    let manager = Manager::from_config(config, tls, ManagerConfig { recycling_method: RecyclingMethod::Fast });
+    let pool = Pool::builder(manager)
+        .max_size(CONNECTIONS_MAX)
+        .runtime(deadpool_postgres::Runtime::Tokio1)
+        .wait_timeout(Some(CONNECT_TIMEOUT))
+        .create_timeout(Some(CONNECT_TIMEOUT))
+        .build();
+    pool.map_err(|e| Error::internal("could not make a pool of connections").because(e))
+}
+
+/// What a connection URL says.
+struct Url {
+    config: Config,
+    verify: bool,
+    root_file: Option<String>,
+}
+
+impl Url {
+    fn parse(url: &str) -> Result<Self> {
+        let (base, query) = url.split_once('?').unwrap_or((url, ""));
+        let mut mode = None;
+        let mut root_file = None;
+        let mut rest = Vec::new();
+        for pair in query.split('&').filter(|pair| !pair.is_empty()) {
+            match pair.split_once('=') {
+                Some(("sslmode", value)) => mode = Some(value.to_owned()),
+                Some(("sslrootcert", value)) => {
+                    root_file = Some(percent_encoding::percent_decode_str(value).decode_utf8_lossy().into_owned());
+                }
+                _ => rest.push(pair),
+            }
+        }
+        // The text of the parser's error may hold a piece of the URL, which is a secret.
+        let mut config: Config = format!("{base}?{}", rest.join("&")).parse().map_err(|_| {
+            Error::config("the secret is not a Postgres URL; it must read postgres://user:password@host:port/database")
+        })?;
+        let verify = mode.as_deref() != Some("no-verify");
+        let ssl_mode = match mode.as_deref() {
+            None | Some("prefer" | "allow") if is_here(&config) => SslMode::Disable,
+            None | Some("prefer" | "allow") => SslMode::Prefer,
+            Some("disable") => SslMode::Disable,
+            Some("require" | "verify-ca" | "verify-full" | "no-verify") => SslMode::Require,
+            Some(_) => {
+                return Err(Error::config(
+                    "the Postgres URL has an unknown sslmode; known are disable, prefer, require and no-verify",
+                ));
+            }
+        };
+        config.ssl_mode(ssl_mode).connect_timeout(CONNECT_TIMEOUT);
+        if config.get_application_name().is_none() {
+            config.application_name("nexus");
+        }
+        Ok(Self { config, verify, root_file })
+    }
+}
+
+/// Tells whether all hosts are this machine.
+fn is_here(config: &Config) -> bool {
+    config.get_hosts().iter().all(|host| match host {
+        Host::Tcp(name) => name == "localhost" || name.parse().is_ok_and(|ip: std::net::IpAddr| ip.is_loopback()),
+        Host::Unix(_) => true,
+    })
+}
+
+fn tls(verify: bool, root_file: Option<&str>, mode: SslMode) -> Result<ClientConfig> {
+    let provider = Arc::new(ring::default_provider());
+    let builder = ClientConfig::builder_with_provider(provider.clone())
+        .with_safe_default_protocol_versions()
+        .map_err(|e| Error::internal("could not set up TLS").because(e))?;
+    if !verify {
+        let blind = Arc::new(NoVerification(provider));
+        return Ok(builder.dangerous().with_custom_certificate_verifier(blind).with_no_client_auth());
+    }
+    let mut roots = RootCertStore::empty();
+    if mode != SslMode::Disable {
+        // A system without authorities is no error: the handshake says so if it needs one.
+        roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
+        if let Some(file) = root_file {
+            let unreadable = |e| Error::config(format!("could not read the authorities in {file}")).because(e);
+            let found = CertificateDer::pem_file_iter(file).map_err(unreadable)?;
+            roots.add_parsable_certificates(found.collect::<Result<Vec<_>, _>>().map_err(unreadable)?);
+        }
+    }
+    Ok(builder.with_root_certificates(roots).with_no_client_auth())
+}
+
+/// Takes any certificate, because the URL says `sslmode=no-verify`.
+#[derive(Debug)]
+struct NoVerification(Arc<CryptoProvider>);
+
+impl ServerCertVerifier for NoVerification {
+    fn verify_server_cert(
+        &self,
+        _: &CertificateDer<'_>,
+        _: &[CertificateDer<'_>],
+        _: &ServerName<'_>,
+        _: &[u8],
+        _: UnixTime,
+    ) -> Result<ServerCertVerified, rustls::Error> {
+        Ok(ServerCertVerified::assertion())
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        message: &[u8],
+        cert: &CertificateDer<'_>,
+        signed: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        verify_tls12_signature(message, cert, signed, &self.0.signature_verification_algorithms)
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        cert: &CertificateDer<'_>,
+        signed: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        verify_tls13_signature(message, cert, signed, &self.0.signature_verification_algorithms)
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        self.0.signature_verification_algorithms.supported_schemes()
+    }
+}

@@ -1,0 +1,103 @@
+//! What an error of Postgres means for the pipeline.
+
+use std::error::Error as _;
+
+use deadpool_postgres::PoolError;
+use tokio_postgres::error::{DbError, SqlState};
+
+use crate::error::{Error, ErrorKind};
+
+/// Turns an error of the client or the server into ours: `doing: what the server says`.
+pub(super) fn failed(doing: impl Into<String>, error: tokio_postgres::Error) -> Error {
+    let doing = doing.into();
+    let Some(answer) = error.as_db_error() else {
+        return not_answered(doing, error);
+    };
+    let kind = kind_of(answer.code());
+    let text = match advice(answer) {
+        Some(advice) => format!("{doing}: {}; {advice}", describe(answer)),
+        None => format!("{doing}: {}", describe(answer)),
+    };
+    Error::new(kind, text)
+}
+
+/// Turns a failure to get a connection into an error.
+pub(super) fn not_connected(error: PoolError) -> Error {
+    match error {
+        PoolError::Backend(error) => failed("could not connect to Postgres", error),
+        PoolError::Timeout(_) => Error::unavailable("could not connect to Postgres in time"),
+        other => Error::internal("could not connect to Postgres").because(other),
+    }
+}
+
+/// Tells whether the server refused the password.
+pub(super) fn is_wrong_password(error: &PoolError) -> bool {
+    matches!(error, PoolError::Backend(error) if error.code() == Some(&SqlState::INVALID_PASSWORD))
+}
+
+/// Sorts the classes of SQLSTATE (appendix A of the manual of PostgreSQL).
+fn kind_of(state: &SqlState) -> ErrorKind {
+    let code = state.code();
+    // 57014 is our own statement timeout, 55P03 our own lock timeout.
+    if code.starts_with("57P") || matches!(code, "55P03" | "57014") {
+        return ErrorKind::Unavailable;
+    }
+    match code.get(..2) {
+        Some("08" | "40" | "53" | "58") => ErrorKind::Unavailable,
+        Some("22" | "23") => ErrorKind::Data,
+        Some("0A" | "25" | "28" | "3D" | "3F" | "42" | "55") => ErrorKind::Config,
+        _ => ErrorKind::Internal,
+    }
+}
+
+fn describe(answer: &DbError) -> String {
+    let mut text = format!("{} (SQLSTATE {})", answer.message(), answer.code().code());
+    let places = [
+        ("schema", answer.schema()),
+        ("table", answer.table()),
+        ("column", answer.column()),
+        ("constraint", answer.constraint()),
+        ("detail", answer.detail()),
+        ("context", answer.where_()),
+    ];
+    for (what, value) in places {
+        if let Some(value) = value {
+            text.push_str(&format!(", {what} {value}"));
+        }
+    }
+    text
+}
+
+fn advice(answer: &DbError) -> Option<&'static str> {
+    match answer.code().code() {
+        "28P01" => Some("is the password in the secret still right"),
+        "28000" => Some("does pg_hba.conf of the server let this user in, with or without TLS"),
+        "3D000" => Some("create the database, or name another one in the URL"),
+        "42501" => {
+            Some("grant the right to the user in the URL, or create the table beforehand and set `create: false`")
+        }
+        "42P10" => Some("the table needs a primary key or a unique constraint on exactly the columns of `key`"),
+        _ => None,
+    }
+}
+
+/// There is no answer of the server: the network, TLS or the URL is at fault.
+fn not_answered(doing: String, error: tokio_postgres::Error) -> Error {
+    let mut cause = error.source();
+    while let Some(inner) = cause {
+        let tls = inner
+            .downcast_ref::<std::io::Error>()
+            .and_then(std::io::Error::get_ref)
+            .map_or_else(|| inner.downcast_ref::<rustls::Error>(), |wrapped| wrapped.downcast_ref::<rustls::Error>());
+        if let Some(rustls::Error::InvalidCertificate(why)) = tls {
+            return Error::config(format!(
+                "{doing}: the server's certificate is not trusted ({why:?}); name the file of its authority with \
+                 `sslrootcert=` in the URL, or give up the check with `sslmode=no-verify`"
+            ));
+        }
+        cause = inner.source();
+    }
+    let text = error.to_string();
+    let by_user = ["invalid configuration", "authentication error"].iter().any(|kind| text.starts_with(kind));
+    Error::new(if by_user { ErrorKind::Config } else { ErrorKind::Unavailable }, doing).because(error)
+}

@@ -1,0 +1,180 @@
+//! Rows of a table in PostgreSQL, each epoch exactly once.
+//!
+//! A prepared epoch is a few files in the state store (the *spool*), so a
+//! database that is slow or away does not stop the lake. A commit is one
+//! transaction: the rows come by binary COPY, and a row in `nexus.commits` says
+//! that the epoch is there. With a key, a row replaces the one of the same key
+//! (the last one of an epoch wins); without, every row is added.
+//!
+//! | Arrow | Postgres |
+//! |---|---|
+//! | `bool`; `int8`, `uint8`, `int16`; `uint16`, `int32`; `uint32`, `int64` | `boolean`; `smallint`; `integer`; `bigint` |
+//! | `uint64`; decimals | `numeric`; `numeric(p, s)` |
+//! | `float32`, `float64` | `real`, `double precision` |
+//! | text; binary | `text`; `bytea` |
+//! | dates, times | `date`, `time` |
+//! | timestamps with and without a zone | `timestamptz`, `timestamp` |
+//! | text whose field says `nexus.type=json`, structs, maps, lists of these or of lists | `jsonb` |
+//! | other lists | arrays |
+//!
+//! No session state is used, so that RDS Proxy and pgbouncer in transaction
+//! mode work.
+
+mod columns;
+mod commit;
+mod connect;
+mod failure;
+mod spool;
+mod table;
+#[cfg(test)]
+#[cfg(feature = "testing")]
+mod tests;
+
+use std::sync::Arc;
+
+use arrow::array::RecordBatch;
+use arrow::datatypes::SchemaRef;
+use async_trait::async_trait;
+use tokio::sync::OnceCell;
+
+use self::columns::Columns;
+use self::commit::{PostgresCommitter, Spooled};
+use self::connect::Database;
+use self::spool::Spool;
+use self::table::Table;
+use super::{Committer, EpochId, Prepared, Sink};
+use crate::error::{Error, Result};
+use crate::secret::SecretRef;
+use crate::store::Store;
+
+/// What a [`PostgresSink`] is told. Either `key` or `append` is given.
+#[derive(Debug, Clone)]
+pub struct PostgresSettings {
+    /// The pipeline's name.
+    pub pipeline: String,
+    /// The sink's name within the pipeline, such as `gold.hourly_delays`.
+    pub sink_name: String,
+    /// The random id of the pipeline's state store, so that epochs counted from
+    /// the start by a new one are not taken for those of an old one.
+    pub state_id: String,
+    /// The table's schema.
+    pub schema: String,
+    /// The table.
+    pub table: String,
+    /// The columns that tell rows apart.
+    pub key: Vec<String>,
+    /// Every row is added.
+    pub append: bool,
+    /// Make the schema, the table and `nexus.commits` if they are not there.
+    pub create: bool,
+    /// The columns of the rows that will come.
+    pub rows: SchemaRef,
+}
+
+/// Writes a table's rows to PostgreSQL.
+///
+/// An [`Unavailable`](crate::ErrorKind::Unavailable) or
+/// [`Data`](crate::ErrorKind::Data) error of `write` comes before any row of
+/// the call was taken: the call may be made again, without the bad rows.
+pub struct PostgresSink {
+    table: Arc<Table>,
+    spool: Spool,
+    committer: Arc<PostgresCommitter>,
+    /// Rows of the open epoch.
+    rows: u64,
+}
+
+impl PostgresSink {
+    /// Makes a sink; it connects when [`check`](Self::check) is called or an epoch is committed.
+    ///
+    /// `spool` is a folder of the state store, for this sink alone.
+    ///
+    /// # Errors
+    ///
+    /// [`Config`](crate::ErrorKind::Config) for a column that Postgres has no
+    /// type for, and for a key that is missing, unknown or not wanted.
+    pub fn new(settings: PostgresSettings, secret: SecretRef, spool: Store) -> Result<Self> {
+        check_key(&settings)?;
+        let columns = Columns::of(&settings.rows, &settings.table)?;
+        let rows = Spool::new(spool.clone(), columns.wire_schema());
+        let table = Arc::new(Table {
+            schema: settings.schema,
+            name: settings.table,
+            key: settings.key,
+            create: settings.create,
+            columns,
+        });
+        let committer = Arc::new(PostgresCommitter {
+            pipeline: settings.pipeline,
+            sink: settings.sink_name,
+            state: settings.state_id,
+            database: Database::new(secret),
+            table: table.clone(),
+            spool,
+            way: OnceCell::new(),
+        });
+        Ok(Self { table, spool: rows, committer, rows: 0 })
+    }
+
+    /// Connects, makes the table if it is missing and may be made, and compares its columns.
+    ///
+    /// The first commit does the same, if this was not called or did not succeed.
+    ///
+    /// # Errors
+    ///
+    /// [`Config`](crate::ErrorKind::Config) if the table does not fit, and
+    /// [`Unavailable`](crate::ErrorKind::Unavailable) if the database does not answer.
+    pub async fn check(&self) -> Result<()> {
+        let checked = self.committer.way().await;
+        checked
+            .map(|_| ())
+            .map_err(|e| e.while_doing(format!("could not use the Postgres table {}", self.table.target())))
+    }
+}
+
+#[async_trait]
+impl Sink for PostgresSink {
+    async fn write(&mut self, id: EpochId, rows: &RecordBatch) -> Result<()> {
+        self.spool.make_room().await?;
+        if rows.num_rows() == 0 {
+            return Ok(());
+        }
+        let wired = self.table.columns.wire(rows)?;
+        self.spool.write(id, &wired)?;
+        self.rows += rows.num_rows() as u64;
+        Ok(())
+    }
+
+    async fn prepare(&mut self, id: EpochId) -> Result<Prepared> {
+        let (files, bytes) = self.spool.finish(id).await?;
+        if files.is_empty() {
+            return Ok(Prepared::default());
+        }
+        let rows = std::mem::take(&mut self.rows);
+        let count = files.len() as u64;
+        let handle = serde_json::to_value(Spooled { files, rows })
+            .map_err(|e| Error::internal("could not write a handle").because(e))?;
+        Ok(Prepared { handle: Some(handle), rows, bytes, files: count })
+    }
+
+    fn committer(&self) -> Arc<dyn Committer> {
+        self.committer.clone()
+    }
+}
+
+fn check_key(settings: &PostgresSettings) -> Result<()> {
+    let table = format!("{}.{}", settings.schema, settings.table);
+    if settings.key.is_empty() != settings.append {
+        return Err(Error::config(format!("the Postgres table {table} needs either `key` or `append: true`")));
+    }
+    for column in &settings.key {
+        if settings.rows.column_with_name(column).is_none() {
+            let names: Vec<_> = settings.rows.fields().iter().map(|f| f.name().as_str()).collect();
+            return Err(Error::config(format!(
+                "`{column}` in the key of the Postgres table {table} is not one of the columns: {}",
+                names.join(", ")
+            )));
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,220 @@
+//! Windowed aggregates across epochs: accumulator states are kept until the
+//! watermark passes the end of their window, then each window is given once.
+//!
+//! The plan is split at its aggregate. The lower part runs in mode `Partial` in
+//! each epoch; states merge in mode `PartialReduce`; mode `Final` and the rest
+//! of the plan run on the windows that close. Any aggregate of DataFusion works.
+
+use std::sync::Arc;
+
+use arrow::array::RecordBatch;
+use arrow::compute::BatchCoalescer;
+use arrow::datatypes::SchemaRef;
+use datafusion::common::tree_node::{Transformed, TreeNode, TreeNodeRecursion};
+use datafusion::datasource::memory::MemorySourceConfig;
+use datafusion::execution::SendableRecordBatchStream;
+use datafusion::physical_expr::expressions::Column;
+use datafusion::physical_plan::aggregates::{AggregateExec, AggregateMode};
+use datafusion::physical_plan::{ExecutionPlan, collect, execute_stream};
+
+use super::leaf::LeafExec;
+use super::query::{Query, Running, failed};
+use super::segments::{Segment, Segments, Snapshot};
+use super::window::{WATERMARK_END, WATERMARK_START, Width, Window};
+use crate::error::{Error, Result};
+
+/// Rows in a batch of merged state: as many as DataFusion's own batches hold.
+const STATE_BATCH_ROWS: usize = 8192;
+
+/// A query with one aggregate over event-time windows.
+pub struct WindowedAggregate {
+    query: Query,
+    window: Window,
+    states: Segments,
+    closed_until_us: i64,
+}
+
+impl WindowedAggregate {
+    /// Takes a query whose aggregate has its window at `group_index` of its group expressions.
+    pub fn new(query: Query, group_index: usize, width: Width) -> Result<Self> {
+        let aggregate = find(query.physical())?;
+        let name = aggregate.group_expr().expr().get(group_index).map(|(_, name)| name.clone());
+        let name = name.ok_or_else(|| Error::internal("the window is not among the aggregate's keys"))?;
+        let window = Window { start: Arc::new(Column::new(&name, group_index)), width };
+        Ok(Self { query, window, states: Segments::default(), closed_until_us: WATERMARK_START })
+    }
+
+    /// Gives the query as a whole.
+    pub fn query(&self) -> &Query {
+        &self.query
+    }
+
+    /// Has the plan made again before the next epoch.
+    pub fn refresh(&mut self) {
+        self.query.refresh();
+    }
+
+    /// Gives the time up to which windows have been given out: a row of such a window is late.
+    pub fn closed_until_us(&self) -> i64 {
+        self.closed_until_us
+    }
+
+    /// Gives the columns of the states that are kept.
+    pub fn state_schema(&self) -> Result<SchemaRef> {
+        Ok(partial(find(self.query.physical())?)?.schema())
+    }
+
+    /// Starts an epoch; what comes out goes to [`absorb`](Self::absorb).
+    pub async fn start(&mut self) -> Result<Running> {
+        self.query.renew().await?;
+        let lower = partial(find(self.query.physical())?)?;
+        let inputs = self.query.connect();
+        let rows = execute_stream(lower, self.query.session().task_ctx()).map_err(failed)?;
+        Ok(Running { inputs, rows })
+    }
+
+    /// Keeps accumulator states.
+    pub fn absorb(&mut self, states: RecordBatch) {
+        self.states.add(states);
+    }
+
+    /// Gives the windows that end at or before the watermark, each once.
+    pub async fn close(&mut self, watermark_us: i64) -> Result<Option<SendableRecordBatchStream>> {
+        if watermark_us == WATERMARK_START {
+            return Ok(None);
+        }
+        let taken = if watermark_us == WATERMARK_END {
+            self.states.take_all()
+        } else {
+            self.states.take(|rows| self.window.closed(rows, watermark_us))?
+        };
+        // Input that ends leaves no trace beyond its last window, so that later input is not late as a whole.
+        let last = if watermark_us == WATERMARK_END { self.last_end_us(&taken)? } else { watermark_us };
+        self.closed_until_us = self.closed_until_us.max(last);
+        if taken.is_empty() {
+            return Ok(None);
+        }
+        let upper = finish(self.query.physical(), taken)?;
+        execute_stream(upper, self.query.session().task_ctx()).map(Some).map_err(failed)
+    }
+
+    /// Closes the epoch and tells what has to be durable.
+    pub async fn snapshot(&mut self, epoch: u64) -> Result<Snapshot> {
+        if self.states.want_merge() {
+            let states = self.states.take_all();
+            for merged in self.merge(states).await? {
+                self.states.add(merged);
+            }
+        }
+        Ok(self.states.seal(epoch))
+    }
+
+    /// Goes on from a snapshot.
+    pub fn restore(&mut self, segments: Vec<Segment>, closed_until_us: i64) -> Result<()> {
+        self.closed_until_us = closed_until_us;
+        self.states.restore(segments);
+        // A segment is saved once; windows that were given out since are still in it.
+        self.states.take(|rows| self.window.closed(rows, closed_until_us)).map(drop)
+    }
+
+    /// Gives the memory that the states take, in bytes.
+    pub fn size_bytes(&self) -> usize {
+        self.states.size_bytes()
+    }
+
+    async fn merge(&self, states: Vec<RecordBatch>) -> Result<Vec<RecordBatch>> {
+        let aggregate = find(self.query.physical())?;
+        let reduce = over_states(aggregate, AggregateMode::PartialReduce, states)?;
+        let merged = collect(reduce, self.query.session().task_ctx()).await.map_err(failed)?;
+        let Some(first) = merged.first() else { return Ok(merged) };
+        let mut coalescer = BatchCoalescer::new(first.schema(), STATE_BATCH_ROWS);
+        for batch in merged {
+            coalescer.push_batch(batch)?;
+        }
+        coalescer.finish_buffered_batch()?;
+        Ok(std::iter::from_fn(|| coalescer.next_completed_batch()).collect())
+    }
+
+    fn last_end_us(&self, states: &[RecordBatch]) -> Result<i64> {
+        let mut last = WATERMARK_START;
+        for rows in states {
+            last = self.window.ends_us(rows)?.into_iter().flatten().fold(last, i64::max);
+        }
+        Ok(last)
+    }
+}
+
+/// Finds the topmost aggregate over a stream.
+fn find(plan: &Arc<dyn ExecutionPlan>) -> Result<&AggregateExec> {
+    let mut node = plan;
+    loop {
+        if let Some(aggregate) = as_aggregate(node) {
+            return Ok(aggregate);
+        }
+        let below = node.children().into_iter().find(|child| over_stream(child));
+        node = below.ok_or_else(|| Error::internal("the plan has no aggregate over a stream"))?;
+    }
+}
+
+fn as_aggregate(plan: &Arc<dyn ExecutionPlan>) -> Option<&AggregateExec> {
+    let aggregate = (plan.as_ref() as &dyn std::any::Any).downcast_ref::<AggregateExec>();
+    aggregate.filter(|_| over_stream(plan))
+}
+
+/// Tells whether a plan reads a stage's channel.
+fn over_stream(plan: &Arc<dyn ExecutionPlan>) -> bool {
+    plan.exists(|node| Ok((node.as_ref() as &dyn std::any::Any).is::<LeafExec>())).unwrap_or(false)
+}
+
+/// Gives the aggregate that reads raw rows: DataFusion plans one node or two.
+fn first_phase(aggregate: &AggregateExec) -> &AggregateExec {
+    let two_phases = matches!(aggregate.mode(), AggregateMode::Final | AggregateMode::FinalPartitioned);
+    let below = two_phases.then(|| find(aggregate.input()).ok()).flatten();
+    below.unwrap_or(aggregate)
+}
+
+fn partial(aggregate: &AggregateExec) -> Result<Arc<dyn ExecutionPlan>> {
+    let raw = first_phase(aggregate);
+    let lower = AggregateExec::try_new(
+        AggregateMode::Partial,
+        raw.group_expr().clone(),
+        raw.aggr_expr().to_vec(),
+        raw.filter_expr().to_vec(),
+        raw.input().clone(),
+        raw.input_schema(),
+    );
+    Ok(Arc::new(lower.map_err(failed)?))
+}
+
+/// Makes a phase of the aggregate that reads states instead of rows.
+fn over_states(
+    aggregate: &AggregateExec,
+    mode: AggregateMode,
+    states: Vec<RecordBatch>,
+) -> Result<Arc<dyn ExecutionPlan>> {
+    let raw = first_phase(aggregate);
+    let schema = partial(aggregate)?.schema();
+    let input = MemorySourceConfig::try_new_exec(&[states], schema, None).map_err(failed)?;
+    let no_filters = vec![None; raw.aggr_expr().len()];
+    let phase = AggregateExec::try_new(
+        mode,
+        raw.group_expr().as_final(),
+        raw.aggr_expr().to_vec(),
+        no_filters,
+        input,
+        raw.input_schema(),
+    );
+    Ok(Arc::new(phase.map_err(failed)?))
+}
+
+/// Makes the plan that turns the states of closed windows into the query's rows.
+fn finish(plan: &Arc<dyn ExecutionPlan>, states: Vec<RecordBatch>) -> Result<Arc<dyn ExecutionPlan>> {
+    let fed = over_states(find(plan)?, AggregateMode::Final, states)?;
+    let upper = plan.clone().transform_down(|node| {
+        if as_aggregate(&node).is_some() {
+            return Ok(Transformed::new(fed.clone(), true, TreeNodeRecursion::Stop));
+        }
+        Ok(Transformed::no(node))
+    });
+    Ok(upper.map_err(failed)?.data)
+}

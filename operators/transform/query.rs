@@ -1,0 +1,139 @@
+//! A table's query: planned once, run in every epoch as a finite stream.
+
+use std::sync::Arc;
+
+use arrow::datatypes::SchemaRef;
+use datafusion::common::tree_node::{TreeNode, TreeNodeRecursion};
+use datafusion::execution::SendableRecordBatchStream;
+use datafusion::execution::session_state::SessionState;
+use datafusion::logical_expr::{Expr, LogicalPlan, Volatility};
+use datafusion::physical_plan::coalesce_partitions::CoalescePartitionsExec;
+use datafusion::physical_plan::execution_plan::reset_plan_states;
+use datafusion::physical_plan::{ExecutionPlan, ExecutionPlanProperties, execute_stream};
+
+use super::leaf::{Leaf, LeafExec, LeafSender};
+use crate::error::{Error, Result};
+
+/// An epoch of a query that is running.
+pub struct Running {
+    /// Where the rows of each input go, in the order of the query's inputs.
+    pub inputs: Vec<LeafSender>,
+    /// The rows that come out.
+    pub rows: SendableRecordBatchStream,
+}
+
+/// A query over the channels of a stage.
+pub struct Query {
+    state: SessionState,
+    logical: LogicalPlan,
+    physical: Arc<dyn ExecutionPlan>,
+    leaves: Vec<Arc<Leaf>>,
+    scans: Vec<usize>,
+    tells_time: bool,
+    stale: bool,
+}
+
+impl Query {
+    /// Plans a query; `leaves` are its inputs, as they were registered with the session.
+    pub async fn new(state: SessionState, logical: LogicalPlan, leaves: Vec<Arc<Leaf>>) -> Result<Self> {
+        let tells_time = tells_time(&logical);
+        let physical = plan(&state, &logical).await?;
+        let scans = leaves.iter().map(|leaf| count_scans(&physical, leaf)).collect();
+        Ok(Self { state, logical, physical, leaves, scans, tells_time, stale: false })
+    }
+
+    /// Gives the columns of the rows that come out.
+    pub fn schema(&self) -> SchemaRef {
+        self.physical.schema()
+    }
+
+    /// Gives the plan as DataFusion runs it.
+    pub fn physical(&self) -> &Arc<dyn ExecutionPlan> {
+        &self.physical
+    }
+
+    /// Gives the session that the query runs in.
+    pub fn session(&self) -> &SessionState {
+        &self.state
+    }
+
+    /// Has the plan made again before the next epoch: a reference table has changed.
+    pub fn refresh(&mut self) {
+        self.stale = true;
+    }
+
+    /// Makes the plan ready for one more run. Tells whether it has been made anew.
+    ///
+    /// `now()` and its like are folded into the plan, so a query that uses them is planned in every epoch.
+    pub async fn renew(&mut self) -> Result<bool> {
+        let anew = self.stale || self.tells_time;
+        self.physical = if anew {
+            plan(&self.state, &self.logical).await?
+        } else {
+            reset_plan_states(self.physical.clone()).map_err(failed)?
+        };
+        self.stale = false;
+        Ok(anew)
+    }
+
+    /// Starts an epoch.
+    pub async fn start(&mut self) -> Result<Running> {
+        self.renew().await?;
+        let inputs = self.connect();
+        let rows = execute_stream(self.physical.clone(), self.state.task_ctx()).map_err(failed)?;
+        Ok(Running { inputs, rows })
+    }
+
+    /// Connects a new epoch to the inputs.
+    pub fn connect(&self) -> Vec<LeafSender> {
+        let elastic = self.scans.iter().sum::<usize>() > 1;
+        self.leaves.iter().zip(&self.scans).map(|(leaf, scans)| leaf.connect(*scans, elastic)).collect()
+    }
+}
+
+/// Turns an error of DataFusion into one that tells what to do.
+pub fn failed(error: datafusion::error::DataFusionError) -> Error {
+    use datafusion::error::DataFusionError as Df;
+    match error.find_root() {
+        Df::ResourcesExhausted(_) => {
+            Error::config("a query needs more memory than its share of `limits.memory`; raise it").because(error)
+        }
+        Df::SchemaError(..) | Df::Plan(_) | Df::SQL(..) => Error::config("could not plan a query").because(error),
+        Df::Execution(_) | Df::ArrowError(..) => Error::data("a query failed on a row").because(error),
+        _ => Error::internal("a query failed").because(error),
+    }
+}
+
+async fn plan(state: &SessionState, logical: &LogicalPlan) -> Result<Arc<dyn ExecutionPlan>> {
+    let physical = state.create_physical_plan(logical).await.map_err(failed)?;
+    let one = physical.output_partitioning().partition_count() <= 1;
+    Ok(if one { physical } else { Arc::new(CoalescePartitionsExec::new(physical)) })
+}
+
+fn count_scans(plan: &Arc<dyn ExecutionPlan>, leaf: &Arc<Leaf>) -> usize {
+    let mut scans = 0;
+    let counted = plan.apply(|node| {
+        let scan = (node.as_ref() as &dyn std::any::Any).downcast_ref::<LeafExec>();
+        scans += usize::from(scan.is_some_and(|scan| Arc::ptr_eq(scan.leaf(), leaf)));
+        Ok(TreeNodeRecursion::Continue)
+    });
+    debug_assert!(counted.is_ok(), "counting does not fail");
+    scans
+}
+
+/// Tells whether the query asks for the time of day.
+fn tells_time(plan: &LogicalPlan) -> bool {
+    let mut found = false;
+    let walked = plan.apply_with_subqueries(|node| {
+        node.apply_expressions(|expr| {
+            expr.apply(|part| {
+                if let Expr::ScalarFunction(call) = part {
+                    found |= call.func.signature().volatility == Volatility::Stable;
+                }
+                Ok(TreeNodeRecursion::Continue)
+            })
+        })
+    });
+    debug_assert!(walked.is_ok(), "looking does not fail");
+    found
+}

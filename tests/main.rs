@@ -1,0 +1,18 @@
+//! Black-box tests of the command `nexus`: real files, real servers, and
+//! readers that are not Nexus.
+//!
+//! One binary: each further one would link DataFusion and the AWS SDKs again.
+//! The servers come from `make test-env`.
+
+#![allow(clippy::print_stdout, reason = "what a test prints is shown when it fails")]
+
+mod bad_data;
+mod balance;
+mod cli;
+mod cloud;
+mod crash;
+mod endless;
+mod flights;
+mod pressure;
+mod servers;
+mod world;

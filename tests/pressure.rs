@@ -1,0 +1,142 @@
+//! Memory stays under its limit, whatever the input's size and the sinks' speed.
+
+use std::time::Duration;
+
+use serde_json::json;
+
+use crate::balance::count;
+use crate::servers::{postgres, proxy::Proxy};
+use crate::world::{World, ask, repository, run_args};
+
+/// What the pipelines of these tests may use.
+const MEMORY_BYTES: u64 = 256 * 1024 * 1024;
+
+/// How many rows the slow run is given: far more, in bytes, than what the spool takes.
+const ROWS: u64 = 3_000_000;
+
+#[test]
+fn a_sink_slowed_to_a_crawl_holds_the_source_back() {
+    let mut world = World::new().with_postgres();
+    let lake = world.path("lake");
+    // A few rows a second reach Postgres until the test lets them through.
+    let proxy = Proxy::start(postgres::shared().port, 2_000);
+    let direct = world.env("DATABASE_URL").to_owned();
+    let slow = direct.replace(&format!(":{}/", postgres::shared().port), &format!(":{}/", proxy.port));
+    world.set("DATABASE_URL", &slow);
+    let pipeline = world.file(
+        "slow.yaml",
+        &format!(
+            "name: slow
+lake: {}
+commit: {{ every: 500ms, bytes: 4MiB }}
+limits: {{ memory: 256MiB, record: 1MiB, spool: 8MiB }}
+sources:
+  events:
+    generate:
+      rows: {ROWS}
+      columns:
+        n: {{ sequence: {{}} }}
+        ts: {{ time: {{ start: \"2026-11-01T00:00:00Z\", step: 10ms }} }}
+        site: {{ choice: [reno, yuma, bend] }}
+        value: {{ number: {{ min: 0, max: 100 }} }}
+    event_time: {{ column: ts, lateness: 1s }}
+bronze:
+  events:
+    sql: SELECT n, ts, site, value FROM events
+    postgres: {{ url: pg, table: events, append: true }}
+secrets:
+  pg: {{ env: DATABASE_URL }}
+",
+            lake.display()
+        ),
+    );
+
+    let report = world.run_to_report(|world, report| {
+        let mut running = world.start(&run_args(&pipeline, report, &[]));
+        let in_lake = || table_rows(&lake);
+        running.until("it has committed to the lake", || in_lake() > 0);
+        // Wait until the lake has stopped growing: the source is held back. The bound on the spool is far below the rows.
+        let mut last = 0;
+        let mut still = 0;
+        while still < 5 {
+            assert!(!running.ends_within(Duration::from_secs(1)), "the run ended though its sink is slow");
+            let now = in_lake();
+            still = if now == last { still + 1 } else { 0 };
+            last = now;
+        }
+        assert!(last < ROWS / 2, "the source was not held back: {last} of {ROWS} rows are in the lake");
+        let peak = running.peak_memory_bytes().expect("it runs");
+        assert!(peak < MEMORY_BYTES, "{peak} bytes of memory");
+        proxy.set_rate(u64::MAX);
+        while !running.ends_within(Duration::from_millis(200)) {
+            // The process may end between the two looks; then there is no more to look at.
+            let Some(peak) = running.peak_memory_bytes() else { break };
+            assert!(peak < MEMORY_BYTES, "{peak} bytes of memory");
+        }
+        running.wait()
+    });
+
+    assert_eq!(count(&report["tables"]["bronze.events"], "rows_out"), ROWS);
+    assert_eq!(count(&report["sinks"]["bronze.events"]["postgres"], "rows"), ROWS);
+    let all = [json!([ROWS, ROWS, 0, ROWS - 1])];
+    assert_eq!(ask(&lake, "SELECT count(*), count(DISTINCT n), min(n), max(n) FROM bronze.events"), all);
+    assert_eq!(postgres::ask(&direct, "SELECT count(*), count(DISTINCT n), min(n), max(n) FROM events"), all);
+}
+
+/// Counts the rows that the lake's table holds by now.
+fn table_rows(lake: &std::path::Path) -> u64 {
+    if crate::world::table_files(lake, "bronze/events") == 0 {
+        return 0;
+    }
+    ask(lake, "SELECT count(*) FROM bronze.events")[0][0].as_u64().expect("a count is a number")
+}
+
+/// How many rows `pipelines/generated.yaml` makes in this test, unless NEXUS_TEST_ROWS says otherwise: enough for
+/// several epochs in a debug build.
+const GENERATED_ROWS: u64 = 1_000_000;
+
+#[test]
+fn generated_rows_go_through_all_tiers_within_the_limit() {
+    let world = World::new();
+    let lake = world.path("lake");
+    let given = std::env::var("NEXUS_TEST_ROWS").ok();
+    let rows = given.map_or(GENERATED_ROWS, |text| text.parse().expect("NEXUS_TEST_ROWS is a number"));
+    let sets = [format!("rows={rows}"), format!("lake={}", lake.display())];
+
+    let report = world.run_to_report(|world, report| {
+        let more = ["--set", &sets[0], "--set", &sets[1]];
+        let mut running = world.start(&run_args(&repository("pipelines/generated.yaml"), report, &more));
+        let mut peak = 0;
+        while !running.ends_within(Duration::from_millis(50)) {
+            peak = running.peak_memory_bytes().unwrap_or(peak);
+        }
+        println!("peak memory: {} MiB", peak >> 20);
+        assert!(0 < peak && peak < 512 << 20, "{peak} bytes of memory");
+        running.wait()
+    });
+
+    assert_eq!(count(&report["tables"]["bronze.readings"], "rows_out"), rows);
+    assert_eq!(count(&report["tables"]["silver.readings"], "duplicates"), 0);
+    let all = ask(&lake, "SELECT count(*), count(DISTINCT seq), min(seq), max(seq) FROM bronze.readings");
+    assert_eq!(all, [json!([rows, rows, 0, rows - 1])]);
+    let minute = "date_trunc('minute', ts) AS minute, site";
+    for (found, expected) in [
+        (
+            "SELECT count(*), sum(seq) FROM silver.readings",
+            "SELECT count(*), sum(seq) FROM bronze.readings WHERE status <> 'error'",
+        ),
+        (
+            "SELECT sum(readings), max(max_temp_c) FROM gold.site_minutes",
+            "SELECT count(*), max(temp_c) FROM silver.readings",
+        ),
+        (
+            "SELECT count(*), sum(devices) FROM gold.site_minutes",
+            &format!(
+                "SELECT count(*), sum(d) FROM (SELECT {minute}, count(DISTINCT device) AS d FROM silver.readings GROUP BY 1, 2)"
+            ),
+        ),
+        ("SELECT count(*) FROM vibranium.busy_minutes", "SELECT count(*) FROM gold.site_minutes WHERE readings > 5400"),
+    ] {
+        assert_eq!(ask(&lake, found), ask(&lake, expected), "{found}");
+    }
+}

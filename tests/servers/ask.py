@@ -1,0 +1,61 @@
+"""Asks the tables for what they hold, by readers that are not Nexus: DuckDB for Parquet, psycopg for Postgres.
+
+    ask.py lake FOLDER SQL       the tables of the lake as <tier>.<table>, the quarantine as quarantine."<name>",
+                                 and the raw data of pipelines/data as raw.departures, raw.airports, raw.weather
+    ask.py postgres URL SQL
+
+Prints one JSON array a row.
+"""
+
+import json
+import os
+import sys
+from glob import glob
+
+DATA = os.path.join(os.path.dirname(__file__), "../../pipelines/data")
+
+
+def lake(folder, sql):
+    import duckdb
+
+    db = duckdb.connect()
+    db.execute("SET TimeZone = 'UTC'; SET threads = 2")
+    for schema in ("raw", "quarantine", "bronze", "silver", "gold", "vibranium"):
+        db.execute(f"CREATE SCHEMA {schema}")
+    for schema, below in [("quarantine", "_quarantine")] + [(t, t) for t in ("bronze", "silver", "gold", "vibranium")]:
+        for table in sorted(glob(os.path.join(folder, below, "*"))):
+            name = os.path.basename(table)
+            if not glob(f"{table}/**/*.parquet", recursive=True):
+                continue
+            db.execute(
+                f"""CREATE VIEW {schema}."{name}" AS SELECT * FROM
+                read_parquet('{table}/**/*.parquet', union_by_name = true, hive_partitioning = false)"""
+            )
+    if "raw." not in sql:
+        return db.execute(sql).fetchall()
+    for name, file in (("departures", "flights-2013-*.csv.gz"), ("airports", "airports.csv"), ("weather", "weather.csv.gz")):
+        db.execute(f"CREATE VIEW raw.{name} AS SELECT * FROM read_csv('{DATA}/{file}', header = true, nullstr = 'NA')")
+    return db.execute(sql).fetchall()
+
+
+def postgres(url, sql):
+    import psycopg
+
+    with psycopg.connect(url) as connection:
+        return connection.execute(sql).fetchall()
+
+
+def main():
+    verbs = {"lake": lake, "postgres": postgres}
+    for row in verbs[sys.argv[1]](*sys.argv[2:]):
+        print(json.dumps(row, default=plain))
+
+
+def plain(value):
+    """Numbers as numbers, and what JSON does not know as text."""
+    import decimal
+
+    return float(value) if isinstance(value, decimal.Decimal) else str(value)
+
+
+main()

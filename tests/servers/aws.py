@@ -1,0 +1,144 @@
+"""What the tests do on the AWS side: make buckets, queues and streams, and put data into them.
+
+Endpoints and credentials come from the environment, as for every AWS client.
+"""
+
+import argparse
+import csv
+import gzip
+import itertools
+import json
+import os
+import time
+
+import boto3
+from botocore.config import Config
+
+# kinesis-local takes its time over large batches.
+PATIENT = Config(read_timeout=120, retries={"max_attempts": 0})
+
+# PutRecords takes 500 records and 5 MiB a call (10 MiB since 2025); this stays far below both.
+CALL_RECORDS_MAX = 20
+
+
+def bucket(args):
+    s3 = boto3.client("s3")
+    for name in args.name:
+        where = {"LocationConstraint": os.environ["AWS_REGION"]}
+        s3.create_bucket(Bucket=name, CreateBucketConfiguration=where)
+
+
+def announce(args):
+    """Makes a queue that a bucket's new objects are announced to; prints its URL."""
+    sqs = boto3.client("sqs")
+    attributes = {"VisibilityTimeout": str(args.visibility)}
+    url = sqs.create_queue(QueueName=args.queue, Attributes=attributes)["QueueUrl"]
+    arn = sqs.get_queue_attributes(QueueUrl=url, AttributeNames=["QueueArn"])["Attributes"]["QueueArn"]
+    rule = {"QueueArn": arn, "Events": ["s3:ObjectCreated:*"]}
+    boto3.client("s3").put_bucket_notification_configuration(
+        Bucket=args.bucket, NotificationConfiguration={"QueueConfigurations": [rule]}
+    )
+    print(url)
+
+
+def upload(args):
+    s3 = boto3.client("s3")
+    for path in args.file:
+        s3.upload_file(path, args.bucket, args.prefix + os.path.basename(path))
+
+
+def depth(args):
+    """Prints how many messages a queue holds, seen or not."""
+    names = ["ApproximateNumberOfMessages", "ApproximateNumberOfMessagesNotVisible"]
+    found = boto3.client("sqs").get_queue_attributes(QueueUrl=args.url, AttributeNames=names)["Attributes"]
+    print(sum(int(found[name]) for name in names))
+
+
+def download(args):
+    """Copies the objects of a bucket into a folder."""
+    s3 = boto3.client("s3")
+    for page in s3.get_paginator("list_objects_v2").paginate(Bucket=args.bucket, Prefix=args.prefix):
+        for found in page.get("Contents", []):
+            path = os.path.join(args.folder, os.path.relpath(found["Key"], args.prefix or "."))
+            os.makedirs(os.path.dirname(path), exist_ok=True)
+            s3.download_file(args.bucket, found["Key"], path)
+
+
+def uploads(args):
+    """Prints how many multipart uploads of a bucket are neither completed nor aborted."""
+    print(len(boto3.client("s3").list_multipart_uploads(Bucket=args.bucket).get("Uploads", [])))
+
+
+def stream(args):
+    kinesis = boto3.client("kinesis", config=PATIENT)
+    kinesis.create_stream(StreamName=args.name, ShardCount=args.shards)
+    while True:
+        found = kinesis.describe_stream_summary(StreamName=args.name)["StreamDescriptionSummary"]
+        if found["StreamStatus"] == "ACTIVE":
+            return
+        time.sleep(0.05)
+
+
+def put(args):
+    """Puts documents into a stream, `pack` of them back to back in a record, the records dealt to the shards in turn."""
+    kinesis = boto3.client("kinesis", config=PATIENT)
+    shards = kinesis.describe_stream_summary(StreamName=args.name)["StreamDescriptionSummary"]["OpenShardCount"]
+    starts = [str(2**128 // shards * i) for i in range(shards)]
+    packs = iter(lambda: list(itertools.islice(lines, args.pack)), [])
+    lines = documents(args.file)
+    records = (
+        {"Data": "\n".join(pack).encode(), "PartitionKey": str(i), "ExplicitHashKey": starts[i % shards]}
+        for i, pack in enumerate(packs)
+    )
+    while call := list(itertools.islice(records, CALL_RECORDS_MAX)):
+        answer = kinesis.put_records(StreamName=args.name, Records=call)
+        if answer["FailedRecordCount"]:
+            raise SystemExit(f"{answer['FailedRecordCount']} records were refused: {answer['Records']}")
+
+
+def documents(paths):
+    """Gives the documents of files: lines of JSON as they are, rows of gzipped CSV as JSON with typed values."""
+    for path in paths:
+        if not path.endswith(".csv.gz"):
+            with open(path) as lines:
+                yield from (line.rstrip("\n") for line in lines)
+            continue
+        with gzip.open(path, "rt", newline="") as text:
+            for row in csv.DictReader(text):
+                yield json.dumps({name: typed(name, value) for name, value in row.items()}, separators=(",", ":"))
+
+
+TEXTS = {"carrier", "tailnum", "origin", "dest", "time_hour"}
+
+
+def typed(name, value):
+    if value == "NA":
+        return None
+    return value if name in TEXTS else int(value)
+
+
+def main():
+    parser = argparse.ArgumentParser()
+    verbs = parser.add_subparsers(required=True)
+
+    def verb(run, *names, **more):
+        sub = verbs.add_parser(run.__name__)
+        for name in names:
+            sub.add_argument(name, type=int if name in ("shards", "pack", "visibility") else str)
+        for name, nargs in more.items():
+            sub.add_argument(name, nargs=nargs)
+        sub.set_defaults(run=run)
+
+    verb(bucket, name="+")
+    verb(announce, "bucket", "queue", "visibility")
+    verb(upload, "bucket", "prefix", file="+")
+    verb(depth, "url")
+    verb(download, "bucket", "prefix", "folder")
+    verb(uploads, "bucket")
+    verb(stream, "name", "shards")
+    verb(put, "name", "pack", file="+")
+    args = parser.parse_args()
+    args.run(args)
+
+
+main()

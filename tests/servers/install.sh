@@ -1,0 +1,44 @@
+#!/usr/bin/env bash
+# Puts what the tests start into the folder given: Python with ministack (S3, SQS, Secrets Manager) and clients, Node
+# with kinesis-local. PostgreSQL comes from the system. Quick when all is there; safe to run again after a failure.
+set -euo pipefail
+
+folder=${1:?usage: install.sh FOLDER}
+
+python_packages=(boto3==1.43.106 "psycopg[binary]==3.3.9" duckdb==2.0.0 ministack==1.5.33 pyarrow==26.0.1 pytz==2026.6)
+node_package=kinesis-local@0.6.2
+
+wanted="${python_packages[*]} $node_package"
+stamp=$folder/installed
+
+postgres_programs() { compgen -G '/usr/lib/postgresql/*/bin/initdb' >/dev/null || command -v initdb >/dev/null; }
+python_with_venv() { python3 -c 'import ensurepip, venv' 2>/dev/null; }
+
+packages=()
+postgres_programs || packages+=(postgresql)
+python_with_venv || packages+=(python3 python3-venv)
+command -v node >/dev/null || packages+=(nodejs)
+command -v npm >/dev/null || packages+=(npm)
+
+if ((${#packages[@]})); then
+  if [[ $(id -u) -eq 0 ]] && command -v apt-get >/dev/null; then
+    echo "test-env: installing ${packages[*]}"
+    apt-get update -qq
+    DEBIAN_FRONTEND=noninteractive apt-get install -qq -y --no-install-recommends "${packages[@]}" >/dev/null
+  else
+    echo "test-env: these are missing, please install them: ${packages[*]}" >&2
+    exit 1
+  fi
+fi
+
+if [[ -f $stamp && $(<"$stamp") == "$wanted" ]]; then
+  exit 0
+fi
+
+echo "test-env: filling $folder"
+rm -f "$stamp"
+mkdir -p "$folder/node"
+python3 -m venv "$folder/python"
+"$folder/python/bin/pip" install --quiet --disable-pip-version-check "${python_packages[@]}"
+npm install --silent --no-audit --no-fund --no-save --prefix "$folder/node" "$node_package"
+printf '%s' "$wanted" >"$stamp"
