@@ -370,9 +370,23 @@ pub mod s3 {
     /// How long a call to S3 is tried again before it fails: longer than a failover of the service.
     const RETRY_FOR: Duration = Duration::from_secs(15 * 60);
 
-    /// Opens a bucket.
+    /// Opens a bucket with the process's identity.
     pub async fn bucket(name: &str, encryption: &Encryption) -> Result<AmazonS3> {
-        let config = crate::aws::config().await;
+        bucket_with(&crate::aws::config().await, name, encryption)
+    }
+
+    /// Opens a bucket with the identity and endpoint of `config`.
+    pub fn bucket_with(config: &aws_config::SdkConfig, name: &str, encryption: &Encryption) -> Result<AmazonS3> {
+        let built = builder_with(config, name, encryption)?.build();
+        built.map_err(|e| Error::config(format!("could not open the bucket {name}")).because(e))
+    }
+
+    /// Prepares to open a bucket with the identity and endpoint of `config`.
+    pub(crate) fn builder_with(
+        config: &aws_config::SdkConfig,
+        name: &str,
+        encryption: &Encryption,
+    ) -> Result<AmazonS3Builder> {
         let region = config.region().map_or("us-east-1", |r| r.as_ref()).to_owned();
         let retry =
             RetryConfig { backoff: BackoffConfig::default(), max_retries: usize::MAX, retry_timeout: RETRY_FOR };
@@ -384,18 +398,17 @@ pub mod s3 {
         if let Some(provider) = config.credentials_provider() {
             builder = builder.with_credentials(Arc::new(SdkCredentials(provider)));
         }
-        if let Some(endpoint) = endpoint(&config) {
+        if let Some(endpoint) = endpoint(config) {
             let plain = endpoint.starts_with("http://");
             builder = builder.with_endpoint(endpoint).with_allow_http(plain).with_virtual_hosted_style_request(false);
         }
-        builder = match encryption {
+        Ok(match encryption {
             Encryption::SseS3 => {
                 let key: AmazonS3ConfigKey = "aws_server_side_encryption".parse().map_err(Error::from)?;
                 builder.with_config(key, "AES256")
             }
             Encryption::Kms(key) => builder.with_sse_kms_encryption(key),
-        };
-        builder.build().map_err(|e| Error::config(format!("could not open the bucket {name}")).because(e))
+        })
     }
 
     /// Finds the endpoint that the environment or the profile sets for S3, else for all services.
@@ -405,7 +418,7 @@ pub mod s3 {
 
     /// Hands the credentials of the AWS SDK's chain to [`object_store`].
     #[derive(Debug)]
-    struct SdkCredentials(SharedCredentialsProvider);
+    pub(crate) struct SdkCredentials(pub(crate) SharedCredentialsProvider);
 
     #[async_trait]
     impl CredentialProvider for SdkCredentials {

@@ -17,6 +17,8 @@ pub mod framed;
 pub mod generate;
 pub mod memory;
 pub mod sample;
+#[cfg(feature = "s3")]
+pub mod s3;
 
 /// What a source has to say when it is asked for more.
 #[derive(Debug)]

@@ -1,0 +1,253 @@
+//! Which message waits for which objects, and which objects are done.
+//!
+//! Pure bookkeeping: it calls nobody. An object is known by its partition name,
+//! which holds its version, so a repeated notification is told from new content.
+
+use std::collections::{HashMap, HashSet, VecDeque};
+use std::sync::Arc;
+
+use crate::position::{Cut, Position};
+
+/// How long an object that is done is remembered: the longest that a queue keeps a message.
+const REMEMBER_MS: i64 = 14 * 24 * 3600 * 1000;
+
+/// Objects that are remembered: a million names take some 200 MiB of memory and of commit records. Past it the
+/// oldest are forgotten early; a message that comes back later than that would be read again.
+const REMEMBERED_MAX: usize = 1_000_000;
+
+/// A message that was received and not deleted.
+#[derive(Debug)]
+struct Message {
+    /// The newest receipt: only it deletes and extends.
+    receipt: String,
+    /// Objects whose rows are not committed.
+    pending: HashSet<Arc<str>>,
+    /// When its visibility began to count.
+    visible_from_us: i64,
+}
+
+/// An object that is done.
+#[derive(Debug)]
+struct Done {
+    ms: i64,
+    committed: bool,
+}
+
+/// Remembers messages and objects.
+#[derive(Debug, Default)]
+pub struct Ledger {
+    messages: HashMap<String, Message>,
+    /// Objects that wait or are being read.
+    started: HashSet<Arc<str>>,
+    /// Objects that are done.
+    done: HashMap<Arc<str>, Done>,
+    /// Objects by the time at which they were done, the oldest first.
+    ages: VecDeque<(i64, Arc<str>)>,
+    /// Where objects stand that an earlier run began.
+    begun: HashMap<Arc<str>, u64>,
+    /// Messages by id and receipt of which nothing is left to do but to delete them.
+    finished: HashMap<String, String>,
+}
+
+impl Ledger {
+    /// Starts from committed positions.
+    pub fn open(committed: &Cut, now_ms: i64) -> Self {
+        let mut ledger = Self::default();
+        for (name, position) in &committed.advanced {
+            let name: Arc<str> = name.as_str().into();
+            match position {
+                Position::Done { ms, .. } => {
+                    ledger.ages.push_back((*ms, Arc::clone(&name)));
+                    ledger.done.insert(name, Done { ms: *ms, committed: true });
+                }
+                Position::Offset { offset, .. } => {
+                    ledger.ages.push_back((now_ms, Arc::clone(&name)));
+                    ledger.begun.insert(name, *offset);
+                }
+                _ => {}
+            }
+        }
+        ledger.ages.make_contiguous().sort();
+        ledger
+    }
+
+    /// Holds a message, or takes the new receipt of one that is held; gives those of its objects that are to be
+    /// started.
+    pub fn hold(&mut self, id: &str, receipt: &str, objects: &[Arc<str>], now_us: i64) -> Vec<Arc<str>> {
+        let committed = |name: &&Arc<str>| self.done.get(*name).is_some_and(|done| done.committed);
+        let pending: HashSet<_> = objects.iter().filter(|name| !committed(name)).cloned().collect();
+        if pending.is_empty() {
+            self.messages.remove(id);
+            self.finished.insert(id.to_owned(), receipt.to_owned());
+            return Vec::new();
+        }
+        let mut fresh = Vec::new();
+        for name in objects {
+            if !self.done.contains_key(name) && self.started.insert(Arc::clone(name)) {
+                fresh.push(Arc::clone(name));
+            }
+        }
+        let message = Message { receipt: receipt.to_owned(), pending, visible_from_us: now_us };
+        self.messages.insert(id.to_owned(), message);
+        fresh
+    }
+
+    /// Gives the offset from which to read an object.
+    pub fn begun_at(&self, name: &str) -> u64 {
+        self.begun.get(name).copied().unwrap_or_default()
+    }
+
+    /// Notes that an object has been read to its end, or never can be.
+    pub fn done(&mut self, name: &Arc<str>, now_ms: i64) {
+        self.started.remove(name);
+        self.begun.remove(name);
+        self.done.insert(Arc::clone(name), Done { ms: now_ms, committed: false });
+        self.ages.push_back((now_ms, Arc::clone(name)));
+    }
+
+    /// Gives up an object for now, and with it every message that names it: the queue sends them again.
+    pub fn release(&mut self, name: &Arc<str>) {
+        self.started.remove(name);
+        self.messages.retain(|_, message| !message.pending.contains(name));
+    }
+
+    /// Notes that the rows up to a cut are committed.
+    pub fn committed(&mut self, cut: &Cut) {
+        let done = cut.advanced.iter().filter(|(_, position)| matches!(position, Position::Done { .. }));
+        let names: HashSet<&str> = done.map(|(name, _)| name.as_str()).collect();
+        if names.is_empty() {
+            return;
+        }
+        for name in &names {
+            if let Some(done) = self.done.get_mut(*name) {
+                done.committed = true;
+            }
+        }
+        let finished = &mut self.finished;
+        self.messages.retain(|id, message| {
+            message.pending.retain(|name| !names.contains(&**name));
+            if message.pending.is_empty() {
+                finished.insert(id.clone(), message.receipt.clone());
+            }
+            !message.pending.is_empty()
+        });
+    }
+
+    /// Forgets what no message can name any more.
+    pub fn forget(&mut self, now_ms: i64) -> Vec<String> {
+        let mut forgotten = Vec::new();
+        while let Some((ms, name)) = self.ages.front() {
+            if now_ms.saturating_sub(*ms) <= REMEMBER_MS && self.ages.len() <= REMEMBERED_MAX {
+                break;
+            }
+            match self.done.get(name) {
+                // It was begun by an earlier run and done by this one: the later age counts.
+                Some(done) if done.ms != *ms => {}
+                Some(done) if !done.committed => break,
+                None if self.started.contains(name) => {}
+                _ => {
+                    self.done.remove(name);
+                    self.begun.remove(name);
+                    forgotten.push(name.to_string());
+                }
+            }
+            self.ages.pop_front();
+        }
+        forgotten
+    }
+
+    /// Counts the messages that are held.
+    pub fn held(&self) -> usize {
+        self.messages.len()
+    }
+
+    /// Gives ids and receipts of the messages whose visibility began before a time.
+    pub fn visible_before(&self, us: i64) -> Vec<(String, String)> {
+        let due = self.messages.iter().filter(|(_, message)| message.visible_from_us <= us);
+        due.map(|(id, message)| (id.clone(), message.receipt.clone())).collect()
+    }
+
+    /// Notes when the visibility of a message was extended, or was tried to be.
+    pub fn extended(&mut self, id: &str, now_us: i64) {
+        if let Some(message) = self.messages.get_mut(id) {
+            message.visible_from_us = now_us;
+        }
+    }
+
+    /// Gives ids and receipts of the messages that may be deleted.
+    pub fn finished(&self) -> Vec<(String, String)> {
+        self.finished.iter().map(|(id, receipt)| (id.clone(), receipt.clone())).collect()
+    }
+
+    /// Notes that a message was deleted by a receipt, or that this receipt never will.
+    pub fn deleted(&mut self, id: &str, receipt: &str) {
+        if self.finished.get(id).is_some_and(|newest| newest == receipt) {
+            self.finished.remove(id);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn name(name: &str) -> Arc<str> {
+        name.into()
+    }
+
+    fn done(names: &[&str], ms: i64) -> Cut {
+        let position = Position::Done { offset: 1, identity: None, ms };
+        Cut { advanced: names.iter().map(|n| ((*n).to_owned(), position.clone())).collect(), forgotten: Vec::new() }
+    }
+
+    #[test]
+    fn a_message_is_finished_when_all_its_objects_are_committed() {
+        let mut ledger = Ledger::open(&Cut::default(), 0);
+        assert_eq!(ledger.hold("m", "r1", &[name("a"), name("b")], 0), [name("a"), name("b")]);
+        ledger.done(&name("a"), 1);
+        ledger.committed(&done(&["a"], 1));
+        assert!(ledger.finished().is_empty(), "b is not done");
+        ledger.done(&name("b"), 2);
+        assert!(ledger.hold("m", "r2", &[name("a"), name("b")], 5).is_empty(), "nothing is read twice");
+        assert!(ledger.finished().is_empty(), "b is not committed");
+        ledger.committed(&done(&["b"], 2));
+        assert_eq!(ledger.finished(), [("m".to_owned(), "r2".to_owned())]);
+        ledger.deleted("m", "r1");
+        assert_eq!(ledger.finished().len(), 1, "a delete by an old receipt does not count");
+        ledger.deleted("m", "r2");
+        assert!(ledger.finished().is_empty());
+    }
+
+    #[test]
+    fn a_duplicate_is_finished_by_its_own_receipt() {
+        let mut ledger = Ledger::open(&done(&["a"], 0), 0);
+        assert!(ledger.hold("again", "r", &[name("a")], 0).is_empty());
+        assert_eq!(ledger.finished(), [("again".to_owned(), "r".to_owned())]);
+        ledger.hold("m", "r", &[name("b")], 0);
+        assert!(ledger.hold("twin", "s", &[name("b")], 0).is_empty(), "it is in flight");
+        ledger.done(&name("b"), 1);
+        ledger.committed(&done(&["b"], 1));
+        assert_eq!(ledger.finished().len(), 3);
+    }
+
+    #[test]
+    fn a_released_object_is_started_when_its_message_returns() {
+        let mut ledger = Ledger::open(&Cut::default(), 0);
+        ledger.hold("m", "r", &[name("a"), name("b")], 0);
+        ledger.release(&name("a"));
+        assert_eq!(ledger.held(), 0);
+        assert_eq!(ledger.hold("m", "r2", &[name("a"), name("b")], 0), [name("a")], "b is still being read");
+    }
+
+    #[test]
+    fn what_is_done_is_forgotten_after_two_weeks() {
+        let mut ledger = Ledger::open(&done(&["old"], 0), 0);
+        ledger.hold("m", "r", &[name("new")], 0);
+        ledger.done(&name("new"), REMEMBER_MS);
+        assert!(ledger.forget(REMEMBER_MS).is_empty());
+        assert_eq!(ledger.forget(REMEMBER_MS + 1), ["old"]);
+        assert!(ledger.forget(3 * REMEMBER_MS).is_empty(), "what is not committed is kept");
+        ledger.committed(&done(&["new"], REMEMBER_MS));
+        assert_eq!(ledger.forget(3 * REMEMBER_MS), ["new"]);
+    }
+}

@@ -1,0 +1,384 @@
+//! Objects on Amazon S3 that an SQS queue announces.
+//!
+//! A message is held, and kept invisible to others, until all rows of all its
+//! objects are committed, and only then deleted. An object is known by bucket,
+//! key and version (or entity tag), and remembered for 14 days when it is done,
+//! so a message that comes twice is read once. A message whose visibility could
+//! not be kept comes back, and is recognised.
+//!
+//! What cannot be read goes to the quarantine with the message that named it;
+//! what is missing or denied is tried a few times first, each time the queue
+//! sends it again. No object holds up another.
+
+mod envelope;
+mod ledger;
+mod object;
+mod owner;
+mod queue;
+
+use std::collections::{HashMap, VecDeque};
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use aws_config::SdkConfig;
+use bytes::Bytes;
+use futures::future::{BoxFuture, FutureExt};
+use futures::stream::{FuturesUnordered, StreamExt};
+use object_store::ObjectStore;
+use tokio::time::Instant;
+
+use self::envelope::Announced;
+use self::ledger::Ledger;
+use self::object::{Object, Read};
+use self::queue::{Outcome, Queue, Received};
+use super::framed::{FramedSettings, Step};
+use super::{Source, SourceEvent};
+use crate::batch::Chunk;
+use crate::clock::SharedClock;
+use crate::error::{Error, Result};
+use crate::framing::Framing;
+use crate::position::{Cut, Position};
+use crate::store::{self, Encryption};
+
+/// How long `next` waits before it says that there is nothing.
+const WAIT: Duration = Duration::from_millis(900);
+
+/// Receives of a message after which an object that is missing or denied is given up: S3 is consistent, so the
+/// second receive only helps where permissions or a copy come late.
+const RECEIVES_MAX: u32 = 3;
+
+/// Messages held at once: far from the 120 000 that a queue allows in flight, and extended by 1000 calls.
+const HELD_MAX: usize = 10_000;
+
+/// Which objects an [`S3Source`] reads, and how.
+#[derive(Debug, Clone)]
+pub struct S3Settings {
+    /// The source's name.
+    pub name: String,
+    /// The queue's URL.
+    pub queue: String,
+    /// The prefixes that may be read, as `s3://bucket/prefix`.
+    pub allow: Vec<String>,
+    /// The account that must own the bucket.
+    pub bucket_owner: Option<String>,
+    /// Objects read at once.
+    pub in_flight: usize,
+    /// How records stand one behind the other.
+    pub framing: Framing,
+    /// The largest record.
+    pub record_bytes_max: usize,
+    /// How long a message stays invisible without being extended.
+    pub visibility: Duration,
+}
+
+/// Reads the objects that a queue announces.
+pub struct S3Source {
+    settings: S3Settings,
+    clock: SharedClock,
+    config: Option<SdkConfig>,
+    queue: Option<Queue>,
+    buckets: HashMap<String, Arc<dyn ObjectStore>>,
+    ledger: Ledger,
+    /// The call that waits for messages. It is polled by `next` and by `maintain`, never dropped half way.
+    receiving: Option<BoxFuture<'static, Result<Vec<Received>>>>,
+    /// Objects that are not begun.
+    waiting: Vec<Object>,
+    /// Objects that are being read. They go on only while `next` is polled; each holds one piece at most.
+    running: FuturesUnordered<BoxFuture<'static, (Object, Read)>>,
+    reading: Vec<Arc<str>>,
+    rejects: VecDeque<Rejected>,
+    moved: Cut,
+}
+
+/// Something that can never be read.
+struct Rejected {
+    partition: Arc<str>,
+    offset: u64,
+    raw: Bytes,
+    reason: String,
+}
+
+impl S3Source {
+    /// Makes a source of a queue. `config` stands in for the process's AWS configuration.
+    pub fn new(settings: S3Settings, clock: SharedClock, config: Option<SdkConfig>) -> Result<Self> {
+        if let Some(wrong) = settings.allow.iter().find(|prefix| !prefix.starts_with("s3://")) {
+            let name = &settings.name;
+            return Err(Error::config(format!("source {name}: `{wrong}` is no prefix; write s3://bucket/prefix")));
+        }
+        Ok(Self {
+            settings,
+            clock,
+            config,
+            queue: None,
+            buckets: HashMap::new(),
+            ledger: Ledger::default(),
+            receiving: None,
+            waiting: Vec::new(),
+            running: FuturesUnordered::new(),
+            reading: Vec::new(),
+            rejects: VecDeque::new(),
+            moved: Cut::default(),
+        })
+    }
+
+    fn now_ms(&self) -> i64 {
+        self.clock.now_us().div_euclid(1000)
+    }
+
+    fn queue(&self) -> Result<&Queue> {
+        self.queue.as_ref().ok_or_else(|| Error::internal("an S3 source was used before it was opened"))
+    }
+
+    /// Asks for messages, unless there is enough to do.
+    fn receive_more(&mut self) -> Result<()> {
+        let enough = self.waiting.len() >= self.settings.in_flight || self.ledger.held() >= HELD_MAX;
+        if self.receiving.is_none() && !enough {
+            self.receiving = Some(self.queue()?.clone().receive(true).boxed());
+        }
+        Ok(())
+    }
+
+    /// Takes a message in: its objects wait, and what is wrong with it is rejected.
+    fn take(&mut self, message: &Received) {
+        let notice = envelope::parse(&String::from_utf8_lossy(&message.body));
+        let mut objects: HashMap<Arc<str>, Announced> = HashMap::new();
+        let mut reasons: HashMap<Arc<str>, String> = HashMap::new();
+        for (at, reason) in notice.faults.into_iter().enumerate() {
+            reasons.insert(format!("sqs:{}#{at}", message.id).into(), reason);
+        }
+        for announced in notice.objects {
+            let name: Arc<str> = announced.partition().into();
+            if !self.allows(&announced) {
+                let reason = format!("{name} is outside of the prefixes that `allow` names");
+                reasons.insert(Arc::clone(&name), reason);
+            }
+            objects.insert(name, announced);
+        }
+        let names: Vec<_> =
+            objects.keys().chain(reasons.keys().filter(|n| !objects.contains_key(*n))).cloned().collect();
+        for name in self.ledger.hold(&message.id, &message.receipt, &names, self.clock.now_us()) {
+            let raw = message.body.clone();
+            if let Some(reason) = reasons.remove(&name) {
+                self.rejects.push_back(Rejected { partition: name, offset: 0, raw, reason });
+            } else if let Some(announced) = objects.remove(&name) {
+                let offset = self.ledger.begun_at(&name);
+                let receives = message.receives;
+                self.waiting.push(Object { name, announced, body: raw, receives, offset, reader: None });
+            }
+        }
+    }
+
+    fn allows(&self, object: &Announced) -> bool {
+        self.settings.allow.iter().filter_map(|prefix| prefix.strip_prefix("s3://")).any(|prefix| {
+            let (bucket, key) = prefix.split_once('/').unwrap_or((prefix, ""));
+            object.bucket == bucket && object.key.starts_with(key)
+        })
+    }
+
+    /// Begins with as many waiting objects as may be read at once.
+    fn start(&mut self) -> Result<()> {
+        while self.running.len() < self.settings.in_flight.max(1) && !self.waiting.is_empty() {
+            let object = self.waiting.swap_remove(first_of(&self.waiting));
+            self.reading.push(Arc::clone(&object.name));
+            self.read_on(object)?;
+        }
+        Ok(())
+    }
+
+    fn read_on(&mut self, object: Object) -> Result<()> {
+        let store = self.bucket(&object.announced.bucket)?;
+        let S3Settings { framing, record_bytes_max, .. } = self.settings;
+        let settings = FramedSettings { framing, record_bytes_max, waits: false };
+        self.running.push(object.read(store, settings).boxed());
+        Ok(())
+    }
+
+    fn bucket(&mut self, name: &str) -> Result<Arc<dyn ObjectStore>> {
+        if let Some(store) = self.buckets.get(name) {
+            return Ok(Arc::clone(store));
+        }
+        let config =
+            self.config.as_ref().ok_or_else(|| Error::internal("an S3 source was used before it was opened"))?;
+        let mut builder = store::s3::builder_with(config, name, &Encryption::default())?;
+        if let (Some(owner), Some(provider)) = (&self.settings.bucket_owner, config.credentials_provider()) {
+            let region = config.region().map_or("us-east-1", |region| region.as_ref());
+            builder = owner::expect_owner(builder, owner, region, Arc::new(store::s3::SdkCredentials(provider)));
+        }
+        let built =
+            builder.build().map_err(|e| Error::config(format!("could not open the bucket {name}")).because(e))?;
+        let store: Arc<dyn ObjectStore> = Arc::new(built);
+        self.buckets.insert(name.to_owned(), Arc::clone(&store));
+        Ok(store)
+    }
+
+    /// Turns what was read into an event; nothing if the object gave none.
+    fn took(&mut self, object: Object, read: Read) -> Result<Option<SourceEvent>> {
+        match read {
+            Read::Step(Step::Piece { payload, next }) => {
+                let partition = Arc::clone(&object.name);
+                let position = Position::Offset { offset: next, identity: None };
+                self.moved.advanced.insert(partition.to_string(), position);
+                self.read_on(object)?;
+                let read_at_us = self.clock.now_us();
+                Ok(Some(SourceEvent::Chunk(Chunk { partition, payload, read_at_us, lag_ms: None })))
+            }
+            Read::Step(Step::End | Step::Incomplete) => {
+                let offset = object.reader.as_ref().map_or(0, |reader| reader.offset());
+                self.done(&object.name, offset);
+                Ok(None)
+            }
+            Read::Missing(reason) if object.receives < RECEIVES_MAX => {
+                tracing::warn!(source = self.settings.name, reason, "an object is left until its message comes again");
+                self.reading.retain(|name| *name != object.name);
+                self.ledger.release(&object.name);
+                Ok(None)
+            }
+            Read::Missing(reason) | Read::Unreadable(reason) => {
+                let (offset, rest) = object.reader.as_ref().map_or((0, Bytes::new()), |r| (r.offset(), r.rest()));
+                let raw = if rest.is_empty() { object.body } else { rest };
+                Ok(Some(self.reject(Rejected { partition: object.name, offset, raw, reason })))
+            }
+            Read::Failed(error) => {
+                self.read_on(object)?;
+                Err(error)
+            }
+        }
+    }
+
+    fn reject(&mut self, rejected: Rejected) -> SourceEvent {
+        let Rejected { partition, offset, raw, reason } = rejected;
+        self.done(&partition, offset);
+        SourceEvent::Reject { partition, offset: offset.to_string(), raw, reason }
+    }
+
+    fn done(&mut self, name: &Arc<str>, offset: u64) {
+        let ms = self.now_ms();
+        self.reading.retain(|reading| reading != name);
+        self.ledger.done(name, ms);
+        self.moved.advanced.insert(name.to_string(), Position::Done { offset, identity: None, ms });
+    }
+
+    /// Deletes the messages of which everything is committed.
+    async fn delete_finished(&mut self) -> Result<()> {
+        let finished = self.ledger.finished();
+        if finished.is_empty() {
+            return Ok(());
+        }
+        let receipts: Vec<&str> = finished.iter().map(|(_, receipt)| receipt.as_str()).collect();
+        let Outcome { done, refused, failure } = self.queue()?.delete(&receipts).await;
+        // A refused receipt is too old: the message comes back, is recognised, and deleted by its new one.
+        for (id, receipt) in done.iter().chain(&refused).filter_map(|at| finished.get(*at)) {
+            self.ledger.deleted(id, receipt);
+        }
+        failure.map_or(Ok(()), Err)
+    }
+
+    /// Keeps the messages that are held from being sent again.
+    async fn extend_due(&mut self) -> Result<()> {
+        let now_us = self.clock.now_us();
+        let half_us = i64::try_from(self.settings.visibility.as_micros() / 2).unwrap_or(i64::MAX);
+        let due = self.ledger.visible_before(now_us.saturating_sub(half_us));
+        if due.is_empty() {
+            return Ok(());
+        }
+        let receipts: Vec<&str> = due.iter().map(|(_, receipt)| receipt.as_str()).collect();
+        let Outcome { done, refused, failure } = self.queue()?.extend(&receipts).await;
+        // What is refused (12 hours have passed) is not asked again before it is due again: the message comes
+        // back meanwhile, and its new receipt takes the place of this one.
+        for (id, _) in done.iter().chain(&refused).filter_map(|at| due.get(*at)) {
+            self.ledger.extended(id, now_us);
+        }
+        failure.map_or(Ok(()), Err)
+    }
+}
+
+#[async_trait]
+impl Source for S3Source {
+    async fn open(&mut self, committed: &Cut) -> Result<()> {
+        if self.config.is_none() {
+            self.config = Some(crate::aws::config().await);
+        }
+        let queue = self.config.as_ref().map(|c| Queue::new(c, &self.settings.queue, self.settings.visibility));
+        self.queue = queue;
+        self.ledger = Ledger::open(committed, self.now_ms());
+        let first = self.queue()?.clone().receive(false).await?;
+        for message in &first {
+            self.take(message);
+        }
+        Ok(())
+    }
+
+    async fn next(&mut self) -> Result<SourceEvent> {
+        let deadline = Instant::now() + WAIT;
+        loop {
+            if let Some(rejected) = self.rejects.pop_front() {
+                return Ok(self.reject(rejected));
+            }
+            self.start()?;
+            self.receive_more()?;
+            // Each branch is cancel-safe: the futures stay in `self`.
+            tokio::select! {
+                Some((object, read)) = self.running.next(), if !self.running.is_empty() => {
+                    if let Some(event) = self.took(object, read)? {
+                        return Ok(event);
+                    }
+                }
+                answer = poll_kept(&mut self.receiving) => {
+                    for message in &answer? {
+                        self.take(message);
+                    }
+                }
+                () = tokio::time::sleep_until(deadline) => return Ok(SourceEvent::Idle),
+            }
+        }
+    }
+
+    fn cut(&mut self) -> Cut {
+        let mut cut = std::mem::take(&mut self.moved);
+        cut.forgotten = self.ledger.forget(self.now_ms());
+        cut
+    }
+
+    fn reading(&self) -> Vec<Arc<str>> {
+        self.reading.clone()
+    }
+
+    async fn committed(&mut self, cut: &Cut) -> Result<()> {
+        self.ledger.committed(cut);
+        self.delete_finished().await
+    }
+
+    async fn maintain(&mut self) -> Result<()> {
+        if let Some(answer) = poll_kept(&mut self.receiving).now_or_never() {
+            for message in &answer? {
+                self.take(message);
+            }
+        }
+        self.extend_due().await?;
+        self.delete_finished().await
+    }
+
+    fn bounded(&self) -> bool {
+        false
+    }
+}
+
+/// Waits for a call that is kept between two polls, and takes it away when it has answered.
+async fn poll_kept<T>(kept: &mut Option<BoxFuture<'static, T>>) -> T {
+    let Some(call) = kept else { return std::future::pending().await };
+    let answer = call.await;
+    *kept = None;
+    answer
+}
+
+/// Finds the object to begin with: the oldest event, and of one key the first.
+fn first_of(waiting: &[Object]) -> usize {
+    let objects = || waiting.iter().enumerate();
+    let oldest = objects().min_by(|(_, a), (_, b)| a.announced.time.cmp(&b.announced.time));
+    let Some((_, oldest)) = oldest else { return 0 };
+    let same_key =
+        |o: &Object| o.announced.key == oldest.announced.key && o.announced.bucket == oldest.announced.bucket;
+    let first = objects().filter(|(_, o)| same_key(o)).min_by_key(|(_, o)| o.announced.sequence());
+    first.map_or(0, |(at, _)| at)
+}

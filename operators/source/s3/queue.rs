@@ -1,0 +1,172 @@
+//! The calls to SQS.
+
+use std::time::Duration;
+
+use aws_config::SdkConfig;
+use aws_sdk_sqs::Client;
+use aws_sdk_sqs::config::http::HttpResponse;
+use aws_sdk_sqs::error::{ProvideErrorMetadata, SdkError};
+use aws_sdk_sqs::types::{
+    BatchResultErrorEntry, ChangeMessageVisibilityBatchRequestEntry, DeleteMessageBatchRequestEntry,
+    Message as SqsMessage, MessageSystemAttributeName,
+};
+use bytes::Bytes;
+use futures::StreamExt;
+use futures::stream;
+
+use crate::error::{Error, ErrorKind, Result};
+
+/// Messages that one call takes, deletes or extends: the service's limit.
+const BATCH_MESSAGES: i32 = 10;
+
+/// Calls made side by side where there are more messages than one call takes.
+const CALLS_AT_ONCE: usize = 4;
+
+/// How long the service holds an empty answer back. Longer saves little, and what an abandoned call receives
+/// stays invisible for a while.
+const POLL_SECONDS: i32 = 5;
+
+/// Answers that only a change of the pipeline file or of permissions turns into others.
+const CONFIG_CODES: [&str; 8] = [
+    "AWS.SimpleQueueService.NonExistentQueue",
+    "QueueDoesNotExist",
+    "AccessDenied",
+    "AccessDeniedException",
+    "InvalidAddress",
+    "InvalidClientTokenId",
+    "SignatureDoesNotMatch",
+    "UnrecognizedClientException",
+];
+
+/// A queue.
+#[derive(Debug, Clone)]
+pub struct Queue {
+    client: Client,
+    url: String,
+    visibility: Duration,
+}
+
+/// A message as it came.
+#[derive(Debug, Clone)]
+pub struct Received {
+    /// The same whenever the message is sent again.
+    pub id: String,
+    /// What deletes and extends it; another one each time.
+    pub receipt: String,
+    /// The content.
+    pub body: Bytes,
+    /// How often it was received, this time included.
+    pub receives: u32,
+}
+
+/// Which of several messages a call did not reach.
+pub struct Outcome {
+    /// Those for which it worked, by their place in the call.
+    pub done: Vec<usize>,
+    /// Those for which it never will.
+    pub refused: Vec<usize>,
+    /// The first failure of a call as a whole, after which the rest is to be tried again.
+    pub failure: Option<Error>,
+}
+
+impl Queue {
+    /// Names a queue; nothing is called yet.
+    pub fn new(config: &SdkConfig, url: &str, visibility: Duration) -> Self {
+        Self { client: Client::new(config), url: url.to_owned(), visibility }
+    }
+
+    /// Receives up to ten messages; waits a few seconds for one if `wait` is set.
+    pub async fn receive(self, wait: bool) -> Result<Vec<Received>> {
+        let call = self.client.receive_message().queue_url(&self.url);
+        let answer = call
+            .max_number_of_messages(BATCH_MESSAGES)
+            .wait_time_seconds(if wait { POLL_SECONDS } else { 0 })
+            .visibility_timeout(self.visibility_seconds())
+            .message_system_attribute_names(MessageSystemAttributeName::ApproximateReceiveCount)
+            .send()
+            .await
+            .map_err(|e| self.failed("receive messages from", e))?;
+        Ok(answer.messages.unwrap_or_default().into_iter().map(received).collect())
+    }
+
+    /// Makes messages invisible for another while.
+    pub async fn extend(&self, receipts: &[&str]) -> Outcome {
+        let seconds = self.visibility_seconds();
+        self.in_batches(receipts, |batch| async move {
+            let mut call = self.client.change_message_visibility_batch().queue_url(&self.url);
+            for (at, receipt) in batch {
+                let entry = ChangeMessageVisibilityBatchRequestEntry::builder().id(at.to_string());
+                let entry = entry.receipt_handle(receipt).visibility_timeout(seconds).build();
+                call = call.entries(entry.map_err(|e| Error::internal("could not build an SQS call").because(e))?);
+            }
+            let answer = call.send().await.map_err(|e| self.failed("extend messages of", e))?;
+            Ok((answer.successful.into_iter().map(|e| e.id).collect(), answer.failed))
+        })
+        .await
+    }
+
+    /// Deletes messages.
+    pub async fn delete(&self, receipts: &[&str]) -> Outcome {
+        self.in_batches(receipts, |batch| async move {
+            let mut call = self.client.delete_message_batch().queue_url(&self.url);
+            for (at, receipt) in batch {
+                let entry =
+                    DeleteMessageBatchRequestEntry::builder().id(at.to_string()).receipt_handle(receipt).build();
+                call = call.entries(entry.map_err(|e| Error::internal("could not build an SQS call").because(e))?);
+            }
+            let answer = call.send().await.map_err(|e| self.failed("delete messages of", e))?;
+            Ok((answer.successful.into_iter().map(|e| e.id).collect(), answer.failed))
+        })
+        .await
+    }
+
+    async fn in_batches<F>(&self, receipts: &[&str], call: impl Fn(Vec<(usize, String)>) -> F) -> Outcome
+    where
+        F: Future<Output = Result<(Vec<String>, Vec<BatchResultErrorEntry>)>>,
+    {
+        let all: Vec<_> = receipts.iter().enumerate().map(|(at, receipt)| (at, (*receipt).to_owned())).collect();
+        let batches: Vec<_> = all.chunks(BATCH_MESSAGES as usize).map(<[_]>::to_vec).collect();
+        let answers: Vec<_> = stream::iter(batches).map(call).buffer_unordered(CALLS_AT_ONCE).collect().await;
+        let mut outcome = Outcome { done: Vec::new(), refused: Vec::new(), failure: None };
+        for answer in answers {
+            match answer {
+                Ok((done, failed)) => {
+                    outcome.done.extend(done.iter().filter_map(|id| id.parse::<usize>().ok()));
+                    for entry in failed {
+                        tracing::warn!(queue = self.url, code = entry.code, "SQS refused one message of a batch");
+                        if entry.sender_fault {
+                            outcome.refused.extend(entry.id.parse::<usize>().ok());
+                        }
+                    }
+                }
+                Err(e) => outcome.failure = outcome.failure.or(Some(e)),
+            }
+        }
+        outcome
+    }
+
+    fn visibility_seconds(&self) -> i32 {
+        i32::try_from(self.visibility.as_secs()).unwrap_or(i32::MAX).max(1)
+    }
+
+    fn failed<E>(&self, what: &str, error: SdkError<E, HttpResponse>) -> Error
+    where
+        E: ProvideErrorMetadata,
+        aws_sdk_sqs::Error: From<SdkError<E, HttpResponse>>,
+    {
+        let config = error.code().is_some_and(|code| CONFIG_CODES.contains(&code));
+        let kind = if config { ErrorKind::Config } else { ErrorKind::Unavailable };
+        Error::new(kind, format!("could not {what} the queue {}", self.url)).because(aws_sdk_sqs::Error::from(error))
+    }
+}
+
+fn received(message: SqsMessage) -> Received {
+    let receives =
+        message.attributes.as_ref().and_then(|all| all.get(&MessageSystemAttributeName::ApproximateReceiveCount));
+    Received {
+        receives: receives.and_then(|count| count.parse().ok()).unwrap_or(1),
+        id: message.message_id.unwrap_or_default(),
+        receipt: message.receipt_handle.unwrap_or_default(),
+        body: message.body.unwrap_or_default().into(),
+    }
+}
