@@ -9,7 +9,6 @@ use crate::plan::Plan;
 use crate::spec::Diagnostics;
 use crate::{Error, Pipeline};
 
-mod audit;
 mod check;
 mod explain;
 mod graph;
@@ -47,8 +46,6 @@ enum Verb {
     Query(query::Query),
     /// Show epochs, positions, and what is prepared and not committed.
     State(state::ShowState),
-    /// Prove from commit records and files that every row is accounted for.
-    Audit(audit::Audit),
     /// Print the JSON Schema of pipeline files, for editors.
     Schema,
     /// Explain a code of an error in a pipeline file.
@@ -109,7 +106,6 @@ async fn dispatch(verb: Verb) -> Result<(), Failure> {
         Verb::Plan(graph) => graph.execute().await,
         Verb::Query(query) => query.execute().await,
         Verb::State(state) => state.execute().await,
-        Verb::Audit(audit) => audit.execute().await,
         Verb::Schema => schema::execute(),
         Verb::Explain(explain) => explain.execute(),
     }
