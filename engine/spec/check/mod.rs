@@ -15,7 +15,7 @@ use super::model::Spec;
 use super::tier::Tier;
 
 /// How many mistakes are gathered: more than anybody reads, and a bound on the work.
-const FOUND_MAX: usize = 1000;
+const FOUND_MAX: usize = 200;
 
 /// Finds what is wrong, with the path of each mistake.
 pub(super) fn check(loaded: &Loaded) -> Vec<(Vec<String>, Diagnostic)> {
@@ -45,11 +45,16 @@ struct Check<'a> {
 
 impl<'a> Check<'a> {
     fn error(&mut self, path: &[&str], code: &'static str, message: impl Into<String>, hint: impl Hint) {
-        if self.found.len() >= FOUND_MAX {
+        if self.is_full() {
             return;
         }
         let diagnostic = self.loaded.diagnostic_at(path, code, message, hint.hint());
         self.add(path, diagnostic);
+    }
+
+    /// Tells whether enough has been found, and more is not worth the work.
+    fn is_full(&self) -> bool {
+        self.found.len() >= FOUND_MAX
     }
 
     fn warning(&mut self, path: &[&str], code: &'static str, message: impl Into<String>, hint: impl Hint) {

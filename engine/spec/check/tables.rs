@@ -64,7 +64,7 @@ fn input(check: &mut Check<'_>, path: &[&str], table: &Table) {
 
 fn from(check: &mut Check<'_>, tier: Tier, name: &str, from: &str) {
     let path = [tier.name(), name, "from"];
-    if check.sources.contains(from) {
+    if check.sources.contains(from) || check.is_full() {
         return;
     }
     if check.tables.contains(from) {
