@@ -40,7 +40,7 @@ codes! {
         "A pipeline is one document in one file. Give what follows `---` a file of its own.";
     /// The file is too large or too deep.
     TOO_LARGE = "N0006", "file too large or nested too deeply",
-        "A pipeline file has at most 4 MiB and 64 levels. Keep data in files of its own, and long queries in `sql_file`.";
+        "A pipeline file has at most 4 MiB, 64 levels and 200 000 keys and values. Keep data in files of its own, and long queries in `sql_file`.";
     /// A required key is missing.
     MISSING_KEY = "N0101", "missing key",
         "A key without a default is not given. `nexus schema` lists the keys of every part of the file.";
