@@ -167,7 +167,7 @@ impl Pipeline {
 
     /// Checks, plans and starts the pipeline in the background of the current tokio runtime.
     pub async fn start(self) -> Result<Job, BuildError> {
-        let plan = self.plan().await.map_err(BuildError::File)?;
+        let plan = Box::pin(self.plan()).await.map_err(BuildError::File)?;
         for (table, name, _) in &self.sinks {
             if plan.table(table).is_none() {
                 let message = format!("could not attach the sink {name}: there is no table {table}");

@@ -13,7 +13,7 @@ use datafusion::logical_expr::{Expr, TableType};
 use datafusion::physical_plan::ExecutionPlan;
 use nexus_operators::batch::OffsetKind;
 use nexus_operators::clock::SharedClock;
-use nexus_operators::decode::{self, BATCH_ROWS_MAX, Decoder, DecoderSettings, FormatSettings, UnknownColumns};
+use nexus_operators::decode::{self, BATCH_ROWS_MAX, DecoderSettings, FormatSettings, UnknownColumns};
 use nexus_operators::position::Cut;
 use nexus_operators::source::file::{FileSettings, FileSource};
 use nexus_operators::source::{Source, SourceEvent};
