@@ -157,3 +157,48 @@ fn check(settings: &DecoderSettings) -> Result<()> {
     }
     Ok(())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::decode::decoder;
+    use crate::decode::testing::{field, settings};
+    use crate::error::ErrorKind;
+
+    #[test]
+    fn settings_that_cannot_work_are_refused() {
+        let json = || settings(FormatSettings::Json, vec![field("id", DataType::Int64)]);
+        let csv = |delimiter, quote| FormatSettings::Csv { header: true, delimiter, quote, nulls: vec![] };
+        let cases = [
+            (DecoderSettings { batch_rows_max: 0, ..json() }, "batches of 0 rows"),
+            (DecoderSettings { record_bytes_max: usize::MAX, ..json() }, "at most 1073741824 bytes"),
+            (DecoderSettings { format: FormatSettings::Raw, ..json() }, "remove the columns"),
+            (DecoderSettings { format: csv(b'"', b'"'), ..json() }, "must differ"),
+            (DecoderSettings { format: csv(b'\n', b'"'), ..json() }, "be no line breaks"),
+            (settings(FormatSettings::Json, vec![field("_offset", DataType::Int64)]), "\"_offset\" is declared twice"),
+            (
+                settings(FormatSettings::Json, vec![field("x", DataType::Float16)]),
+                "\"x\": type Float16 is not supported",
+            ),
+        ];
+        for (settings, what) in cases {
+            let error = decoder(settings).err().unwrap();
+            assert_eq!(error.kind(), ErrorKind::Config);
+            assert!(error.to_string().contains(what), "{error}");
+        }
+    }
+
+    #[test]
+    fn rescued_fields_stand_before_the_provenance() {
+        let names = |format, offsets| {
+            let settings = DecoderSettings { offsets, ..settings(format, vec![field("id", DataType::Int64)]) };
+            let schema = decoder(settings).unwrap().schema();
+            schema.fields().iter().map(|f| f.name().clone()).collect::<Vec<_>>().join(" ")
+        };
+        assert_eq!(
+            names(FormatSettings::Json, OffsetKind::Sequence),
+            "id _rescued _source _partition _offset _ingested_at _key"
+        );
+        assert_eq!(names(FormatSettings::Batch, OffsetKind::Number), "id _source _partition _offset _ingested_at");
+    }
+}
