@@ -152,7 +152,10 @@ proptest! {
             header: false, delimiter: b',', quote: b'"', nulls: if with_nulls { vec!["a".into()] } else { vec![] },
         };
         let (batch, decoded) = decode_chunk(settings, &framed(content.clone()));
-        prop_assume!(!reasons(&decoded).iter().any(|reason| reason.contains("never closed")));
+        if reasons(&decoded).iter().any(|reason| reason.contains("never closed")) {
+            // Here csv-core makes one field of all that follows.
+            return Ok(());
+        }
         let (good, bad): (Vec<_>, Vec<_>) = oracle(content.as_bytes()).into_iter().partition(|fields| fields.len() == 2);
         prop_assert_eq!(decoded.rejects.len(), bad.len());
         prop_assert_eq!(batch.num_rows(), good.len());

@@ -143,6 +143,13 @@ fn of_a_field_that_comes_twice_the_last_counts() {
     let (batch, decoded) = decode_chunk(ids(), &framed(content));
     assert_eq!(texts(&batch, "id"), ["2", "-"]);
     assert_eq!(texts(&batch, "_rescued"), [r#"{"x":{"id":3}}"#, "-"]);
+    let many: Vec<_> = (0..100).map(|at| field(&format!("f{at}"), DataType::Int64)).collect();
+    let content: Vec<String> = (0..200).map(|at| format!("\"f{}\":{at},\"x{}\":{at}", at % 100, at % 50)).collect();
+    let (batch, _) = decode_chunk(json_settings(many), &framed(format!("{{{}}}", content.join(","))));
+    assert_eq!((texts(&batch, "f0"), texts(&batch, "f99")), (vec!["100".into()], vec!["199".into()]));
+    let rescued: Value = serde_json::from_str(&texts(&batch, "_rescued")[0]).unwrap();
+    assert_eq!(rescued, Value::from_iter((0..50).map(|at| (format!("x{at}"), Value::from(at + 150)))));
+    assert_eq!(texts(&batch, "_rescued")[0].matches(':').count(), 50);
     assert_eq!(reasons(&decoded), [r#"column "id": "?" is not an int64"#]);
 }
 
@@ -251,7 +258,7 @@ fn any_json() -> impl Strategy<Value = Value> {
     leaf.prop_recursive(4, 32, 5, |inner| {
         prop_oneof![
             prop::collection::vec(inner.clone(), 0..5).prop_map(Value::from),
-            prop::collection::btree_map(text(), inner, 0..5).prop_map(|map| Value::from_iter(map)),
+            prop::collection::btree_map(text(), inner, 0..5).prop_map(Value::from_iter),
         ]
     })
 }
