@@ -6,6 +6,7 @@ use std::sync::Arc;
 use arrow::datatypes::{DataType, Field, Schema, SchemaRef};
 
 use super::column::Column;
+use super::names::Names;
 use crate::batch::{OffsetKind, RAW_COLUMN, RESCUED_COLUMN, provenance_fields};
 use crate::error::{Error, Result};
 use crate::framing::Framing;
@@ -93,6 +94,8 @@ pub(super) struct Plan {
     pub(super) settings: DecoderSettings,
     /// The declared columns; `_raw` for format raw.
     pub(super) declared: Vec<Field>,
+    /// The declared columns' names, to find them by.
+    pub(super) names: Names,
     /// Whether `_rescued` stands behind the declared columns.
     pub(super) rescues: bool,
     pub(super) schema: SchemaRef,
@@ -109,9 +112,9 @@ impl Plan {
         let rescued = rescues.then(|| Field::new(RESCUED_COLUMN, DataType::Utf8View, true));
         let fields: Vec<Field> =
             declared.iter().cloned().chain(rescued).chain(provenance_fields(settings.offsets)).collect();
-        let mut names = HashSet::new();
+        let mut taken = HashSet::new();
         for field in &fields {
-            if !names.insert(field.name()) {
+            if !taken.insert(field.name()) {
                 return Err(Error::config(format!(
                     "could not decode source \"{}\": column \"{}\" is declared twice, or its name is one that nexus \
                      itself adds",
@@ -120,7 +123,8 @@ impl Plan {
                 )));
             }
         }
-        let plan = Self { settings, declared, rescues, schema: Arc::new(Schema::new(fields)) };
+        let names = Names::new(declared.iter().map(|field| field.name().as_str()));
+        let plan = Self { settings, declared, names, rescues, schema: Arc::new(Schema::new(fields)) };
         plan.columns()?;
         Ok(plan)
     }

@@ -5,7 +5,7 @@ use proptest::prelude::*;
 
 use crate::batch::{OffsetKind, Payload};
 use crate::decode::testing::*;
-use crate::decode::{DecoderSettings, FormatSettings, UnknownColumns};
+use crate::decode::{DecoderSettings, FormatSettings, UnknownColumns, infer};
 
 fn csv_settings(header: bool, columns: Vec<Column>) -> DecoderSettings {
     let nulls = vec!["NA".to_string()];
@@ -178,5 +178,18 @@ proptest! {
         if !bytes.contains(&b'"') && !header {
             prop_assert_eq!(records, lines);
         }
+    }
+
+    #[test]
+    fn inferred_columns_fit_what_they_were_inferred_from(
+        lines in prop::collection::vec(prop::array::uniform2("[0-9]{0,3}|-?[0-9]{1,20}|[-+.0-9eE]{1,6}|20[0-9]{2}-1[0-2]-[0-3][0-9]|2013-01-01[T ]12:30(:15)?(Z|)|true|FALSE|x|NA"), 1..6),
+    ) {
+        let content: String = lines.iter().map(|[a, b]| format!("{a},{b}\n")).collect();
+        let settings = csv_settings(true, vec![]);
+        let content = format!("a,b\n{content}");
+        let columns = infer(&settings.format, content.as_bytes()).unwrap();
+        let (batch, decoded) = decode_chunk(DecoderSettings { columns, ..settings }, &framed(content.clone()));
+        prop_assert_eq!(reasons(&decoded), [""; 0]);
+        prop_assert_eq!(batch.num_rows(), lines.len());
     }
 }

@@ -5,7 +5,7 @@ use serde_json::{Map, Value, json};
 
 use crate::batch::OffsetKind;
 use crate::decode::testing::*;
-use crate::decode::{DecoderSettings, FormatSettings, UnknownColumns};
+use crate::decode::{DecoderSettings, FormatSettings, UnknownColumns, infer};
 
 fn json_settings(columns: Vec<arrow::datatypes::Field>) -> DecoderSettings {
     settings(FormatSettings::Json, columns)
@@ -389,5 +389,17 @@ proptest! {
         let (second, _) = decode_chunk(settings(), &chunk(second));
         prop_assert_eq!(whole.slice(0, cut), first);
         prop_assert_eq!(whole.slice(cut, documents.len() - cut), second);
+    }
+
+    #[test]
+    fn inferred_columns_fit_what_they_were_inferred_from(documents in prop::collection::vec(document(), 1..6), form in 0_usize..6) {
+        let content = render(&documents, form);
+        let Ok(columns) = infer(&FormatSettings::Json, content.as_bytes()) else {
+            prop_assert!(documents.iter().all(|document| document.as_object().unwrap().is_empty()));
+            return Ok(());
+        };
+        let (batch, decoded) = decode_chunk(json_settings(columns), &framed(content));
+        prop_assert_eq!(reasons(&decoded), [""; 0]);
+        prop_assert_eq!(texts(&batch, "_rescued"), vec!["-"; documents.len()]);
     }
 }

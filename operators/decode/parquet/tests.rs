@@ -118,6 +118,18 @@ fn unknown_columns_go_by_the_policy() {
 }
 
 #[test]
+fn nested_times_are_rescued() {
+    let times: ArrayRef = Arc::new(TimestampNanosecondArray::from(vec![1_500]).with_timezone("Europe/Berlin"));
+    let inside = arrow::array::StructArray::from(vec![(Arc::new(field("t", times.data_type().clone())), times)]);
+    let batch = RecordBatch::try_from_iter([("s", Arc::new(inside) as ArrayRef)]).unwrap();
+    let mut writer = ArrowWriter::try_new(Vec::new(), batch.schema(), None).unwrap();
+    writer.write(&batch).unwrap();
+    let file = Bytes::from(writer.into_inner().unwrap());
+    let (batch, _) = decode_chunk(parquet_settings(vec![field("x", DataType::Int64)]), &row_group(&file, 0));
+    assert_eq!(texts(&batch, "_rescued"), [r#"{"s":{"t":"1970-01-01T00:00:00.000001500Z"}}"#]);
+}
+
+#[test]
 fn a_file_that_cannot_fit_is_a_data_error() {
     let error = |columns, chunk: &Chunk| decoder(parquet_settings(columns)).unwrap().decode(chunk).unwrap_err();
     let unfit = error(vec![field("delay", DataType::Int64)], &row_group(&file(), 0));
