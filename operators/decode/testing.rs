@@ -80,7 +80,7 @@ pub(super) fn records(records: &[(&str, &[u8])]) -> Chunk {
 }
 
 /// Decodes, and checks what is true of every answer.
-pub(super) fn decode(settings: DecoderSettings, chunk: &Chunk) -> (RecordBatch, Decoded) {
+pub(super) fn decode_chunk(settings: DecoderSettings, chunk: &Chunk) -> (RecordBatch, Decoded) {
     let rows_max = settings.batch_rows_max;
     let decoder = decoder(settings).unwrap();
     let decoded = decoder.decode(chunk).unwrap();

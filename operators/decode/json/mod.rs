@@ -55,10 +55,9 @@ impl From<Misfit> for Failure {
 /// Decodes a chunk of documents, framed or in records.
 pub(super) fn decode(plan: &Plan, chunk: &Chunk) -> error::Result<Decoded> {
     let mut rows = Rows::new(plan, chunk)?;
-    let names = Names::new(plan.declared.iter().map(|field| field.name().as_str()));
     match &chunk.payload {
         Payload::Framed { offset, bytes, .. } => {
-            let mut documents = Documents::new(plan, bytes, &names);
+            let mut documents = Documents::new(plan, bytes);
             documents.decode(&mut rows, |start| Place::Offset(offset + start as u64))?;
         }
         Payload::Records(records) => {
@@ -66,7 +65,7 @@ pub(super) fn decode(plan: &Plan, chunk: &Chunk) -> error::Result<Decoded> {
                 let place = Place::Record(record);
                 if rows.is_too_long(record.data.len()) {
                     rows.reject_too_long(place, &record.data);
-                } else if Documents::new(plan, &record.data, &names).decode(&mut rows, |_| place)? == 0 {
+                } else if Documents::new(plan, &record.data).decode(&mut rows, |_| place)? == 0 {
                     rows.reject(place, &record.data, "the record holds no JSON document".into());
                 }
             }
@@ -89,14 +88,14 @@ struct Documents<'a> {
 }
 
 impl<'a> Documents<'a> {
-    fn new(plan: &Plan, bytes: &'a [u8], names: &'a Names) -> Self {
+    fn new(plan: &'a Plan, bytes: &'a [u8]) -> Self {
         let mut cursor = Cursor::new(bytes);
         if bytes.starts_with(BOM) {
             cursor.move_to(BOM.len());
         }
         Self {
             bytes,
-            names,
+            names: &plan.names,
             cursor,
             reader: Reader::new(plan.settings.unknown),
             is_utf8: str::from_utf8(bytes).is_ok(),

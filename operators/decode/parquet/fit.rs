@@ -7,7 +7,6 @@ use arrow::compute::{CastOptions, cast, cast_with_options};
 use arrow::datatypes::{DataType, Field, Schema, TimeUnit, TimestampMicrosecondType};
 use arrow::json::LineDelimitedWriter;
 
-use super::with_types;
 use crate::batch::timestamp_type;
 use crate::decode::column::{Column, Form, Misfit, is_json, type_name};
 use crate::decode::json::Cursor;
@@ -158,7 +157,7 @@ pub(super) fn inferred(field: &Field) -> Result<Field> {
         T::Time32(_) | T::Time64(_) => T::Time64(TimeUnit::Microsecond),
         T::Timestamp(..) => timestamp_type(),
         T::List(item) | T::LargeList(item) | T::FixedSizeList(item, _) => T::List(Arc::new(part(item)?)),
-        T::Struct(fields) => T::Struct(with_types(fields, part)?),
+        T::Struct(fields) => T::Struct(fields.iter().map(|field| part(field)).collect::<Result<_>>()?),
         T::Map(entries, sorted) => T::Map(Arc::new(part(entries)?), *sorted),
         other => {
             return Err(Error::config(format!(
@@ -183,19 +182,30 @@ pub(super) fn json_lines(batch: &RecordBatch) -> Result<Vec<String>> {
     Ok(text.lines().map(String::from).collect())
 }
 
-/// Names the zone of top-level timestamps by its offset, since Arrow writes no other without a table of zones.
+/// Names the zone of timestamps by its offset, since Arrow writes no other without a table of zones.
 fn with_offset_zones(batch: &RecordBatch) -> Result<RecordBatch, arrow::error::ArrowError> {
-    let mut fields = Vec::with_capacity(batch.num_columns());
-    let mut arrays = Vec::with_capacity(batch.num_columns());
-    for (field, array) in batch.schema().fields().iter().zip(batch.columns()) {
-        let data_type = match field.data_type() {
-            DataType::Timestamp(unit, Some(_)) => DataType::Timestamp(*unit, Some("+00:00".into())),
-            other => other.clone(),
-        };
-        arrays.push(if data_type == *field.data_type() { Arc::clone(array) } else { cast(array, &data_type)? });
-        fields.push(field.as_ref().clone().with_data_type(data_type));
-    }
+    let fields: Vec<Field> = batch.schema().fields().iter().map(|field| with_offset_zone(field)).collect();
+    let arrays = batch.columns().iter().zip(&fields).map(|(array, field)| match field.data_type() {
+        same if same == array.data_type() => Ok(Arc::clone(array)),
+        zoned => cast(array, zoned),
+    });
+    let arrays = arrays.collect::<Result<_, _>>()?;
     RecordBatch::try_new(Arc::new(Schema::new(fields)), arrays)
+}
+
+fn with_offset_zone(field: &Field) -> Field {
+    use DataType as T;
+    let part = |item: &Field| Arc::new(with_offset_zone(item));
+    let data_type = match field.data_type() {
+        T::Timestamp(unit, Some(_)) => T::Timestamp(*unit, Some("+00:00".into())),
+        T::List(item) => T::List(part(item)),
+        T::LargeList(item) => T::LargeList(part(item)),
+        T::FixedSizeList(item, len) => T::FixedSizeList(part(item), *len),
+        T::Struct(fields) => T::Struct(fields.iter().map(|field| part(field)).collect()),
+        T::Map(entries, sorted) => T::Map(part(entries), *sorted),
+        other => other.clone(),
+    };
+    field.clone().with_data_type(data_type)
 }
 
 /// Makes times of any unit and zone microseconds in UTC; times without a zone are taken as UTC.

@@ -14,7 +14,7 @@ use std::sync::Arc;
 
 use arrow::array::{Array, ArrayRef, BooleanArray, RecordBatch, StringViewBuilder, UInt64Array, new_null_array};
 use arrow::compute::{filter, take_record_batch};
-use arrow::datatypes::{Field, Fields};
+use arrow::datatypes::Field;
 use bytes::Bytes;
 use parquet::arrow::ProjectionMask;
 use parquet::arrow::arrow_reader::{ArrowReaderMetadata, ArrowReaderOptions, ParquetRecordBatchReaderBuilder};
@@ -138,7 +138,8 @@ impl Batch<'_> {
             }
         }
         if !field.is_nullable() {
-            for (_, reason) in reasons.iter_mut().enumerate().filter(|(row, _)| fitted.array.is_null(*row)) {
+            let nulls = reasons.iter_mut().enumerate().filter(|(row, _)| fitted.array.is_null(*row));
+            for (_, reason) in nulls {
                 reason.get_or_insert_with(|| format!("column \"{name}\": is null, but declared not null"));
             }
         }
@@ -184,11 +185,6 @@ impl Batch<'_> {
         }
         Ok(())
     }
-}
-
-/// Gives the fields of a struct's or list's parts with another type each.
-fn with_types(fields: &Fields, change: impl Fn(&Field) -> Result<Field>) -> Result<Fields> {
-    fields.iter().map(|field| change(field)).collect()
 }
 
 #[cfg(test)]

@@ -68,7 +68,7 @@ fn columns_are_matched_by_name_and_cast() {
         field("delay", DataType::Float64),
         field("tags", list(DataType::Int64)),
     ];
-    let (batch, decoded) = decode(parquet_settings(columns), &row_group(&file(), 1));
+    let (batch, decoded) = decode_chunk(parquet_settings(columns), &row_group(&file(), 1));
     assert_eq!(decoded.rejects, []);
     assert_eq!(texts(&batch, "flight"), ["4", "5", "-6"]);
     assert_eq!(texts(&batch, "carrier"), ["B6", "UA", "DL"]);
@@ -82,7 +82,7 @@ fn columns_are_matched_by_name_and_cast() {
 #[test]
 fn a_row_that_does_not_fit_is_rejected_alone() {
     let columns = vec![field("flight", DataType::Int8), field("text", DataType::Int64)];
-    let (batch, decoded) = decode(parquet_settings(columns), &row_group(&file(), 0));
+    let (batch, decoded) = decode_chunk(parquet_settings(columns), &row_group(&file(), 0));
     assert_eq!(texts(&batch, "flight"), ["1", "-"]);
     assert_eq!(texts(&batch, "_offset"), ["0", "2"]);
     assert_eq!(reasons(&decoded), [r#"column "flight": 300 is out of range for int8"#]);
@@ -91,30 +91,42 @@ fn a_row_that_does_not_fit_is_rejected_alone() {
     assert_eq!((&raw["flight"], &raw["carrier"]), (&300.into(), &"AA".into()));
 
     let columns = vec![field("text", DataType::Int64)];
-    let (_, decoded) = decode(parquet_settings(columns), &row_group(&file(), 0));
+    let (_, decoded) = decode_chunk(parquet_settings(columns), &row_group(&file(), 0));
     assert_eq!(reasons(&decoded), [r#"column "text": "x" is not an int64"#]);
     let columns = vec![json_field("text"), json_field("tags")];
-    let (batch, decoded) = decode(parquet_settings(columns), &row_group(&file(), 0));
+    let (batch, decoded) = decode_chunk(parquet_settings(columns), &row_group(&file(), 0));
     assert_eq!(reasons(&decoded), [r#"column "text": "x" is not a json"#]);
     assert_eq!(
         (texts(&batch, "text"), texts(&batch, "tags")),
         (vec!["1".into(), "-".into()], vec!["-".into(), "[2]".into()])
     );
     let columns = vec![field("flight", DataType::Int64).with_nullable(false), field("delay", DataType::Float64)];
-    let (_, decoded) = decode(parquet_settings(columns), &row_group(&file(), 0));
+    let (_, decoded) = decode_chunk(parquet_settings(columns), &row_group(&file(), 0));
     assert_eq!(reasons(&decoded), [r#"column "flight": is null, but declared not null"#]);
 }
 
 #[test]
 fn unknown_columns_go_by_the_policy() {
     let with = |unknown| DecoderSettings { unknown, ..parquet_settings(vec![field("flight", DataType::Int64)]) };
-    let (batch, _) = decode(with(UnknownColumns::Ignore), &row_group(&file(), 0));
+    let (batch, _) = decode_chunk(with(UnknownColumns::Ignore), &row_group(&file(), 0));
     assert_eq!((batch.num_rows(), batch.num_columns()), (3, 5));
-    let (_, decoded) = decode(with(UnknownColumns::Reject), &row_group(&file(), 0));
+    let (_, decoded) = decode_chunk(with(UnknownColumns::Reject), &row_group(&file(), 0));
     assert_eq!(reasons(&decoded), [r#"column "carrier" is not declared"#; 3]);
     let none =
         DecoderSettings { unknown: UnknownColumns::Ignore, ..parquet_settings(vec![field("x", DataType::Int64)]) };
-    assert_eq!(texts(&decode(none, &row_group(&file(), 0)).0, "x"), ["-"; 3]);
+    assert_eq!(texts(&decode_chunk(none, &row_group(&file(), 0)).0, "x"), ["-"; 3]);
+}
+
+#[test]
+fn nested_times_are_rescued() {
+    let times: ArrayRef = Arc::new(TimestampNanosecondArray::from(vec![1_500]).with_timezone("Europe/Berlin"));
+    let inside = arrow::array::StructArray::from(vec![(Arc::new(field("t", times.data_type().clone())), times)]);
+    let batch = RecordBatch::try_from_iter([("s", Arc::new(inside) as ArrayRef)]).unwrap();
+    let mut writer = ArrowWriter::try_new(Vec::new(), batch.schema(), None).unwrap();
+    writer.write(&batch).unwrap();
+    let file = Bytes::from(writer.into_inner().unwrap());
+    let (batch, _) = decode_chunk(parquet_settings(vec![field("x", DataType::Int64)]), &row_group(&file, 0));
+    assert_eq!(texts(&batch, "_rescued"), [r#"{"s":{"t":"1970-01-01T00:00:00.000001500Z"}}"#]);
 }
 
 #[test]
