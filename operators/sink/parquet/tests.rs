@@ -173,6 +173,25 @@ async fn a_commit_on_s3_that_was_cut_short_is_finished() {
     assert!(error.to_string().contains("to-lake-1-2-0.parquet"), "{error}");
 }
 
+/// Killed in the middle of an epoch, when parts had been sent already.
+#[cfg(feature = "s3")]
+#[tokio::test]
+async fn uploads_of_a_killed_process_are_aborted() {
+    let server = crate::testing::ministack::Ministack::start();
+    let mut plain = settings(wide_schema(), vec![]);
+    (plain.compression, plain.buffer_bytes) = (ParquetCompression::Uncompressed, 8 << 20);
+    let lake = Lake::new(server.bucket("lake"), plain);
+    let mut sink = lake.open().unwrap();
+    for start in 0..40 {
+        sink.write(EpochId { generation: 1, epoch: 1 }, &wide(start)).await.unwrap();
+    }
+    drop(sink);
+    assert!(server.uploads("lake") > 0);
+    let committer = lake.open().unwrap().committer();
+    assert!(committer.sweep(2, &[]).await.unwrap() > 0);
+    assert_eq!((server.uploads("lake"), lake.staged().await), (0, 0));
+}
+
 #[tokio::test]
 async fn a_commit_that_was_cut_short_is_finished() {
     let id = EpochId { generation: 1, epoch: 1 };
