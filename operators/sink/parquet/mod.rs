@@ -54,6 +54,9 @@
 //! ```
 
 mod commit;
+#[cfg(test)]
+#[cfg(feature = "testing")]
+mod fault_tests;
 mod file;
 mod partition;
 mod place;
