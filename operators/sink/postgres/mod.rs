@@ -17,8 +17,8 @@
 //! | text whose field says `nexus.type=json`, structs, maps, lists of these or of lists | `jsonb` |
 //! | other lists | arrays |
 //!
-//! No session state is used, so that RDS Proxy and pgbouncer in transaction
-//! mode work.
+//! No session state is used, which is what RDS Proxy and pgbouncer in transaction
+//! mode ask for.
 //!
 //! ```no_run
 //! # use std::sync::Arc;
