@@ -15,6 +15,8 @@ mod ledger;
 mod object;
 mod owner;
 mod queue;
+#[cfg(all(test, feature = "testing"))]
+mod tests;
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
