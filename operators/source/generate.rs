@@ -312,7 +312,8 @@ fn rows_in(us: i64, rate: u64) -> u64 {
     u64::try_from(rows).unwrap_or(u64::MAX)
 }
 
-#[cfg(all(test, feature = "testing"))]
+#[cfg(test)]
+#[cfg(feature = "testing")]
 mod tests {
     use arrow::array::AsArray;
     use arrow::datatypes::{Float64Type, Int64Type, TimestampMicrosecondType};

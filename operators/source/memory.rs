@@ -303,7 +303,8 @@ fn fed_rows(cut: &Cut) -> Option<u64> {
     }
 }
 
-#[cfg(all(test, feature = "testing"))]
+#[cfg(test)]
+#[cfg(feature = "testing")]
 mod tests {
     use arrow::array::{ArrayRef, Int64Array};
     use arrow::compute::concat_batches;

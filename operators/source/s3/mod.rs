@@ -15,7 +15,8 @@ mod ledger;
 mod object;
 mod owner;
 mod queue;
-#[cfg(all(test, feature = "testing"))]
+#[cfg(test)]
+#[cfg(feature = "testing")]
 mod tests;
 
 use std::collections::{HashMap, VecDeque};
