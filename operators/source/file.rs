@@ -76,7 +76,8 @@ struct Found {
 struct Current {
     partition: Arc<str>,
     identity: String,
-    size: u64,
+    /// Where the file counts as read to its end if it is damaged: its size, where offsets are those of the file.
+    end: Option<u64>,
     reader: Framed,
 }
 
@@ -140,7 +141,8 @@ impl FileSource {
             waits: self.settings.follow,
         };
         let reader = Framed::new(Arc::clone(&partition), Input::File(Arc::new(opened.file)), settings, offset);
-        self.current = Some(Current { partition, identity, size: opened.size, reader });
+        let end = (!packed).then_some(opened.size);
+        self.current = Some(Current { partition, identity, end, reader });
         Ok(None)
     }
 
@@ -169,9 +171,8 @@ impl FileSource {
             }
             Err(e) if e.kind() == ErrorKind::Data => {
                 let Some(current) = self.current.take() else { return Err(e) };
-                let Current { partition, identity, size, reader } = current;
-                let packed = identity.matches('-').count() > 1;
-                let offset = if packed { reader.offset() } else { size };
+                let Current { partition, identity, end, reader } = current;
+                let offset = end.unwrap_or_else(|| reader.offset());
                 Ok(Some(self.reject(partition, offset, Some(identity), reader.rest(), &e.to_string())))
             }
             Err(e) => Err(e),
@@ -370,7 +371,8 @@ fn fnv1a(bytes: &[u8]) -> u64 {
     bytes.iter().fold(0xcbf2_9ce4_8422_2325, |hash, byte| (hash ^ u64::from(*byte)).wrapping_mul(0x0000_0100_0000_01b3))
 }
 
-#[cfg(all(test, feature = "testing"))]
+#[cfg(test)]
+#[cfg(feature = "testing")]
 mod tests {
     use std::io::Write;
 

@@ -311,3 +311,112 @@ fn rows_in(us: i64, rate: u64) -> u64 {
     let rows = u128::try_from(us).unwrap_or_default() * u128::from(rate) / 1_000_000;
     u64::try_from(rows).unwrap_or(u64::MAX)
 }
+
+#[cfg(test)]
+#[cfg(feature = "testing")]
+mod tests {
+    use arrow::array::AsArray;
+    use arrow::datatypes::{Float64Type, Int64Type, TimestampMicrosecondType};
+
+    use super::*;
+    use crate::testing::clock::ManualClock;
+    use crate::testing::source::{conforms, read};
+
+    fn settings(rows: Option<u64>, rate: Option<u64>) -> GenerateSettings {
+        let texts = ["short", "a text that is longer than twelve bytes"].map(String::from).to_vec();
+        let columns = [
+            ("n", Generator::Sequence),
+            ("i", Generator::Integer { min: -3, max: 3 }),
+            ("all", Generator::Integer { min: i64::MIN, max: i64::MAX }),
+            ("f", Generator::Number { min: 1.0, max: 2.0 }),
+            ("c", Generator::Choice(texts)),
+            ("t", Generator::Time { start_us: 1_000_000, step_us: 500 }),
+        ];
+        let columns = columns.map(|(name, generator)| (name.to_owned(), generator)).to_vec();
+        GenerateSettings { name: "made".into(), rows, rate, seed: 42, columns }
+    }
+
+    fn source(rows: Option<u64>, rate: Option<u64>) -> GenerateSource {
+        GenerateSource::new(&settings(rows, rate), ManualClock::at(0)).unwrap()
+    }
+
+    #[tokio::test]
+    async fn rows_conform_and_keep_to_their_bounds() {
+        let seen = conforms(|_| async { Box::new(source(Some(30_000), None)) as _ }).await;
+        let rows = seen.rows(PARTITION).unwrap();
+        assert_eq!(rows.num_rows(), 30_000);
+        assert_eq!(
+            rows.schema().fields().to_vec(),
+            fields(&settings(None, None).columns).into_iter().map(Arc::new).collect::<Vec<_>>()
+        );
+        let column = |name| rows.column_by_name(name).unwrap();
+        let numbers = column("n").as_primitive::<Int64Type>();
+        assert!(numbers.values().iter().copied().eq(0..30_000));
+        let integers = column("i").as_primitive::<Int64Type>();
+        for wanted in -3..=3 {
+            let share = integers.values().iter().filter(|value| **value == wanted).count();
+            assert!((4000..4600).contains(&share), "{wanted} stands in {share} of 30000 rows");
+        }
+        let fractions = column("f").as_primitive::<Float64Type>();
+        let mean = fractions.values().iter().sum::<f64>() / 30_000.0;
+        assert!(fractions.values().iter().all(|value| (1.0..2.0).contains(value)) && (1.49..1.51).contains(&mean));
+        assert_eq!(column("t").as_primitive::<TimestampMicrosecondType>().value(2), 1_001_000);
+        let texts = column("c").as_string_view();
+        assert!((14_000..16_000).contains(&texts.iter().flatten().filter(|text| *text == "short").count()));
+    }
+
+    #[tokio::test]
+    async fn a_row_depends_on_its_number_and_the_seed_alone() {
+        let mut whole = source(Some(10_000), None);
+        let (seen, _) = read(&mut whole, &Cut::default()).await;
+        let position = Position::Offset { offset: 9_990, identity: None };
+        let cut = Cut { advanced: [(PARTITION.to_owned(), position)].into(), forgotten: Vec::new() };
+        let (rest, _) = read(&mut source(Some(10_000), None), &cut).await;
+        assert_eq!(rest.rows(PARTITION).unwrap(), &seen.rows(PARTITION).unwrap().slice(9_990, 10));
+        let other = GenerateSource::new(&GenerateSettings { seed: 43, ..settings(Some(64), None) }, ManualClock::at(0));
+        let (other, _) = read(&mut other.unwrap(), &Cut::default()).await;
+        let same = seen.rows(PARTITION).unwrap().slice(0, 64);
+        assert_ne!(other.rows(PARTITION).unwrap(), &same);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn the_rate_is_kept_by_the_clock() {
+        let clock = ManualClock::at(0);
+        let mut source = GenerateSource::new(&settings(None, Some(1000)), clock.clone()).unwrap();
+        source.open(&Cut::default()).await.unwrap();
+        assert!(matches!(source.next().await.unwrap(), SourceEvent::Idle));
+        let mut rows = 0;
+        for step in 1..=100 {
+            clock.advance(Duration::from_millis(50));
+            while let SourceEvent::Chunk(chunk) = source.next().await.unwrap() {
+                rows += chunk_rows(&chunk);
+            }
+            assert_eq!(rows, step * 50);
+        }
+        clock.advance(Duration::from_secs(3600));
+        while let SourceEvent::Chunk(chunk) = source.next().await.unwrap() {
+            rows += chunk_rows(&chunk);
+        }
+        assert_eq!(rows, 6000, "a standstill is caught up with for a second at most");
+        assert!(!source.bounded());
+    }
+
+    fn chunk_rows(chunk: &Chunk) -> usize {
+        let Payload::Batch { rows, .. } = &chunk.payload else { panic!() };
+        rows.num_rows()
+    }
+
+    #[test]
+    fn impossible_columns_are_refused_by_name() {
+        for generator in [
+            Generator::Integer { min: 1, max: 0 },
+            Generator::Number { min: 1.0, max: 1.0 },
+            Generator::Number { min: f64::NAN, max: 1.0 },
+            Generator::Choice(Vec::new()),
+        ] {
+            let settings = GenerateSettings { columns: vec![("bad".into(), generator)], ..settings(None, None) };
+            let error = GenerateSource::new(&settings, ManualClock::at(0)).err().unwrap();
+            assert!(error.to_string().contains("column bad"), "{error}");
+        }
+    }
+}

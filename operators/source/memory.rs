@@ -302,3 +302,138 @@ fn fed_rows(cut: &Cut) -> Option<u64> {
         _ => None,
     }
 }
+
+#[cfg(test)]
+#[cfg(feature = "testing")]
+mod tests {
+    use arrow::array::{ArrayRef, Int64Array};
+    use arrow::compute::concat_batches;
+    use parquet::arrow::ArrowWriter;
+    use parquet::file::properties::WriterProperties;
+
+    use super::*;
+    use crate::testing::clock::ManualClock;
+    use crate::testing::source::{conforms, read};
+
+    fn batches(lengths: &[i64]) -> Vec<RecordBatch> {
+        let mut from = 0;
+        let mut batch = |length: &i64| {
+            let column: ArrayRef = Arc::new(Int64Array::from_iter_values(from..from + length));
+            from += length;
+            RecordBatch::try_from_iter([("n", column)]).unwrap()
+        };
+        lengths.iter().map(&mut batch).collect()
+    }
+
+    fn all(batches: &[RecordBatch]) -> RecordBatch {
+        concat_batches(&batches[0].schema(), batches).unwrap()
+    }
+
+    #[tokio::test]
+    async fn batches_conform() {
+        let given = vec![("a".to_owned(), batches(&[3, 0, 5])), ("b".to_owned(), batches(&[1]))];
+        let make = |_| async { Box::new(MemorySource::batches(given.clone(), ManualClock::at(0))) as _ };
+        let seen = conforms(make).await;
+        assert_eq!(seen.rows("a"), Some(&all(&given[0].1)));
+        assert_eq!(seen.rows("b"), Some(&all(&given[1].1)));
+    }
+
+    #[tokio::test]
+    async fn records_conform() {
+        let given = vec![("a".to_owned(), Bytes::from("one\ntwo\n")), ("b".to_owned(), Bytes::new())];
+        let make =
+            |_| async { Box::new(MemorySource::records(given.clone(), Framing::Whole, 1024, ManualClock::at(0))) as _ };
+        assert_eq!(conforms(make).await.text("a"), "one two ");
+    }
+
+    #[tokio::test]
+    async fn row_groups_conform_and_damaged_files_are_rejected() {
+        let rows = all(&batches(&[2500]));
+        let properties = WriterProperties::builder().set_max_row_group_row_count(Some(1000)).build();
+        let mut writer = ArrowWriter::try_new(Vec::new(), rows.schema(), Some(properties)).unwrap();
+        writer.write(&rows).unwrap();
+        let file = Bytes::from(writer.into_inner().unwrap());
+        let mut long_footer = file.to_vec();
+        let at = long_footer.len() - 8;
+        long_footer[at..at + 4].copy_from_slice(&u32::MAX.to_le_bytes());
+        let given = vec![
+            ("cut".to_owned(), file.slice(..file.len() - 20)),
+            ("good".to_owned(), file.clone()),
+            ("long-footer".to_owned(), long_footer.into()),
+            ("text".to_owned(), Bytes::from("PAR1, no more than a text")),
+        ];
+        let make = |_| async {
+            Box::new(MemorySource::records(given.clone(), Framing::Parquet, 1024, ManualClock::at(0))) as _
+        };
+        let seen = conforms(make).await;
+        assert_eq!(seen.partitions(), ["good"]);
+        let rejected: Vec<_> = seen.rejects.iter().map(|(name, _, _)| name.as_str()).collect();
+        assert_eq!(rejected, ["cut", "long-footer", "text"]);
+
+        let mut source = MemorySource::records(given, Framing::Parquet, 1024, ManualClock::at(0));
+        source.open(&Cut::default()).await.unwrap();
+        let mut groups = Vec::new();
+        loop {
+            match source.next().await.unwrap() {
+                SourceEvent::Chunk(Chunk { payload: Payload::RowGroup(group), .. }) => {
+                    assert_eq!(group.file_len, file.len() as u64);
+                    for (offset, bytes) in &group.pieces {
+                        assert_eq!(file.slice(*offset as usize..*offset as usize + bytes.len()), bytes);
+                    }
+                    groups.push((group.index, group.first_row));
+                }
+                SourceEvent::End => break,
+                _ => {}
+            }
+        }
+        assert_eq!(groups, [(0, 0), (1, 1000), (2, 2000)]);
+    }
+
+    #[tokio::test]
+    async fn what_is_fed_conforms() {
+        let rows = all(&batches(&[100]));
+        let make = |cut: Cut| {
+            let known = fed_rows(&cut).unwrap_or_default() as usize;
+            let (handle, source) = MemorySource::fed(100, ManualClock::at(0));
+            let rows = &rows;
+            async move {
+                for row in known..rows.num_rows() {
+                    handle.send(rows.slice(row, 1)).await.unwrap();
+                }
+                handle.close();
+                Box::new(source) as _
+            }
+        };
+        assert_eq!(conforms(make).await.rows(FED_PARTITION), Some(&rows));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_handle_waits_while_the_source_is_full_and_learns_what_is_committed() {
+        let position = Position::Offset { offset: 7, identity: None };
+        let cut = Cut { advanced: [(FED_PARTITION.to_owned(), position)].into(), forgotten: Vec::new() };
+        let (mut handle, mut source) = MemorySource::fed(1, ManualClock::at(0));
+        source.open(&cut).await.unwrap();
+        assert_eq!(handle.resume_at().await.unwrap(), 7);
+        let batch = batches(&[3]).remove(0);
+        handle.send(batch.clone()).await.unwrap();
+        assert!(tokio::time::timeout(WAIT, handle.send(batch.clone())).await.is_err(), "it is full");
+        let SourceEvent::Chunk(chunk) = source.next().await.unwrap() else { panic!("a batch was sent") };
+        assert!(matches!(chunk.payload, Payload::Batch { offset: 7, .. }));
+        assert!(matches!(source.next().await.unwrap(), SourceEvent::Idle));
+        let cut = source.cut();
+        assert_eq!(handle.committed_rows(), 7);
+        source.committed(&cut).await.unwrap();
+        assert_eq!(handle.committed_rows(), 10);
+        drop(source);
+        assert_eq!(handle.send(batch).await.unwrap_err().kind(), ErrorKind::Unavailable);
+    }
+
+    #[tokio::test]
+    async fn a_partition_that_is_done_is_not_read_again() {
+        let given = vec![("a".to_owned(), batches(&[3]))];
+        let mut first = MemorySource::batches(given.clone(), ManualClock::at(0));
+        read(&mut first, &Cut::default()).await;
+        let (seen, events) = read(&mut MemorySource::batches(given, ManualClock::at(0)), &first.cut()).await;
+        assert_eq!((seen.partitions().len(), events), (0, 0));
+    }
+}

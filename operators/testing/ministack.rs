@@ -1,4 +1,4 @@
-//! A throw-away server that speaks S3, on a free port of this machine.
+//! A throw-away server that speaks S3 and SQS, on a free port of this machine.
 
 use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
@@ -7,6 +7,9 @@ use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use aws_config::{BehaviorVersion, Region, SdkConfig};
+use aws_credential_types::Credentials;
+use aws_credential_types::provider::SharedCredentialsProvider;
 use object_store::aws::AmazonS3Builder;
 use object_store::path::Path;
 
@@ -54,7 +57,7 @@ impl Ministack {
     ///
     /// If the bucket cannot be made.
     pub fn bucket(&self, name: &str) -> Store {
-        self.ask("PUT", &format!("/{name}"));
+        self.ask("PUT", &format!("/{name}"), "");
         let s3 = AmazonS3Builder::new()
             .with_bucket_name(name)
             .with_region("us-east-1")
@@ -74,14 +77,51 @@ impl Ministack {
     ///
     /// If the server does not answer.
     pub fn uploads(&self, bucket: &str) -> usize {
-        self.ask("GET", &format!("/{bucket}?uploads")).matches("<UploadId>").count()
+        self.ask("GET", &format!("/{bucket}?uploads"), "").matches("<UploadId>").count()
     }
 
-    /// Sends one request without a body, and gives the whole answer.
-    fn ask(&self, method: &str, target: &str) -> String {
+    /// Gives the configuration of clients that call this server.
+    pub fn config(&self) -> SdkConfig {
+        SdkConfig::builder()
+            .behavior_version(BehaviorVersion::latest())
+            .region(Region::new("us-east-1"))
+            .endpoint_url(format!("http://127.0.0.1:{}", self.port))
+            .credentials_provider(SharedCredentialsProvider::new(Credentials::new("test", "test", None, None, "test")))
+            .http_client(aws_smithy_http_client::Builder::new().build_http())
+            .build()
+    }
+
+    /// Makes a queue, and gives its URL.
+    ///
+    /// # Panics
+    ///
+    /// If the queue cannot be made.
+    pub async fn queue(&self, name: &str) -> String {
+        let made = aws_sdk_sqs::Client::new(&self.config()).create_queue().queue_name(name).send().await;
+        made.expect("a queue can be made").queue_url.expect("a queue has a URL")
+    }
+
+    /// Has a bucket announce new objects to a queue that [`Ministack::queue`] made.
+    ///
+    /// # Panics
+    ///
+    /// If the server does not take the setting.
+    pub fn announce(&self, bucket: &str, queue_name: &str) {
+        let body = format!(
+            "<NotificationConfiguration><QueueConfiguration><Id>test</Id>\
+             <Queue>arn:aws:sqs:us-east-1:000000000000:{queue_name}</Queue>\
+             <Event>s3:ObjectCreated:*</Event></QueueConfiguration></NotificationConfiguration>"
+        );
+        self.ask("PUT", &format!("/{bucket}?notification"), &body);
+    }
+
+    /// Sends one request, and gives the whole answer.
+    fn ask(&self, method: &str, target: &str, body: &str) -> String {
         let mut stream = TcpStream::connect(("127.0.0.1", self.port)).expect("the server listens");
-        let request =
-            format!("{method} {target} HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: 0\r\nConnection: close\r\n\r\n");
+        let length = body.len();
+        let request = format!(
+            "{method} {target} HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: {length}\r\nConnection: close\r\n\r\n{body}"
+        );
         stream.write_all(request.as_bytes()).expect("a request can be sent");
         let mut answer = String::new();
         stream.read_to_string(&mut answer).expect("the server answers");

@@ -57,10 +57,13 @@ struct Content {
     /// Offsets and bytes of records that come apart.
     records: Vec<(String, Bytes)>,
     /// Index, first row and content of row groups.
-    groups: Vec<(usize, u64, Vec<(u64, Bytes)>)>,
+    groups: Vec<GroupSeen>,
     rows: Option<RecordBatch>,
     row_end: u64,
 }
+
+/// Index, first row and pieces of a row group.
+type GroupSeen = (usize, u64, Vec<(u64, Bytes)>);
 
 impl Seen {
     /// Adds what a source answered; panics if it is out of order.

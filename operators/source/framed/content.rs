@@ -207,3 +207,60 @@ fn read_into(decoder: &mut impl Read, out: &mut Vec<u8>) -> io::Result<usize> {
     out.truncate(filled + read.as_ref().copied().unwrap_or(0));
     read
 }
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write;
+
+    use super::*;
+    use crate::ErrorKind;
+
+    async fn read_all(packed: Vec<u8>, limit: u64) -> Result<(usize, usize)> {
+        let mut content = Content::new(Input::Memory(packed.into()), limit);
+        let (mut total, mut largest) = (0, 0);
+        loop {
+            let mut out = Vec::new();
+            if !content.read(&mut out).await? {
+                return Ok((total, largest));
+            }
+            largest = largest.max(out.capacity());
+            total += out.len();
+        }
+    }
+
+    fn gzip_bomb(bytes: usize) -> Vec<u8> {
+        let mut encoder = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::best());
+        encoder.write_all(&vec![0; bytes]).unwrap();
+        encoder.finish().unwrap()
+    }
+
+    #[tokio::test]
+    async fn a_bomb_takes_one_step_at_a_time_and_is_refused_at_the_limit() {
+        const MIB: usize = 1024 * 1024;
+        for bomb in [gzip_bomb(32 * MIB), zstd::encode_all(&vec![0; 32 * MIB][..], 1).unwrap()] {
+            assert!(bomb.len() < MIB / 8);
+            let (total, largest) = read_all(bomb.clone(), u64::MAX).await.unwrap();
+            assert_eq!(total, 32 * MIB);
+            assert!(largest <= STEP_BYTES, "{largest} bytes were made at once");
+            let error = read_all(bomb, 8 * MIB as u64).await.unwrap_err();
+            assert_eq!(error.kind(), ErrorKind::Data);
+            assert!(error.to_string().contains("more than 8388608 bytes"), "{error}");
+        }
+    }
+
+    #[tokio::test]
+    async fn a_zstd_frame_with_a_huge_window_is_refused() {
+        let mut encoder = zstd::stream::write::Encoder::new(Vec::new(), 1).unwrap();
+        encoder.window_log(27).unwrap();
+        encoder.write_all(b"little").unwrap();
+        let error = read_all(encoder.finish().unwrap(), u64::MAX).await.unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Data, "{error}");
+    }
+
+    #[tokio::test]
+    async fn few_bytes_and_none_are_plain() {
+        for content in ["", "\x1f", "abc"] {
+            assert_eq!(read_all(content.into(), 0).await.unwrap().0, content.len());
+        }
+    }
+}

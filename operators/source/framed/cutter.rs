@@ -10,6 +10,9 @@ use crate::framing::Framing;
 /// Content that is looked at to tell how JSON is framed: no line of a sane file is longer.
 const DETECT_BYTES: usize = 1024 * 1024;
 
+/// Lines that are looked at: whoever writes some documents on one line and some over several does so early.
+const DETECT_LINES: usize = 64;
+
 /// Finds the ends of records.
 #[derive(Debug)]
 pub(super) enum Cutter {
@@ -84,20 +87,18 @@ fn detect_json(start: &[u8], whole: bool, resumed: bool) -> Option<Cutter> {
     if content.first() == Some(&b'[') {
         return Some(Cutter::Array(Array::new(resumed)));
     }
-    let Some(newline) = memchr(b'\n', content) else {
-        return enough.then_some(Cutter::Documents(Depth::default()));
-    };
-    if ends_document(content.get(..newline).unwrap_or_default()) {
-        return Some(Cutter::Lines);
-    }
-    if !enough {
+    let end = if whole { content.len() } else { memrchr(b'\n', content).unwrap_or_default() };
+    let lines = content.get(..end).unwrap_or_default().split(|byte| *byte == b'\n');
+    let lines: Vec<&[u8]> = lines.filter(|line| !line.trim_ascii().is_empty()).take(DETECT_LINES).collect();
+    let [first, behind @ ..] = lines.as_slice() else { return enough.then_some(Cutter::Documents(Depth::default())) };
+    if behind.is_empty() && !ends_document(first) && !enough {
         return None;
     }
-    // Within one document two lines in a row are never documents by themselves (a comma would stand between
-    // them): the first line is a broken record, and costs no other.
-    let lines: Vec<bool> = content.split(|byte| *byte == b'\n').take(64).map(is_document).collect();
-    let in_lines = lines.windows(2).any(|pair| pair == [true, true]);
-    Some(if in_lines { Cutter::Lines } else { Cutter::Documents(Depth::default()) })
+    // What opens at the start of a line behind an open document is a new one: the open one is a broken record,
+    // which costs no other. A document over several lines goes on with something else.
+    let goes_on = |pair: &[&[u8]]| matches!(pair, [line, next] if !next.starts_with(b"{") && !ends_document(line));
+    let documents = lines.windows(2).any(goes_on) || (whole && memchr(b'\n', content).is_none());
+    Some(if documents { Cutter::Documents(Depth::default()) } else { Cutter::Lines })
 }
 
 /// Tells whether no document is open at the end of a line.
@@ -107,11 +108,6 @@ fn ends_document(line: &[u8]) -> bool {
         depth.step(*byte);
     }
     depth.depth == 0 && !depth.quoted
-}
-
-fn is_document(line: &[u8]) -> bool {
-    let line = line.trim_ascii();
-    line.first() == Some(&b'{') && line.last() == Some(&b'}') && ends_document(line)
 }
 
 /// How deep in brackets a place in JSON is (RFC 8259).
@@ -305,4 +301,125 @@ impl Csv {
 
 fn byte_before(buffer: &[u8], at: usize) -> u8 {
     at.checked_sub(1).and_then(|before| buffer.get(before)).copied().unwrap_or(b'\n')
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::collection::vec;
+    use proptest::prelude::*;
+    use proptest::sample::Index;
+
+    use super::*;
+
+    /// Cuts content that arrives in parts, each time at the last record end; gives the pieces.
+    fn cut(framing: Framing, content: &[u8], parts: &[Index]) -> Vec<Vec<u8>> {
+        let mut cutter = Cutter::detect(framing, content, true, false).unwrap();
+        let mut arrivals: Vec<usize> = parts.iter().map(|part| part.index(content.len() + 1)).collect();
+        arrivals.push(content.len());
+        arrivals.sort_unstable();
+        let (mut pieces, mut buffer, mut at) = (Vec::new(), Vec::new(), 0);
+        for arrival in arrivals {
+            let from = buffer.len();
+            buffer.extend_from_slice(&content[at..arrival]);
+            at = arrival;
+            if let Some(end) = cutter.scan(&mut buffer, from, Want::Last) {
+                let rest = buffer.split_off(end);
+                pieces.push(std::mem::replace(&mut buffer, rest));
+            }
+        }
+        pieces.push(buffer);
+        pieces
+    }
+
+    fn documents(pieces: &[Vec<u8>]) -> Vec<serde_json::Value> {
+        let documents = |piece: &Vec<u8>| {
+            let all: Result<Vec<serde_json::Value>, _> =
+                serde_json::Deserializer::from_slice(piece).into_iter().collect();
+            all.unwrap_or_else(|e| panic!("{e} in the piece {}", String::from_utf8_lossy(piece)))
+        };
+        pieces.iter().flat_map(documents).collect()
+    }
+
+    /// Reads CSV as the decoder does.
+    fn fields(pieces: &[Vec<u8>]) -> Vec<String> {
+        let mut found = Vec::new();
+        for piece in pieces {
+            let (mut reader, mut input, mut field) = (csv_core::Reader::new(), piece.as_slice(), [0; 256]);
+            loop {
+                let (result, read, written) = reader.read_field(input, &mut field);
+                input = &input[read..];
+                match result {
+                    csv_core::ReadFieldResult::Field { record_end } => {
+                        found.push(String::from_utf8_lossy(&field[..written]).into_owned());
+                        if record_end {
+                            found.push("<end>".into());
+                        }
+                    }
+                    csv_core::ReadFieldResult::End => break,
+                    _ => {}
+                }
+            }
+        }
+        found
+    }
+
+    fn value() -> impl Strategy<Value = serde_json::Value> {
+        let text = "[a-z\"\\\\{}\\[\\],\n ]{0,6}";
+        let leaf = prop_oneof![
+            any::<i32>().prop_map(Into::into),
+            any::<bool>().prop_map(Into::into),
+            Just(serde_json::Value::Null),
+            text.prop_map(Into::into),
+        ];
+        leaf.prop_recursive(3, 16, 4, move |inner| {
+            prop_oneof![
+                vec(inner.clone(), 0..4).prop_map(Into::into),
+                vec((text, inner), 0..4).prop_map(|all| serde_json::Value::Object(all.into_iter().collect())),
+            ]
+        })
+    }
+
+    fn object() -> impl Strategy<Value = serde_json::Value> {
+        vec(("[a-z\"]{1,3}", value()), 0..4).prop_map(|all| serde_json::Value::Object(all.into_iter().collect()))
+    }
+
+    fn show(value: &serde_json::Value, pretty: bool) -> String {
+        if pretty { serde_json::to_string_pretty(value).unwrap() } else { value.to_string() }
+    }
+
+    #[test]
+    fn a_small_document_before_large_ones_does_not_make_them_lines() {
+        let content = b"{}\n{}\n{\n  \"a\": 0\n}\n";
+        assert_eq!(documents(&cut(Framing::Json, content, &[])).len(), 3);
+        let broken = b"{}\n{\"a\": 1,\n{\"b\": 2}\n";
+        assert!(matches!(Cutter::detect(Framing::Json, broken, true, false), Some(Cutter::Lines)));
+    }
+
+    proptest! {
+        #[test]
+        fn arrays_are_cut_between_elements(
+            values in vec(value(), 0..8), pretty: bool, parts in vec(any::<Index>(), 0..12),
+        ) {
+            let content = show(&serde_json::Value::from(values.clone()), pretty);
+            prop_assert_eq!(documents(&cut(Framing::Json, content.as_bytes(), &parts)), values);
+        }
+
+        #[test]
+        fn documents_are_cut_between_documents(
+            values in vec(object(), 1..8), pretty: bool, separator in "[ \n]{0,2}", parts in vec(any::<Index>(), 0..12),
+        ) {
+            let content = values.iter().map(|v| show(v, pretty)).collect::<Vec<_>>().join(&separator);
+            prop_assert_eq!(documents(&cut(Framing::Json, content.as_bytes(), &parts)), values);
+        }
+
+        #[test]
+        fn csv_is_cut_where_a_csv_reader_sees_records(
+            content in "[a,\"\n\r;]{0,40}", parts in vec(any::<Index>(), 0..12),
+        ) {
+            let framing = Framing::Csv { header: false, quote: b'"', delimiter: b',' };
+            let pieces = cut(framing, content.as_bytes(), &parts);
+            prop_assert_eq!(pieces.concat(), content.as_bytes());
+            prop_assert_eq!(fields(&pieces), fields(&[content.into_bytes()]));
+        }
+    }
 }

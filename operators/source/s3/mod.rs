@@ -15,6 +15,9 @@ mod ledger;
 mod object;
 mod owner;
 mod queue;
+#[cfg(test)]
+#[cfg(feature = "testing")]
+mod tests;
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;

@@ -54,3 +54,43 @@ impl HttpService for OwnerService {
         self.inner.execute(request).await
     }
 }
+
+#[cfg(test)]
+#[cfg(feature = "testing")]
+mod tests {
+    use object_store::aws::AmazonS3Builder;
+    use object_store::path::Path;
+    use object_store::{ObjectStoreExt, StaticCredentialProvider};
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    use tokio::net::TcpListener;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn the_expected_owner_is_sent_and_signed() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let endpoint = format!("http://{}", listener.local_addr().unwrap());
+        let (key_id, secret_key) = ("test".to_owned(), "test".to_owned());
+        let credential = AwsCredential { key_id, secret_key, token: Some("session".into()) };
+        let credentials: Credentials = Arc::new(StaticCredentialProvider::new(credential));
+        let builder = AmazonS3Builder::new().with_bucket_name("b").with_region("eu-west-1").with_endpoint(endpoint);
+        let builder = builder.with_allow_http(true).with_credentials(credentials.clone());
+        let store = expect_owner(builder, "123456789012", "eu-west-1", credentials).build().unwrap();
+        let path = Path::from("k");
+        let answer = async {
+            let (mut stream, _) = listener.accept().await.unwrap();
+            let mut request = Vec::new();
+            while !request.ends_with(b"\r\n\r\n") {
+                request.push(stream.read_u8().await.unwrap());
+            }
+            stream.write_all(b"HTTP/1.1 403 Forbidden\r\nContent-Length: 0\r\n\r\n").await.unwrap();
+            String::from_utf8(request).unwrap()
+        };
+        let (read, request) = tokio::join!(store.get(&path), answer);
+        assert!(matches!(read, Err(object_store::Error::PermissionDenied { .. })), "{read:?}");
+        assert!(request.contains("x-amz-expected-bucket-owner: 123456789012\r\n"), "{request}");
+        let signed = request.lines().find_map(|line| line.split_once("SignedHeaders=")).unwrap().1;
+        assert!(signed.split(',').next().unwrap().split(';').any(|h| h == "x-amz-expected-bucket-owner"), "{signed}");
+        assert_eq!(request.matches("authorization: ").count(), 1);
+    }
+}

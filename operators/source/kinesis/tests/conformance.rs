@@ -69,7 +69,7 @@ impl<'a, S: Stream> Consumer<'a, S> {
         assert!(self.events < EVENTS_MAX, "reads for ever: {:?}", self.source);
         match self.source.next().await.unwrap() {
             SourceEvent::Idle => true,
-            SourceEvent::End => panic!("a stream has no end"),
+            event @ (SourceEvent::End | SourceEvent::Reject { .. }) => panic!("a stream gives records: {event:?}"),
             SourceEvent::Chunk(chunk) => {
                 let Payload::Records(records) = chunk.payload else { panic!("no records") };
                 if !records.is_empty() {
