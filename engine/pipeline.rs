@@ -174,12 +174,8 @@ impl Pipeline {
                 return Err(BuildError::Operator(Error::config(message)));
             }
         }
-        let settings = RunSettings {
-            until_idle: self.until_idle,
-            clock: self.clock,
-            sources: self.sources,
-            sinks: self.sinks,
-        };
+        let settings =
+            RunSettings { until_idle: self.until_idle, clock: self.clock, sources: self.sources, sinks: self.sinks };
         Job::start(plan, settings).await.map_err(BuildError::Operator)
     }
 }

@@ -20,7 +20,8 @@ impl Explain {
             return Ok(());
         };
         let known = codes::CODES.iter().find(|known| known.code.eq_ignore_ascii_case(&code));
-        let known = known.ok_or_else(|| Error::config(format!("there is no code `{code}`; `nexus explain` lists all")))?;
+        let known =
+            known.ok_or_else(|| Error::config(format!("there is no code `{code}`; `nexus explain` lists all")))?;
         terminal::say(&format!("{}: {}\n\n{}", known.code, known.title, known.explanation));
         Ok(())
     }

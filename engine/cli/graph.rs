@@ -113,9 +113,10 @@ async fn as_json(plan: &Plan) -> Result<(), crate::Error> {
     let fields = |schema: &SchemaRef| -> serde_json::Value {
         schema.fields().iter().map(|field| json!({ "name": field.name(), "type": type_name(field) })).collect()
     };
-    let sources = plan.sources.values().map(|source| {
-        json!({ "name": source.name, "columns": fields(&source.schema), "inferred": source.inferred })
-    });
+    let sources = plan
+        .sources
+        .values()
+        .map(|source| json!({ "name": source.name, "columns": fields(&source.schema), "inferred": source.inferred }));
     let sources: Vec<_> = sources.collect();
     let mut tables = Vec::new();
     for table in &plan.tables {

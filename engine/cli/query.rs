@@ -54,7 +54,8 @@ async fn register(context: &SessionContext, plan: &Plan) -> Result<()> {
             Backend::Local(path) => format!("file://{}/", path.display()),
             Backend::Object { objects, .. } => {
                 let url = format!("{}/", folder.url());
-                let at = url::Url::parse(&url).map_err(|e| Error::config(format!("`{url}` is not a URL")).because(e))?;
+                let at =
+                    url::Url::parse(&url).map_err(|e| Error::config(format!("`{url}` is not a URL")).because(e))?;
                 context.register_object_store(&at, objects.clone());
                 url
             }

@@ -61,7 +61,8 @@ impl Run {
             let json = serde_json::to_vec_pretty(&report);
             let json = json.map_err(|e| Error::internal("could not write the report").because(e))?;
             let written = tokio::fs::write(path, json).await;
-            written.map_err(|e| Error::config(format!("could not write the report to {}", path.display())).because(e))?;
+            written
+                .map_err(|e| Error::config(format!("could not write the report to {}", path.display())).because(e))?;
         }
         terminal::say(&summary(&report));
         Ok(())
@@ -74,7 +75,8 @@ fn span(text: &str) -> Result<Duration, String> {
 
 /// Logs go to standard error; `RUST_LOG` chooses what is logged.
 fn start_logs(format: LogFormat) {
-    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("warn,nexus=info,nexus_operators=info"));
+    let filter =
+        EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("warn,nexus=info,nexus_operators=info"));
     let logs = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
     let started = match format {
         LogFormat::Text => logs.with_ansi(terminal::errors_have_colour()).try_init(),
@@ -123,16 +125,17 @@ impl Rate {
         Self { at: Instant::now(), rows, bytes }
     }
 
-    #[allow(clippy::cast_precision_loss, clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "shown rounded")]
+    #[allow(
+        clippy::cast_precision_loss,
+        clippy::cast_possible_truncation,
+        clippy::cast_sign_loss,
+        reason = "shown rounded"
+    )]
     fn line(&mut self, progress: &Progress) -> String {
         let (rows, bytes) = progress.read();
         let seconds = self.at.elapsed().as_secs_f64().max(1e-3);
         let per_second = |now: u64, before: u64| (now.saturating_sub(before) as f64 / seconds) as u64;
-        let read = format!(
-            "{} rows/s  {}/s",
-            count(per_second(rows, self.rows)),
-            size(per_second(bytes, self.bytes))
-        );
+        let read = format!("{} rows/s  {}/s", count(per_second(rows, self.rows)), size(per_second(bytes, self.bytes)));
         *self = Self { at: Instant::now(), rows, bytes };
         let lag = progress.lag_ms().map(|ms| format!("  lag {:.1} s", ms as f64 / 1e3)).unwrap_or_default();
         let tables = progress.rows_out().map(|(name, rows)| format!("{name} {}", count(rows)));
@@ -150,7 +153,8 @@ fn summary(report: &Report) -> String {
     });
     let tables = report.tables.iter().map(|(name, table)| {
         let counts = &table.counts;
-        let files: u64 = report.sinks.get(name).into_iter().flat_map(|kinds| kinds.values()).map(|sink| sink.files).sum();
+        let files: u64 =
+            report.sinks.get(name).into_iter().flat_map(|kinds| kinds.values()).map(|sink| sink.files).sum();
         let left = counts.dropped + counts.quarantined + counts.duplicates + counts.late;
         vec![name.clone(), count(counts.rows_in), count(counts.rows_out), count(left), count(files)]
     });

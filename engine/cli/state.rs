@@ -47,9 +47,9 @@ impl ShowState {
             }
             terminal::say(&layout(&["partition", "position"], &rows.collect::<Vec<_>>()));
         }
-        let sinks = committed.iter().map(|(sink, epoch)| {
-            vec![sink.clone(), epoch.to_string(), count(state.epoch.saturating_sub(*epoch))]
-        });
+        let sinks = committed
+            .iter()
+            .map(|(sink, epoch)| vec![sink.clone(), epoch.to_string(), count(state.epoch.saturating_sub(*epoch))]);
         let sinks: Vec<_> = sinks.collect();
         terminal::say(&format!("\n{}", layout(&["sink", "committed epoch", "behind"], &sinks)));
         Ok(())

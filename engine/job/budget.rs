@@ -45,7 +45,8 @@ impl Budget {
         for table in &plan.tables {
             let spec = plan.spec_of(table);
             let kinds = spec.map_or(0, |spec| usize::from(spec.store) + usize::from(spec.postgres.is_some()));
-            let quarantine = usize::from(!table.rules.is_empty() || table.window.is_some() && table.late == Late::Quarantine);
+            let quarantine =
+                usize::from(!table.rules.is_empty() || table.window.is_some() && table.late == Late::Quarantine);
             channels += table.inputs.len() + kinds + quarantine;
             sinks += kinds + quarantine;
             stateful += usize::from(table.is_stateful());

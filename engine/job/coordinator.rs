@@ -178,8 +178,7 @@ impl Coordinator {
         loop {
             let reason = self.wait(closed_at, &mut idle_barrier_owed).await?;
             let last = reason != Reason::Due;
-            let closing =
-                Closing { epoch: self.state.epoch + 1, last, end_of_input: reason == Reason::EndOfInput };
+            let closing = Closing { epoch: self.state.epoch + 1, last, end_of_input: reason == Reason::EndOfInput };
             closed_at = Instant::now();
             self.close(closing).await?;
             if last {

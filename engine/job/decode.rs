@@ -119,11 +119,8 @@ impl DecodeStage {
             watermark_us: (passed_us > WATERMARK_START).then_some(passed_us),
         };
         self.reports.send(told).map_err(|_| closed())?;
-        let watermark_us = if ended || closing.end_of_input {
-            Some(WATERMARK_END)
-        } else {
-            (!idle).then_some(passed_us)
-        };
+        let watermark_us =
+            if ended || closing.end_of_input { Some(WATERMARK_END) } else { (!idle).then_some(passed_us) };
         let barrier = Item::Barrier(Barrier { epoch: closing.epoch, watermark_us, last: closing.last });
         self.quarantine.send(barrier.clone()).await?;
         fan_out(&self.to, &barrier).await

@@ -318,7 +318,9 @@ impl Wiring<'_> {
     #[allow(clippy::unused_async, reason = "the same call awaits where Postgres is built in")]
     async fn postgres(&self, plan: &TablePlan, _: &model::PostgresSink) -> Result<Box<dyn Sink>> {
         let name = plan.name();
-        Err(Error::config(format!("{name} needs Postgres, which this build leaves out; build it with feature `postgres`")))
+        Err(Error::config(format!(
+            "{name} needs Postgres, which this build leaves out; build it with feature `postgres`"
+        )))
     }
 
     /// Adds the stages of a sink, and gives its channel.

@@ -166,10 +166,7 @@ fn find_aggregate<'a>(plan: &'a LogicalPlan, times: &EventTimes) -> Result<Optio
 
 fn find_window(aggregate: &Aggregate, times: &EventTimes) -> Result<WindowShape, Unfit> {
     if aggregate.group_expr.iter().any(|key| matches!(key, Expr::GroupingSet(_))) {
-        return Err(Unfit::new(
-            "GROUPING SETS, ROLLUP or CUBE over a stream",
-            "write one table for each set of keys",
-        ));
+        return Err(Unfit::new("GROUPING SETS, ROLLUP or CUBE over a stream", "write one table for each set of keys"));
     }
     for (group_index, key) in aggregate.group_expr.iter().enumerate() {
         let mut width = None;

@@ -17,10 +17,7 @@ pub fn order(reads: &BTreeMap<String, BTreeSet<String>>) -> Result<Vec<String>, 
 }
 
 /// Walks from any name that is left until one comes again.
-fn cycle(
-    reads: &BTreeMap<String, BTreeSet<String>>,
-    left: &BTreeMap<&String, &BTreeSet<String>>,
-) -> Vec<String> {
+fn cycle(reads: &BTreeMap<String, BTreeSet<String>>, left: &BTreeMap<&String, &BTreeSet<String>>) -> Vec<String> {
     let mut path: Vec<String> = left.keys().take(1).map(|name| (*name).clone()).collect();
     while let Some(here) = path.last() {
         let next = reads.get(here).and_then(|needs| needs.iter().find(|need| left.contains_key(need)));

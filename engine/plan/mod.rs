@@ -116,11 +116,7 @@ impl Planning<'_> {
         tables
     }
 
-    fn reference_settings(
-        &self,
-        name: &str,
-        spec: &model::Reference,
-    ) -> nexus_operators::Result<ReferenceSettings> {
+    fn reference_settings(&self, name: &str, spec: &model::Reference) -> nexus_operators::Result<ReferenceSettings> {
         let glob = self.loaded.reference_path(name).unwrap_or_default();
         Ok(ReferenceSettings {
             name: name.to_owned(),
@@ -267,9 +263,7 @@ impl Planning<'_> {
 /// Guesses a format from a file's suffix.
 fn format_of(glob: &str) -> Option<model::Format> {
     let name = glob.trim_end_matches(".gz").trim_end_matches(".zst");
-    let csv = || {
-        serde_json::from_value::<model::CsvFormat>(serde_json::json!({})).ok().map(model::Format::Csv)
-    };
+    let csv = || serde_json::from_value::<model::CsvFormat>(serde_json::json!({})).ok().map(model::Format::Csv);
     match name.rsplit('.').next()? {
         "csv" => csv(),
         "parquet" => Some(model::Format::Parquet),

@@ -109,7 +109,8 @@ impl SourcePlan {
         let framing = self.decoder.format.framing();
         let record_bytes_max = self.decoder.record_bytes_max;
         if let (Some(file), Some(glob)) = (&spec.file, loaded.source_glob(&self.name)) {
-            let settings = FileSettings { name: self.name.clone(), glob, follow: file.follow, framing, record_bytes_max };
+            let settings =
+                FileSettings { name: self.name.clone(), glob, follow: file.follow, framing, record_bytes_max };
             return Ok(Box::new(FileSource::new(settings, clock.clone())));
         }
         if let Some(generate) = &spec.generate {
@@ -188,7 +189,9 @@ const S3_VISIBILITY: Duration = Duration::from_secs(60);
 
 #[cfg(not(all(feature = "kinesis", feature = "s3")))]
 fn not_built_in(name: &str, feature: &str) -> Error {
-    Error::config(format!("source {name} needs `{feature}`, which this build leaves out; build it with feature `{feature}`"))
+    Error::config(format!(
+        "source {name} needs `{feature}`, which this build leaves out; build it with feature `{feature}`"
+    ))
 }
 
 /// Gives the settings of a format; JSON if none is given.
@@ -246,4 +249,3 @@ fn time_us(text: &str) -> Result<i64> {
     let time = DateTime::parse_from_rfc3339(text);
     time.map(|time| time.timestamp_micros()).map_err(|e| Error::config(format!("`{text}` is not a time: {e}")))
 }
-

@@ -326,7 +326,8 @@ fn sql_text(error: &DataFusionError) -> String {
         }
         root => root.strip_backtrace(),
     };
-    let prefixes = ["SQL error: ", "sql parser error: ", "Error during planning: ", "Schema error: ", "Invalid function "];
+    let prefixes =
+        ["SQL error: ", "sql parser error: ", "Error during planning: ", "Schema error: ", "Invalid function "];
     let mut text = text.as_str();
     while let Some(rest) = prefixes.iter().take(4).find_map(|prefix| text.strip_prefix(prefix)) {
         text = rest;

@@ -153,7 +153,10 @@ impl CommitRecord {
             }
             for (sink, prepared) in self.sinks_of(name) {
                 if sink == QUARANTINE && prepared.rows != quarantined {
-                    return Err(unbalanced(name, &format!("{quarantined} quarantined, but {} prepared", prepared.rows)));
+                    return Err(unbalanced(
+                        name,
+                        &format!("{quarantined} quarantined, but {} prepared", prepared.rows),
+                    ));
                 }
             }
         }

@@ -53,7 +53,9 @@ impl Snapshots {
             })?;
             let rows = StreamReader::try_new(Cursor::new(bytes), None)
                 .and_then(Iterator::collect::<Result<Vec<RecordBatch>, _>>)
-                .map_err(|e| Error::config(format!("could not restore state from {}/{name}", self.folder.url())).because(e))?;
+                .map_err(|e| {
+                    Error::config(format!("could not restore state from {}/{name}", self.folder.url())).because(e)
+                })?;
             segments.push(Segment { epoch: *epoch, rows });
         }
         Ok(segments)

@@ -1,6 +1,5 @@
 //! Transforms: SQL stages, event-time windows, expectations, deduplication.
 
-
 use arrow::array::RecordBatch;
 use arrow::datatypes::SchemaRef;
 use datafusion::execution::SendableRecordBatchStream;
@@ -109,4 +108,3 @@ impl Transform {
         }
     }
 }
-

@@ -66,7 +66,8 @@ impl Unique {
             }
             let time_us = times.value(row);
             let hash = twox_hash::XxHash3_128::oneshot(key.as_ref());
-            let known = self.seen.get(&hash).is_some_and(|seen| seen.abs_diff(time_us) <= self.within_us.unsigned_abs());
+            let known =
+                self.seen.get(&hash).is_some_and(|seen| seen.abs_diff(time_us) <= self.within_us.unsigned_abs());
             if !known {
                 self.seen.insert(hash, time_us);
                 self.fresh.push(hash, time_us);
