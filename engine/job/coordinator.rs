@@ -222,7 +222,10 @@ impl Coordinator {
             tokio::select! {
                 report = self.reports.recv() => self.hear(report.ok_or_else(closed)?).await?,
                 _ = self.load.wake.notified() => {}
-                _ = self.stop.changed() => {}
+                told = self.stop.changed() => if told.is_err() {
+                    // Nobody holds the job any more: what was read is committed, and no more is read.
+                    return Ok(Reason::Drain);
+                },
                 _ = look.tick() => {}
             }
         }

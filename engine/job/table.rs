@@ -15,7 +15,7 @@ use nexus_operators::transform::Transform;
 use nexus_operators::transform::expect::{Rule, judge};
 use nexus_operators::transform::leaf::LeafSender;
 use nexus_operators::transform::query::{Running, failed};
-use nexus_operators::transform::rows::quarantined;
+use nexus_operators::transform::rows::{conform, quarantined};
 use nexus_operators::transform::unique::Unique;
 use nexus_operators::transform::window::{WATERMARK_END, WATERMARK_START, Width, Window};
 use nexus_operators::{Error, Result, fail};
@@ -296,8 +296,7 @@ impl Outlet {
         if batch.num_rows() == 0 {
             return Ok(());
         }
-        // A plan may drop metadata or nullability on the way; the table's own columns are what others were planned on.
-        let batch = RecordBatch::try_new(self.schema.clone(), batch.columns().to_vec())?;
+        let batch = conform(&batch, &self.schema)?;
         let counts = &mut tally.counts;
         counts.rows_sql += batch.num_rows() as u64;
         let judged = judge(&self.table, &self.rules, batch)?;

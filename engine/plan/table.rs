@@ -14,6 +14,7 @@ use nexus_operators::transform::aggregate::WindowedAggregate;
 use nexus_operators::transform::expect::{Otherwise, Rule};
 use nexus_operators::transform::leaf::{Leaf, StreamTable};
 use nexus_operators::transform::query::Query;
+use nexus_operators::transform::rows::stored_schema;
 use nexus_operators::transform::unique::Unique;
 use nexus_operators::transform::window::{Width, Window};
 use nexus_operators::{Error, Result};
@@ -115,7 +116,7 @@ impl TablePlan {
         let Shape { window, event_time } = analyze(&optimised, &times).map_err(Refused::Unfit)?;
         let used: Vec<Arc<Leaf>> = inputs.iter().filter_map(|name| leaves.get(name).cloned()).collect();
         let query = Query::new(state.clone(), logical.clone(), used.clone()).await;
-        let schema = query.map_err(|e| Refused::Sql { message: e.to_string(), at: None })?.schema();
+        let schema = stored_schema(&query.map_err(|e| Refused::Sql { message: e.to_string(), at: None })?.schema());
         check_columns(&schema)?;
         let unique = spec.unique.as_ref().map(|unique| unique_plan(unique, &schema, event_time)).transpose()?;
         Ok(Self {

@@ -1,8 +1,10 @@
 //! Rows on their way to the quarantine: as JSON, with their provenance.
 
+use std::sync::Arc;
+
 use arrow::array::{Array, ArrayRef, RecordBatch};
 use arrow::compute::cast;
-use arrow::datatypes::DataType;
+use arrow::datatypes::{DataType, Schema, SchemaRef, TimeUnit};
 use arrow::json::writer::{JsonArray, Writer, WriterBuilder};
 use bytes::Bytes;
 
@@ -27,6 +29,29 @@ pub fn quarantined(rows: &RecordBatch, rule: &str, reason: &str) -> Result<Vec<Q
         raw,
     };
     Ok(documents.into_iter().enumerate().map(entry).collect())
+}
+
+/// Gives the columns under which the rows of a query are stored and read by others: timestamps in microseconds,
+/// whatever unit a function gives, since neither Postgres nor Spark knows finer ones.
+pub fn stored_schema(schema: &Schema) -> SchemaRef {
+    let stored = schema.fields().iter().map(|field| match field.data_type() {
+        DataType::Timestamp(_, zone) => {
+            let micros = DataType::Timestamp(TimeUnit::Microsecond, zone.clone());
+            Arc::new(field.as_ref().clone().with_data_type(micros))
+        }
+        _ => field.clone(),
+    });
+    Arc::new(Schema::new(stored.collect::<Vec<_>>()))
+}
+
+/// Gives rows under the columns of `schema`, which has the same columns in the same order.
+///
+/// A plan may drop nullability and metadata on the way; the schema is what others were planned on.
+pub fn conform(rows: &RecordBatch, schema: &SchemaRef) -> Result<RecordBatch> {
+    let columns = rows.columns().iter().zip(schema.fields()).map(|(column, field)| {
+        if column.data_type() == field.data_type() { Ok(column.clone()) } else { cast(column, field.data_type()) }
+    });
+    Ok(RecordBatch::try_new(schema.clone(), columns.collect::<std::result::Result<Vec<_>, _>>()?)?)
 }
 
 /// Gives each row as a JSON object, NULLs included.
