@@ -1,0 +1,153 @@
+//! How fast queries take rows: an epoch through a filter, a window, a
+//! deduplication, from batches that are decoded already.
+//!
+//! Throughput is in rows and in bytes of Arrow memory.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use arrow::array::RecordBatch;
+use criterion::{Criterion, Throughput, criterion_group, criterion_main};
+use futures::StreamExt;
+use nexus::Pipeline;
+use nexus::operators::batch::Payload;
+use nexus::operators::clock::SystemClock;
+use nexus::operators::position::Cut;
+use nexus::operators::source::SourceEvent;
+use nexus::operators::transform::Transform;
+use nexus::operators::transform::query::Running;
+use nexus::operators::transform::window::WATERMARK_END;
+use nexus::plan::Plan;
+use tokio::runtime::Runtime;
+
+/// Rows of one run: about a second of a fast source.
+const ROWS: u64 = 1_000_000;
+
+/// Readings like those of `pipelines/generated.yaml`, and the queries that are measured.
+const PIPELINE: &str = r#"
+name: bench
+lake: /tmp/nexus-bench-unused
+sources:
+  readings:
+    generate:
+      rows: 1000000
+      columns:
+        seq: { sequence: {} }
+        ts: { time: { start: "2026-11-01T00:00:00Z", step: 2ms } }
+        site: { choice: [bend, elko, ely, reno, yuma] }
+        temp_c: { number: { min: -10, max: 45 } }
+        humidity: { number: { min: 0, max: 100 } }
+        status: { choice: [ok, ok, ok, ok, ok, ok, ok, ok, warn, error] }
+    event_time: { column: ts, lateness: 10s }
+silver:
+  filtered:
+    sql: SELECT seq, ts, site, temp_c * 9 / 5 + 32 AS temp_f FROM readings WHERE status <> 'error'
+    unique: { key: [seq], within: 1d }
+gold:
+  minutes:
+    sql: |
+      SELECT date_bin(INTERVAL '1 minute', ts) AS minute, site, count(*) AS readings, avg(temp_c) AS mean_c,
+             min(temp_c) AS min_c, max(temp_c) AS max_c, avg(humidity) AS mean_humidity
+      FROM readings WHERE status <> 'error' GROUP BY 1, 2
+"#;
+
+async fn plan() -> Plan {
+    let pipeline = Pipeline::parse(PIPELINE).unwrap_or_else(|wrong| panic!("{wrong}"));
+    pipeline.plan().await.unwrap_or_else(|wrong| panic!("{wrong}"))
+}
+
+/// Generates and decodes the input once.
+async fn batches(plan: &Plan) -> Vec<RecordBatch> {
+    let source = plan.sources.get("readings").expect("the pipeline has it");
+    let decoder = source.decoder().expect("the columns can be decoded");
+    let mut operator = source.operator(&plan.loaded, &(Arc::new(SystemClock) as _)).expect("it can be generated");
+    operator.open(&Cut::default()).await.expect("generated rows need nothing");
+    let mut batches = Vec::new();
+    loop {
+        match operator.next().await.expect("generated rows do not fail") {
+            SourceEvent::Chunk(chunk) => {
+                assert!(matches!(chunk.payload, Payload::Batch { .. }));
+                batches.extend(decoder.decode(&chunk).expect("generated rows decode").batches);
+            }
+            SourceEvent::End => return batches,
+            other => panic!("{other:?}"),
+        }
+    }
+}
+
+/// Runs one epoch, and gives the rows that came out.
+async fn epoch(transform: &mut Transform, batches: &[RecordBatch]) -> usize {
+    let Running { inputs, mut rows } = transform.start().await.expect("the query starts");
+    let feed = async move {
+        for batch in batches {
+            for input in &inputs {
+                input.send(batch.clone()).await;
+            }
+        }
+    };
+    let drain = async {
+        let mut out = 0;
+        while let Some(batch) = rows.next().await {
+            out += transform.absorb(batch.expect("the query runs")).map_or(0, |batch| batch.num_rows());
+        }
+        out
+    };
+    let ((), mut out) = futures::join!(feed, drain);
+    if let Some(mut windows) = transform.close(WATERMARK_END).await.expect("the windows close") {
+        while let Some(batch) = windows.next().await {
+            out += batch.expect("the query runs").num_rows();
+        }
+    }
+    out
+}
+
+fn transforms(criterion: &mut Criterion) {
+    let runtime = Runtime::new().expect("threads can be started");
+    let plan = runtime.block_on(plan());
+    let batches = runtime.block_on(batches(&plan));
+    let bytes = batches.iter().map(|batch| batch.get_array_memory_size() as u64).sum();
+    for (name, table) in [("filter and project", "silver.filtered"), ("minute windows", "gold.minutes")] {
+        let mut group = criterion.benchmark_group(format!("transform/{name}"));
+        group.sample_size(10).measurement_time(Duration::from_secs(5));
+        let mut transform = runtime.block_on(plan.table(table).expect("it is there").transform()).expect("it is planned");
+        for (unit, throughput) in [("rows", Throughput::Elements(ROWS)), ("bytes", Throughput::Bytes(bytes))] {
+            group.throughput(throughput);
+            group.bench_function(unit, |bencher| {
+                bencher.iter(|| runtime.block_on(epoch(&mut transform, &batches)));
+            });
+        }
+        group.finish();
+    }
+}
+
+fn deduplication(criterion: &mut Criterion) {
+    let runtime = Runtime::new().expect("threads can be started");
+    let plan = runtime.block_on(plan());
+    let batches = runtime.block_on(batches(&plan));
+    let table = plan.table("silver.filtered").expect("it is there");
+    let first = batches.first().expect("there are rows").schema();
+    let keyed = ["seq", "ts"].map(|name| first.index_of(name).expect("the column is there"));
+    let wanted: Vec<RecordBatch> = batches.iter().map(|b| b.project(&keyed).expect("the columns are there")).collect();
+    let schema = wanted.first().expect("there are rows").schema();
+    let (_, _, within_us) = table.unique.clone().expect("the table is deduplicated");
+    let mut group = criterion.benchmark_group("transform/unique");
+    group.sample_size(10).throughput(Throughput::Elements(ROWS));
+    let column = |name: &str| schema.index_of(name).expect("the column is there");
+    group.bench_function("rows", |bencher| {
+        bencher.iter(|| {
+            let unique = nexus::operators::transform::unique::Unique::new(
+                &schema,
+                vec![column("seq")],
+                column("ts"),
+                within_us,
+            );
+            let mut unique = unique.expect("the key can be encoded");
+            let kept = wanted.iter().map(|b| unique.first_seen(b.clone()).expect("keys").num_rows());
+            assert_eq!(kept.sum::<usize>() as u64, ROWS);
+        });
+    });
+    group.finish();
+}
+
+criterion_group!(benches, transforms, deduplication);
+criterion_main!(benches);
