@@ -145,6 +145,15 @@ async fn an_oversized_record_costs_only_itself() {
 }
 
 #[tokio::test]
+async fn a_line_of_many_documents_is_no_oversized_record() {
+    let long_line = String::from_utf8(lines(3 * RECORD_BYTES_MAX)).unwrap().replace('\n', "");
+    let content = [lines(1000), long_line.into_bytes(), b"\n".to_vec(), lines(1000)].concat();
+    let files = folder(&[("a.json", content.clone())]);
+    let seen = conforms(|_| async { Box::new(source(&files, Framing::Json, false)) as _ }).await;
+    assert!(seen.text(&partition(&files, "a.json")) == spaced(&content));
+}
+
+#[tokio::test]
 async fn damage_in_one_file_is_rejected_and_the_others_are_read() {
     let content = lines(200_000);
     let packed = gzip(&content);
