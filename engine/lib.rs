@@ -1,5 +1,26 @@
 //! Nexus: an embedded columnar streaming engine.
+//!
+//! It reads Kinesis shards, S3 objects announced through SQS, and files into
+//! Arrow batches, refines them through the tiers bronze, silver, gold and
+//! vibranium with SQL, and lands every table as Parquet in the lake and, where
+//! asked, as rows in Postgres: exactly once.
+//!
+//! A pipeline is one YAML file ([`spec`]). It is checked and planned
+//! ([`plan`]), and then run ([`job`]); what must survive a crash is kept in
+//! commit records ([`state`]). [`Pipeline`] brings these together for services
+//! that embed the engine.
+//!
+//! Invariant: the engine wires and drives operators, and never looks into a row.
 
+pub mod cli;
+pub mod job;
+mod pipeline;
+pub mod plan;
 pub mod spec;
+pub mod state;
 
+pub use job::progress::Report;
+pub use job::{Job, Stopper};
 pub use nexus_operators as operators;
+pub use nexus_operators::{Error, ErrorKind, Result};
+pub use pipeline::{BuildError, Pipeline};

@@ -51,9 +51,9 @@ impl SecretRef {
                 Error::config(format!("could not read a secret: the environment variable `{name}` is not set"))
             }),
             SecretRef::File(path) => {
-                let text = tokio::fs::read_to_string(path).await.map_err(|e| {
-                    Error::config(format!("could not read a secret from {}", path.display())).because(e)
-                })?;
+                let text = tokio::fs::read_to_string(path)
+                    .await
+                    .map_err(|e| Error::config(format!("could not read a secret from {}", path.display())).because(e))?;
                 Ok(Secret::new(text.trim()))
             }
             #[cfg(feature = "aws")]

@@ -352,6 +352,11 @@ impl Coordinator {
 }
 
 impl Ledger {
+    /// Starts from what an earlier process has left.
+    pub fn new(committed: BTreeMap<String, u64>, open: VecDeque<OpenEpoch>) -> Self {
+        Self { committed, open, ..Self::default() }
+    }
+
     /// Gives the newest epoch that all sinks have committed.
     pub fn committed_by_all<'a>(&self, sinks: impl Iterator<Item = &'a String>) -> u64 {
         sinks.map(|name| self.committed.get(name).copied().unwrap_or(0)).min().unwrap_or(u64::MAX)

@@ -40,6 +40,7 @@ mod wiring;
 use crate::plan::Plan;
 use coordinator::Coordinator;
 use progress::{Progress, Report};
+pub use start::{encryption, state_store};
 
 /// How long after a first error other stages may name a cause that lies deeper.
 const CAUSE_WAIT: Duration = Duration::from_millis(200);
@@ -84,7 +85,7 @@ impl Job {
             names.iter().map(String::as_str),
         ));
         let (stop, stopped) = watch::channel(false);
-        let wired = start::start(plan, settings, progress.clone(), stopped).await?;
+        let wired = Box::pin(start::start(plan, settings, progress.clone(), stopped)).await?;
         let done = tokio::spawn(async move {
             match wired {
                 None => Ok(()),

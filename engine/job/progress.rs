@@ -147,6 +147,23 @@ impl Progress {
         }
     }
 
+    /// Gives the rows and bytes that have been read so far.
+    pub fn read(&self) -> (u64, u64) {
+        let rows = self.sources.values().map(|source| source.rows.load(Ordering::Relaxed)).sum();
+        let bytes = self.sources.values().map(|source| source.bytes.load(Ordering::Relaxed)).sum();
+        (rows, bytes)
+    }
+
+    /// Gives how far the slowest source is behind, in milliseconds, if a service tells.
+    pub fn lag_ms(&self) -> Option<u64> {
+        self.sources.values().filter_map(SourceProgress::lag_ms).max()
+    }
+
+    /// Gives for each table the rows that it has given so far.
+    pub fn rows_out(&self) -> impl Iterator<Item = (&str, u64)> {
+        self.tables.iter().map(|(name, table)| (name.as_str(), table.rows_out.load(Ordering::Relaxed)))
+    }
+
     /// Gives what has been committed so far.
     pub fn report(&self) -> Report {
         self.committed.lock().unwrap_or_else(PoisonError::into_inner).clone()

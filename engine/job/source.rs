@@ -5,6 +5,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use nexus_operators::batch::Chunk;
+use nexus_operators::decode::Reject;
 use nexus_operators::position::Cut;
 use nexus_operators::source::{Source, SourceEvent};
 use nexus_operators::{ErrorKind, Result};
@@ -62,7 +63,7 @@ pub enum Read {
         /// The partition it came from.
         partition: Arc<str>,
         /// The reject.
-        reject: nexus_operators::decode::Reject,
+        reject: Reject,
     },
     /// The end of the epoch.
     Barrier {
@@ -207,7 +208,8 @@ impl SourceStage {
                 standing.last_rows = Instant::now();
                 self.send(Read::Chunk(chunk), maintain).await?;
             }
-            Ok(SourceEvent::Reject { partition, reject }) => {
+            Ok(SourceEvent::Reject { partition, offset, raw, reason }) => {
+                let reject = Reject { offset, raw, reason };
                 standing.last_rows = Instant::now();
                 self.send(Read::Reject { partition, reject }, maintain).await?;
             }

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use nexus_operators::clock::SharedClock;
 use nexus_operators::position::Cut;
 use nexus_operators::sink::Handle;
 use nexus_operators::source::SourceEvent;
@@ -28,8 +29,8 @@ pub async fn start(
     progress: Arc<Progress>,
     stop: watch::Receiver<bool>,
 ) -> Result<Option<Wired>> {
-    let store = open_state(&plan, &settings).await?;
-    if nothing_to_do(&plan, &settings, &store).await? {
+    let store = state_store(&plan, settings.clock.clone()).await?;
+    if Box::pin(nothing_to_do(&plan, &settings, &store)).await? {
         return Ok(None);
     }
     fail::point("before_claim");
@@ -38,15 +39,15 @@ pub async fn start(
     check_tables(&plan, &state)?;
     let (committed, undone) = undone(&store, &state).await?;
     sweep_snapshots(&store, &state).await?;
-    let ledger = Ledger { committed, open: undone.iter().map(open_epoch).collect(), ..Ledger::default() };
+    let ledger = Ledger::new(committed, undone.iter().map(open_epoch).collect());
     let restored = Restored { store, state, generation, ledger, undone };
-    wire(plan, settings, restored, progress, stop).await.map(Some)
+    Box::pin(wire(plan, settings, restored, progress, stop)).await.map(Some)
 }
 
 /// Opens the state store of a pipeline.
-pub async fn open_state(plan: &Plan, settings: &RunSettings) -> Result<StateStore> {
+pub async fn state_store(plan: &Plan, clock: SharedClock) -> Result<StateStore> {
     let folder = Store::open(&plan.loaded.state_root(), &encryption(plan)).await?;
-    Ok(StateStore::new(folder, plan.loaded.spec.name.clone(), settings.clock.clone()))
+    Ok(StateStore::new(folder, plan.loaded.spec.name.clone(), clock))
 }
 
 /// Gives how objects on S3 are encrypted.

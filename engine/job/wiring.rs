@@ -96,11 +96,11 @@ pub async fn wire(
         wiring.takers.entry(table).or_default().push(taken);
     }
     for table in plan.tables.iter().rev() {
-        wiring.table(table).await?;
+        Box::pin(wiring.table(table)).await?;
     }
     let mut user_sources = user_sources;
     for name in plan.opened_sources() {
-        wiring.source(&name, user_sources.remove(&name)).await?;
+        Box::pin(wiring.source(&name, user_sources.remove(&name))).await?;
     }
     let timing = Timing {
         every: spec.commit.every.0,

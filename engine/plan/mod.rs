@@ -62,6 +62,12 @@ impl Plan {
         Ok(Self { warnings: Diagnostics::new(wrong), loaded, sources, references, tables })
     }
 
+    /// Names the sources that some table reads: only these are opened.
+    pub fn opened_sources(&self) -> Vec<String> {
+        let read: BTreeSet<&String> = self.tables.iter().flat_map(|table| &table.inputs).collect();
+        self.sources.keys().filter(|name| read.contains(name)).cloned().collect()
+    }
+
     /// Finds a table by its name, `tier.table`.
     pub fn table(&self, name: &str) -> Option<&TablePlan> {
         self.tables.iter().find(|table| table.name() == name)

@@ -13,7 +13,7 @@ use datafusion::logical_expr::{Expr, TableType};
 use datafusion::physical_plan::ExecutionPlan;
 use nexus_operators::batch::OffsetKind;
 use nexus_operators::clock::SharedClock;
-use nexus_operators::decode::{self, BATCH_ROWS_MAX, Decoder, DecoderSettings, FormatSettings, UnknownColumns};
+use nexus_operators::decode::{self, BATCH_ROWS_MAX, DecoderSettings, FormatSettings, UnknownColumns};
 use nexus_operators::position::Cut;
 use nexus_operators::source::file::{FileSettings, FileSource};
 use nexus_operators::source::{Source, SourceEvent};
@@ -129,7 +129,7 @@ const SAMPLE_BYTES: usize = 4 * 1024 * 1024;
 
 /// Infers the columns of files from the first of them.
 pub fn infer(glob: &str, format: &FormatSettings) -> Result<Vec<Field>> {
-    let sample = nexus_operators::source::file::sample(glob, SAMPLE_BYTES)?;
+    let sample = nexus_operators::source::sample::sample(glob, format.framing(), SAMPLE_BYTES)?;
     decode::infer(format, &sample).map_err(|e| e.while_doing(format!("could not infer the columns of {glob}")))
 }
 

@@ -213,7 +213,7 @@ pub fn record_bytes_max(loaded: &Loaded) -> usize {
 
 /// Gives declared columns as Arrow fields.
 pub fn declared_fields(declared: &model::Columns) -> Result<Vec<Field>> {
-    columns::fields(declared).map_err(|(column, e)| Error::config(format!("column {column}: {e}")))
+    columns::fields(declared).map_err(|(column, e)| Error::config(format!("column {column}: {}", e.message)))
 }
 
 fn time_column(schema: &SchemaRef, column: &str) -> Result<usize> {

@@ -40,7 +40,7 @@ codes! {
         "A pipeline is one document in one file. Give what follows `---` a file of its own.";
     /// The file is too large or too deep.
     TOO_LARGE = "N0006", "file too large or nested too deeply",
-        "A pipeline file has at most 4 MiB and 64 levels. Keep data in files of its own, and long queries in `sql_file`.";
+        "A pipeline file has at most 4 MiB, 64 levels and 200 000 keys and values. Keep data in files of its own, and long queries in `sql_file`.";
     /// A required key is missing.
     MISSING_KEY = "N0101", "missing key",
         "A key without a default is not given. `nexus schema` lists the keys of every part of the file.";
@@ -162,6 +162,31 @@ codes! {
     BAD_LIMIT = "N0603", "limit not workable",
         "The limit leaves no room to work: a pipeline needs 64 MiB of memory, a record must fit in it several times, \
          and what is counted must be at least one.";
+    /// A query that DataFusion does not take.
+    BAD_SQL = "N0701", "SQL does not fit",
+        "The query cannot be read, or names a table, column or function that is not there. Tables are named \
+         `tier.table`; sources and reference tables by their name alone.";
+    /// A query that would mean something else in a stream.
+    NOT_STREAMABLE = "N0702", "query does not work on a stream",
+        "Rows arrive without end, and a query runs epoch by epoch. What needs all rows at once (a sort, a limit, an \
+         aggregate that never ends, a join of two streams) would not give what it gives in a batch, so it is refused.";
+    /// An option of a table that does not fit its columns.
+    BAD_TABLE_OPTION = "N0703", "option does not fit the table",
+        "A rule is a condition over the columns that the query gives; `unique` needs columns of the table and an \
+         event time.";
+    /// An option names a column that the table does not have.
+    UNKNOWN_COLUMN = "N0704", "no such column",
+        "The option names a column that the query does not give.";
+    /// A source that cannot be planned.
+    BAD_SOURCE = "N0705", "source does not work",
+        "The source's columns or its event time do not fit, or its columns could not be inferred from its files.";
+    /// A reference table that cannot be read.
+    BAD_REFERENCE = "N0706", "reference table cannot be read",
+        "The file is not there, or a record of it does not decode. A bad row would silently join to nothing, so the \
+         table is refused as a whole.";
+    /// Something that nobody reads.
+    UNREAD = "N0707", "read by nobody",
+        "What no table reads has no effect.";
 }
 
 /// Gives the explanation of a code; nothing if there is no such code.

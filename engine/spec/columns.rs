@@ -110,6 +110,33 @@ pub fn field(name: &str, text: &str) -> Result<Field, TypeError> {
     Ok(typed.into_field(name))
 }
 
+/// Writes the type of a field as a pipeline file would; a type that no file can declare as Arrow writes it.
+pub fn type_name(field: &Field) -> String {
+    let json = field.metadata().get(TYPE_KEY).is_some_and(|kind| kind == JSON_TYPE);
+    let name = if json { JSON_TYPE.to_owned() } else { data_type_name(field.data_type()) };
+    if field.is_nullable() { name } else { format!("{name} not null") }
+}
+
+fn data_type_name(data_type: &DataType) -> String {
+    use arrow::datatypes::TimeUnit::Microsecond;
+    match data_type {
+        DataType::Boolean => "bool".to_owned(),
+        DataType::Utf8 | DataType::LargeUtf8 | DataType::Utf8View => "string".to_owned(),
+        DataType::Binary | DataType::LargeBinary | DataType::BinaryView => "binary".to_owned(),
+        DataType::Date32 => "date".to_owned(),
+        DataType::Time64(Microsecond) => "time".to_owned(),
+        DataType::Timestamp(Microsecond, Some(_)) => "timestamp".to_owned(),
+        DataType::Decimal128(precision, scale) => format!("decimal({precision}, {scale})"),
+        DataType::List(item) => format!("list<{}>", data_type_name(item.data_type())),
+        DataType::Struct(fields) => {
+            let fields = fields.iter().map(|field| format!("{}: {}", field.name(), data_type_name(field.data_type())));
+            format!("struct<{}>", fields.collect::<Vec<_>>().join(", "))
+        }
+        number if number.is_numeric() => format!("{number:?}").to_lowercase(),
+        other => other.to_string(),
+    }
+}
+
 impl Typed {
     fn into_field(self, name: &str) -> Field {
         let field = Field::new(name, self.data_type, self.nullable);

@@ -12,7 +12,7 @@ use super::diagnostic::{Diagnostic, Diagnostics, Severity};
 use super::model::{Given, Lake, Secret, Spec};
 use super::params::Params;
 use super::query::Query;
-use super::source::{Extent, SourceText};
+use super::source::{Extent, SourceText, read_text};
 use super::tier::Tier;
 use super::validate;
 use super::yaml::{self, Node};
@@ -39,8 +39,8 @@ pub struct Loaded {
 pub fn load(path: &Path, overrides: &[(String, String)]) -> Result<Loaded, Diagnostics> {
     let file = path.display().to_string();
     let unreadable = |message: String| Diagnostic::error(codes::UNREADABLE, file.clone(), message);
-    let text = std::fs::read(path).map_err(|e| unreadable(format!("could not read the pipeline file: {e}")))?;
-    let text = String::from_utf8(text).map_err(|_| unreadable("the pipeline file is not UTF-8 text".into()))?;
+    let text = read_text(path, yaml::FILE_BYTES_MAX);
+    let text = text.map_err(|why| unreadable(format!("could not read the pipeline file: {why}")))?;
     let folder = match path.parent() {
         Some(parent) if parent != Path::new("") => parent,
         _ => Path::new("."),
@@ -248,11 +248,6 @@ impl Loaded {
     /// Gives the keys of a section as they stand in the file, also those whose value is wrong.
     pub(super) fn written_names(&self, section: &str) -> impl Iterator<Item = &str> {
         self.root.get(section).map_or(&[][..], Node::entries).iter().map(|e| e.key.as_str())
-    }
-
-    /// Gives the file's lines.
-    pub(super) fn source(&self) -> &SourceText {
-        &self.source
     }
 
     fn read_queries(&mut self, params: &mut Params, found: &mut Vec<Diagnostic>) {

@@ -32,7 +32,7 @@ mod partition;
 mod query;
 mod schema;
 mod source;
-mod suggest;
+pub mod suggest;
 mod tier;
 pub mod units;
 mod validate;

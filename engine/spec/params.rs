@@ -13,6 +13,9 @@ use super::yaml::{Node, Plain, Scalar, Substitution};
 /// The largest text after substitution, so that a long value used often does not fill the memory.
 const TEXT_BYTES_MAX: usize = 4 * 1024 * 1024;
 
+/// How many mistakes are reported of one text: enough to see what is meant, and a bound on the work.
+const MISTAKES_MAX: usize = 20;
+
 /// The parameters with their values.
 #[derive(Debug, Clone, Default)]
 pub struct Params {
@@ -174,6 +177,9 @@ impl Params {
                 }
                 Err(mistake) => {
                     mistakes.push(Mistake { offset: dollar, ..mistake });
+                    if mistakes.len() == MISTAKES_MAX {
+                        return Err(mistakes);
+                    }
                     at = dollar + 2;
                 }
             }

@@ -1,11 +1,13 @@
 //! A query in a file of its own (`sql_file`), with parameters put in.
 
+use std::path::Path;
+
 use saphyr_parser::ScalarStyle;
 
 use super::codes;
 use super::diagnostic::Diagnostic;
 use super::params::Params;
-use super::source::{Extent, SourceText};
+use super::source::{Extent, SourceText, read_text};
 use super::yaml::Scalar;
 
 /// The largest query file in bytes; no query that people write comes near.
@@ -25,10 +27,7 @@ impl Query {
             let message = format!("could not read the query from {path}: {why}");
             vec![Diagnostic::error(codes::NO_QUERY, path, message)]
         };
-        let text = std::fs::read_to_string(path).map_err(|e| unreadable(e.to_string()))?;
-        if text.len() > QUERY_BYTES_MAX {
-            return Err(unreadable(format!("it has {} bytes, at most {QUERY_BYTES_MAX}", text.len())));
-        }
+        let text = read_text(Path::new(path), QUERY_BYTES_MAX).map_err(unreadable)?;
         if text.trim().is_empty() {
             return Err(unreadable("it is empty".into()));
         }

@@ -1,6 +1,10 @@
 //! The text of a pipeline file by lines, and the way from a place inside a
 //! scalar (a line and column of some SQL) back to the file.
 
+use std::fs::File;
+use std::io::Read;
+use std::path::Path;
+
 use saphyr_parser::ScalarStyle;
 
 /// A stretch of one line of a file.
@@ -79,7 +83,7 @@ impl SourceText {
 
     /// The other styles fold line breaks and escape characters: the file is walked along with the text.
     fn place_in_flowing(&self, start: Extent, style: ScalarStyle, before: &str) -> Extent {
-        let mut walk = Walk { source: self, line: start.line, column: start.column };
+        let mut walk = Walk::new(self, start);
         match style {
             ScalarStyle::SingleQuoted | ScalarStyle::DoubleQuoted => walk.column += 1,
             _ => {}
@@ -111,11 +115,18 @@ struct Walk<'a> {
     source: &'a SourceText,
     line: usize,
     column: usize,
+    /// The characters of the line.
+    chars: Vec<char>,
 }
 
-impl Walk<'_> {
+impl<'a> Walk<'a> {
+    fn new(source: &'a SourceText, start: Extent) -> Self {
+        let chars = source.line(start.line).chars().collect();
+        Self { source, line: start.line, column: start.column, chars }
+    }
+
     fn peek(&self) -> Option<char> {
-        self.source.line(self.line).chars().nth(self.column - 1)
+        self.chars.get(self.column - 1).copied()
     }
 
     /// Goes on to the next character that is not white space, over line ends; stays in the file.
@@ -123,7 +134,10 @@ impl Walk<'_> {
         loop {
             match self.peek() {
                 Some(c) if c.is_whitespace() => self.column += 1,
-                None if self.line < self.source.lines.len() => (self.line, self.column) = (self.line + 1, 1),
+                None if self.line < self.source.lines.len() => {
+                    let next = Extent { line: self.line + 1, column: 1, width: 1 };
+                    *self = Walk::new(self.source, next);
+                }
                 _ => return,
             }
         }
@@ -140,6 +154,17 @@ impl Walk<'_> {
         };
         self.column += 1 + digits;
     }
+}
+
+/// Reads a text file that has at most `bytes_max` bytes; the error says why it cannot be read.
+pub fn read_text(path: &Path, bytes_max: usize) -> Result<String, String> {
+    let mut bytes = Vec::new();
+    let file = File::open(path).map_err(|e| e.to_string())?;
+    file.take(bytes_max as u64 + 1).read_to_end(&mut bytes).map_err(|e| e.to_string())?;
+    if bytes.len() > bytes_max {
+        return Err(format!("it has more than {bytes_max} bytes"));
+    }
+    String::from_utf8(bytes).map_err(|_| "it is not UTF-8 text".to_owned())
 }
 
 #[cfg(test)]

@@ -1,12 +1,24 @@
 //! "Did you mean": the nearest of the names that exist.
 
+/// The longest word that is looked for; nobody misspells a longer one by a letter.
+const WORD_CHARS_MAX: usize = 100;
+
+/// How many candidates are looked at, so that a file full of mistakes is refused soon.
+const CANDIDATES_MAX: usize = 1000;
+
 /// Gives the candidate that is probably meant by `word`.
 pub fn nearest<'a>(word: &str, candidates: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
     let lower = word.to_lowercase();
     // A third of the letters may be wrong: more, and short words all resemble one another.
-    let wrong_max = (word.chars().count() / 3).max(1);
+    let chars = word.chars().count();
+    let wrong_max = (chars / 3).max(1);
+    if chars > WORD_CHARS_MAX {
+        return None;
+    }
     candidates
         .into_iter()
+        .take(CANDIDATES_MAX)
+        .filter(|c| c.chars().count().abs_diff(chars) <= wrong_max)
         .map(|c| (strsim::damerau_levenshtein(&lower, &c.to_lowercase()), c))
         .filter(|(wrong, c)| *wrong <= wrong_max && *wrong < c.chars().count())
         .min_by_key(|(wrong, _)| *wrong)

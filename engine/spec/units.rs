@@ -36,11 +36,7 @@ impl TryFrom<String> for Span {
     type Error = String;
 
     fn try_from(text: String) -> Result<Self, String> {
-        let wrong = || {
-            format!(
-                "`{text}` is not a length of time; write a number and a unit, such as `500ms`, `10s`, `5m`, `2h`, `1d`"
-            )
-        };
+        let wrong = || format!("`{text}` is not a length of time; write a number and a unit, such as `500ms`, `10s`, `5m`, `2h`, `1d`");
         let (number, unit) = split(&text).ok_or_else(wrong)?;
         let ms = match unit {
             "ms" => 1.0,
@@ -57,11 +53,7 @@ impl TryFrom<String> for Span {
 impl TryFrom<String> for ByteSize {
     type Error = String;
 
-    #[allow(
-        clippy::cast_possible_truncation,
-        clippy::cast_sign_loss,
-        reason = "the value has been checked to be in range"
-    )]
+    #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "the value has been checked to be in range")]
     fn try_from(text: String) -> Result<Self, String> {
         let wrong = || format!("`{text}` is not a size; write a number and a unit, such as `64KiB`, `128MiB`, `1GiB`");
         let (number, unit) = split(&text).ok_or_else(wrong)?;

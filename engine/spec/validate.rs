@@ -4,6 +4,8 @@
 //! Every mistake is reported at its place. What is wrong is left out of the
 //! value, so that the rest can be checked further in the same run.
 
+use std::collections::HashSet;
+
 use serde_json::{Map, Number, Value};
 
 use super::codes;
@@ -82,9 +84,10 @@ impl Validator<'_> {
         let others = schema.get("additionalProperties");
         let closed = others == Some(&Value::Bool(false));
         let mut value = Map::new();
+        let given: HashSet<&str> = entries.iter().map(|e| e.key.as_str()).collect();
         for entry in entries {
             let named = properties.get_key_value(&entry.key);
-            let named = if named.is_none() && closed { self.misspelt(entry, entries, properties, spot) } else { named };
+            let named = if named.is_none() && closed { self.misspelt(entry, &given, properties, spot) } else { named };
             let (key, schema, noun) = match (named, others) {
                 (Some((key, schema)), _) => (key, schema, format!("`{key}`")),
                 (None, Some(schema)) if !closed => (&entry.key, schema, noun_of(schema, &entry.key)),
@@ -105,11 +108,11 @@ impl Validator<'_> {
     fn misspelt<'s>(
         &mut self,
         entry: &Entry,
-        entries: &[Entry],
+        given: &HashSet<&str>,
         properties: &'s Map<String, Value>,
         spot: &Spot,
     ) -> Option<(&'s String, &'s Value)> {
-        let free = || properties.keys().map(String::as_str).filter(|p| !entries.iter().any(|e| e.key == *p));
+        let free = || properties.keys().map(String::as_str).filter(|p| !given.contains(p));
         let meant = suggest::nearest(&entry.key, free());
         let hint = match meant {
             Some(name) => Some(format!("did you mean `{name}`?")),

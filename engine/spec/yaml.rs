@@ -3,6 +3,8 @@
 //! The subset is what a pipeline file needs: one document, no aliases, no
 //! tags, no key twice.
 
+use std::collections::HashMap;
+
 use saphyr_parser::{Event, Marker, Parser, ScalarStyle, Span};
 
 use super::codes;
@@ -14,6 +16,9 @@ pub const FILE_BYTES_MAX: usize = 4 * 1024 * 1024;
 
 /// The deepest nesting. The model needs seven levels, rows in test cases some more; recursion over the tree is safe.
 pub const DEPTH_MAX: usize = 64;
+
+/// The most keys and values: ten thousand tables, or a test case of as many rows; every check is quick on so many.
+pub const NODES_MAX: usize = 200_000;
 
 /// A value with its place.
 #[derive(Debug, Clone)]
@@ -187,7 +192,7 @@ pub fn parse(text: &str, source: &SourceText) -> Result<Node, Diagnostic> {
         let message = format!("the file is too large: {} bytes, at most {FILE_BYTES_MAX}", text.len());
         return Err(Diagnostic::error(codes::TOO_LARGE, source.file(), message).with_hint("split it into pipelines"));
     }
-    let mut builder = Builder { source, open: Vec::new(), root: None };
+    let mut builder = Builder { source, open: Vec::new(), root: None, nodes: 0 };
     for event in Parser::new_from_str(text) {
         let (event, span) = event.map_err(|e| {
             let message = format!("the file is not YAML: {}", e.info());
@@ -213,12 +218,16 @@ struct Builder<'a> {
     /// The lists and maps around the current place, the innermost last.
     open: Vec<Open>,
     root: Option<Node>,
+    /// How many keys and values there have been.
+    nodes: usize,
 }
 
 struct Open {
     node: Node,
     /// The key that waits for its value, in a map.
     key: Option<(String, Extent)>,
+    /// The keys there have been, in a map, with their lines.
+    keys: HashMap<String, usize>,
 }
 
 impl Builder<'_> {
@@ -269,23 +278,28 @@ impl Builder<'_> {
         if self.open.last().is_some_and(|o| matches!(o.node, Node::Map { .. }) && o.key.is_none()) {
             return Err(self.error(codes::NOT_SUPPORTED, node.place(), "a key must be a text"));
         }
-        self.open.push(Open { node, key: None });
+        self.open.push(Open { node, key: None, keys: HashMap::new() });
         Ok(())
     }
 
     /// Adds a whole value to the list or map around it.
     fn add(&mut self, node: Node) -> Result<(), Diagnostic> {
+        self.nodes += 1;
+        if self.nodes > NODES_MAX {
+            let message = format!("the file holds too many keys and values: at most {NODES_MAX}");
+            return Err(self.error(codes::TOO_LARGE, node.place(), message));
+        }
         let Some(open) = self.open.last_mut() else {
             self.root = Some(node);
             return Ok(());
         };
         match (&mut open.node, open.key.take()) {
             (Node::Map { entries, .. }, Some((key, place))) => entries.push(Entry { key, place, value: node }),
-            (Node::Map { entries, .. }, None) => {
+            (Node::Map { .. }, None) => {
                 let Node::Scalar(scalar) = node else { return Ok(()) };
-                if let Some(first) = entries.iter().find(|e| e.key == scalar.text) {
+                if let Some(first) = open.keys.insert(scalar.text.clone(), scalar.place.line) {
                     let message = format!("the key `{}` is given twice", scalar.text);
-                    let hint = format!("it is given first in line {}", first.place.line);
+                    let hint = format!("it is given first in line {first}");
                     return Err(self.error(codes::DUPLICATE_KEY, scalar.place, message).with_hint(hint));
                 }
                 open.key = Some((scalar.text, scalar.place));
@@ -382,6 +396,7 @@ mod tests {
         assert_eq!(refused("? [a]\n: 1").0, "N0004");
         assert_eq!(refused(&"[".repeat(DEPTH_MAX + 1)), ("N0006", Some((1, DEPTH_MAX + 1))));
         assert_eq!(refused(&" ".repeat(FILE_BYTES_MAX + 1)), ("N0006", None));
+        assert_eq!(refused(&format!("[{}]", "1,".repeat(NODES_MAX + 1))).0, "N0006");
         assert_eq!(refused(""), ("N0103", Some((1, 1))));
         assert_eq!(refused("a: [1, 2").0, "N0002");
     }

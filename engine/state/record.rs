@@ -12,6 +12,9 @@ use serde::{Deserialize, Serialize};
 /// Version of the format of records and checkpoints that this build writes.
 pub const VERSION: u32 = 1;
 
+/// The kind of sink that takes what could not be used.
+pub const QUARANTINE: &str = "quarantine";
+
 /// All that has to be known of one epoch.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct CommitRecord {
@@ -135,12 +138,23 @@ impl TableCounts {
 }
 
 impl CommitRecord {
+    /// Gives the sinks of a source or table by their kind, with what they have prepared.
+    fn sinks_of<'a>(&'a self, name: &'a str) -> impl Iterator<Item = (&'a str, &'a Prepared)> {
+        let sinks = self.sinks.iter();
+        sinks.filter_map(move |(sink, prepared)| Some((sink.strip_prefix(name)?.strip_prefix('/')?, prepared)))
+    }
+
     /// Checks that every row is accounted for. A mismatch is a bug, and the record must not be written.
     pub fn check_balance(&self) -> Result<()> {
         for (name, source) in &self.sources {
             let SourceCounts { records, rows, quarantined, .. } = source.counts;
             if records != rows + quarantined {
                 return Err(unbalanced(name, &format!("{records} records = {rows} rows + {quarantined} quarantined")));
+            }
+            for (sink, prepared) in self.sinks_of(name) {
+                if sink == QUARANTINE && prepared.rows != quarantined {
+                    return Err(unbalanced(name, &format!("{quarantined} quarantined, but {} prepared", prepared.rows)));
+                }
             }
         }
         for (name, table) in &self.tables {
@@ -149,12 +163,15 @@ impl CommitRecord {
             if counts.rows_sql != accounted || counts.late > counts.rows_in {
                 return Err(unbalanced(name, &format!("{counts:?}")));
             }
-            if let Some(stored) = self.sinks.iter().find(|(sink, prepared)| {
-                sink.strip_prefix(name.as_str()).is_some_and(|kind| kind.starts_with('/')) && prepared.rows != counts.rows_out
-            }) {
-                let (sink, prepared) = stored;
-                let text = format!("{} rows out, but {} prepared by {sink}", counts.rows_out, prepared.rows);
-                return Err(unbalanced(name, &text));
+            let quarantined = counts.quarantined..=counts.quarantined + counts.late;
+            for (sink, prepared) in self.sinks_of(name) {
+                let fits = match sink {
+                    QUARANTINE => quarantined.contains(&prepared.rows),
+                    _ => prepared.rows == counts.rows_out,
+                };
+                if !fits {
+                    return Err(unbalanced(name, &format!("{counts:?}, but {sink} has prepared {}", prepared.rows)));
+                }
             }
         }
         Ok(())

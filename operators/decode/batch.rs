@@ -65,3 +65,57 @@ fn check(plan: &Plan, rows: &RecordBatch) -> Result<()> {
     }
     Ok(())
 }
+
+#[cfg(test)]
+mod tests {
+    use arrow::array::Int64Array;
+    use arrow::datatypes::Field;
+
+    use super::*;
+    use crate::batch::{OffsetKind, Payload};
+    use crate::decode::testing::*;
+    use crate::decode::{DecoderSettings, FormatSettings, decoder};
+    use crate::error::ErrorKind;
+
+    fn rows(name: &str, values: Vec<Option<i64>>) -> Payload {
+        let array: ArrayRef = Arc::new(Int64Array::from(values));
+        let rows = RecordBatch::try_from_iter_with_nullable([(name, array, true)]).unwrap();
+        Payload::Batch { offset: 40, rows }
+    }
+
+    #[test]
+    fn rows_get_their_provenance() {
+        for format in [FormatSettings::Batch, FormatSettings::Json] {
+            let settings =
+                DecoderSettings { batch_rows_max: 2, ..settings(format.clone(), vec![field("id", DataType::Int64)]) };
+            let (batch, decoded) = decode_chunk(settings, &chunk(rows("id", vec![Some(1), None, Some(3)])));
+            assert_eq!(decoded.batches.len(), 2);
+            assert_eq!(texts(&batch, "id"), ["1", "-", "3"]);
+            assert_eq!(texts(&batch, "_offset"), ["40", "41", "42"]);
+            assert_eq!(batch.column_by_name("_rescued").is_some(), format == FormatSettings::Json);
+        }
+        let sequence = DecoderSettings {
+            offsets: OffsetKind::Sequence,
+            ..settings(FormatSettings::Batch, vec![field("id", DataType::Int64)])
+        };
+        let (batch, _) = decode_chunk(sequence, &chunk(rows("id", vec![Some(1)])));
+        assert_eq!((texts(&batch, "_offset"), texts(&batch, "_key")), (vec!["40".into()], vec!["-".into()]));
+    }
+
+    #[test]
+    fn rows_of_other_columns_are_refused() {
+        let refused = |columns: Vec<Field>, payload: Payload| {
+            let decoder = decoder(settings(FormatSettings::Batch, columns)).unwrap();
+            let error = decoder.decode(&chunk(payload)).unwrap_err();
+            assert_eq!(error.kind(), ErrorKind::Config);
+            error.to_string()
+        };
+        assert!(refused(vec![], rows("id", vec![])).ends_with("they have 1 columns, but 0 are declared"));
+        assert!(refused(vec![field("id", DataType::Utf8View)], rows("id", vec![])).contains("\"id\" of type int64"));
+        assert!(refused(vec![field("no", DataType::Int64)], rows("id", vec![])).contains("\"no\" of type int64"));
+        let not_null = vec![field("id", DataType::Int64).with_nullable(false)];
+        assert!(
+            refused(not_null, rows("id", vec![None])).ends_with("column \"id\" holds NULL, but is declared not null")
+        );
+    }
+}

@@ -10,11 +10,11 @@ mod base64;
 mod batch;
 mod column;
 mod csv;
-//PQ mod infer;
+mod infer;
 mod json;
 mod names;
 mod number;
-//PQ mod parquet;
+mod parquet;
 mod provenance;
 mod raw;
 mod rows;
@@ -29,7 +29,7 @@ use arrow::array::RecordBatch;
 use arrow::datatypes::SchemaRef;
 use bytes::Bytes;
 
-//PQ pub use self::infer::infer;
+pub use self::infer::infer;
 use self::settings::Plan;
 pub use self::settings::{BATCH_ROWS_MAX, DecoderSettings, FormatSettings, RECORD_BYTES_LIMIT, UnknownColumns};
 use crate::batch::{Chunk, Payload};
@@ -97,7 +97,7 @@ impl Decoder for FormatDecoder {
         let plan = &self.plan;
         match (&chunk.payload, &plan.settings.format) {
             (Payload::Batch { offset, rows }, _) => batch::decode(plan, chunk, *offset, rows),
-            //PQ (Payload::RowGroup(group), FormatSettings::Parquet) => parquet::decode(plan, chunk, group),
+            (Payload::RowGroup(group), FormatSettings::Parquet) => parquet::decode(plan, chunk, group),
             (Payload::Framed { .. } | Payload::Records(_), FormatSettings::Json) => json::decode(plan, chunk),
             (Payload::Framed { .. } | Payload::Records(_), FormatSettings::Csv { header, delimiter, quote, nulls }) => {
                 let dialect = csv::Dialect { header: *header, delimiter: *delimiter, quote: *quote, nulls };

@@ -39,30 +39,37 @@ impl Place<'_> {
 /// The places of a batch's rows under construction.
 pub(super) enum Places {
     Numbers(Vec<i64>),
-    Sequences { offsets: StringViewBuilder, keys: StringViewBuilder },
+    Sequences(Box<Sequences>),
+}
+
+/// Sequence numbers and partition keys.
+pub(super) struct Sequences {
+    offsets: StringViewBuilder,
+    keys: StringViewBuilder,
 }
 
 impl Places {
     pub(super) fn new(kind: OffsetKind) -> Self {
         match kind {
             OffsetKind::Number => Places::Numbers(Vec::new()),
-            OffsetKind::Sequence => {
-                Places::Sequences { offsets: StringViewBuilder::new(), keys: StringViewBuilder::new() }
-            }
+            OffsetKind::Sequence => Places::Sequences(Box::new(Sequences {
+                offsets: StringViewBuilder::new(),
+                keys: StringViewBuilder::new(),
+            })),
         }
     }
 
     pub(super) fn push(&mut self, place: Place<'_>) -> Result<()> {
         match self {
             Places::Numbers(numbers) => numbers.push(place.number()?),
-            Places::Sequences { offsets, keys } => match place {
+            Places::Sequences(sequences) => match place {
                 Place::Offset(offset) => {
-                    offsets.append_value(offset.to_string());
-                    keys.append_null();
+                    sequences.offsets.append_value(offset.to_string());
+                    sequences.keys.append_null();
                 }
                 Place::Record(record) => {
-                    offsets.append_value(&record.offset);
-                    keys.append_option(record.key.as_deref());
+                    sequences.offsets.append_value(&record.offset);
+                    sequences.keys.append_option(record.key.as_deref());
                 }
             },
         }
@@ -73,7 +80,9 @@ impl Places {
     pub(super) fn finish(&mut self, plan: &Plan, chunk: &Chunk, rows: usize) -> Result<Vec<ArrayRef>> {
         let (offsets, keys): (ArrayRef, Option<ArrayRef>) = match self {
             Places::Numbers(numbers) => (Arc::new(Int64Array::from(std::mem::take(numbers))), None),
-            Places::Sequences { offsets, keys } => (Arc::new(offsets.finish()), Some(Arc::new(keys.finish()))),
+            Places::Sequences(sequences) => {
+                (Arc::new(sequences.offsets.finish()), Some(Arc::new(sequences.keys.finish())))
+            }
         };
         let read_at = TimestampMicrosecondArray::from_value(chunk.read_at_us, rows).with_timezone("UTC");
         let mut columns = vec![

@@ -44,3 +44,25 @@ fn push(rows: &mut Rows<'_>, place: Place<'_>, raw: &[u8]) -> Result<()> {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use crate::batch::OffsetKind;
+    use crate::decode::testing::*;
+    use crate::decode::{DecoderSettings, FormatSettings};
+
+    #[test]
+    fn every_line_and_every_record_is_a_row() {
+        let raw = || settings(FormatSettings::Raw, vec![]);
+        let (batch, _) = decode_chunk(raw(), &framed(&b"a\xFF\r\n\nb"[..]));
+        assert_eq!(texts(&batch, "_raw"), ["61ff", "", "62"]);
+        assert_eq!(texts(&batch, "_offset"), ["1000", "1004", "1005"]);
+        assert_eq!(batch.num_columns(), 5);
+
+        let settings = DecoderSettings { offsets: OffsetKind::Sequence, record_bytes_max: 4, ..raw() };
+        let (batch, decoded) = decode_chunk(settings, &records(&[("7", b"a\nb"), ("8", b"too long"), ("9", b"")]));
+        assert_eq!(texts(&batch, "_raw"), ["610a62", ""]);
+        assert_eq!(texts(&batch, "_offset"), ["7", "9"]);
+        assert_eq!(reasons(&decoded), ["the record has 8 bytes, more than the limit of 4 (limits.record)"]);
+    }
+}

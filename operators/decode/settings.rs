@@ -6,6 +6,7 @@ use std::sync::Arc;
 use arrow::datatypes::{DataType, Field, Schema, SchemaRef};
 
 use super::column::Column;
+use super::names::Names;
 use crate::batch::{OffsetKind, RAW_COLUMN, RESCUED_COLUMN, provenance_fields};
 use crate::error::{Error, Result};
 use crate::framing::Framing;
@@ -93,6 +94,8 @@ pub(super) struct Plan {
     pub(super) settings: DecoderSettings,
     /// The declared columns; `_raw` for format raw.
     pub(super) declared: Vec<Field>,
+    /// The declared columns' names, to find them by.
+    pub(super) names: Names,
     /// Whether `_rescued` stands behind the declared columns.
     pub(super) rescues: bool,
     pub(super) schema: SchemaRef,
@@ -109,9 +112,9 @@ impl Plan {
         let rescued = rescues.then(|| Field::new(RESCUED_COLUMN, DataType::Utf8View, true));
         let fields: Vec<Field> =
             declared.iter().cloned().chain(rescued).chain(provenance_fields(settings.offsets)).collect();
-        let mut names = HashSet::new();
+        let mut taken = HashSet::new();
         for field in &fields {
-            if !names.insert(field.name()) {
+            if !taken.insert(field.name()) {
                 return Err(Error::config(format!(
                     "could not decode source \"{}\": column \"{}\" is declared twice, or its name is one that nexus \
                      itself adds",
@@ -120,7 +123,8 @@ impl Plan {
                 )));
             }
         }
-        let plan = Self { settings, declared, rescues, schema: Arc::new(Schema::new(fields)) };
+        let names = Names::new(declared.iter().map(|field| field.name().as_str()));
+        let plan = Self { settings, declared, names, rescues, schema: Arc::new(Schema::new(fields)) };
         plan.columns()?;
         Ok(plan)
     }
@@ -156,4 +160,49 @@ fn check(settings: &DecoderSettings) -> Result<()> {
         }
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::decode::decoder;
+    use crate::decode::testing::{field, settings};
+    use crate::error::ErrorKind;
+
+    #[test]
+    fn settings_that_cannot_work_are_refused() {
+        let json = || settings(FormatSettings::Json, vec![field("id", DataType::Int64)]);
+        let csv = |delimiter, quote| FormatSettings::Csv { header: true, delimiter, quote, nulls: vec![] };
+        let cases = [
+            (DecoderSettings { batch_rows_max: 0, ..json() }, "batches of 0 rows"),
+            (DecoderSettings { record_bytes_max: usize::MAX, ..json() }, "at most 1073741824 bytes"),
+            (DecoderSettings { format: FormatSettings::Raw, ..json() }, "remove the columns"),
+            (DecoderSettings { format: csv(b'"', b'"'), ..json() }, "must differ"),
+            (DecoderSettings { format: csv(b'\n', b'"'), ..json() }, "be no line breaks"),
+            (settings(FormatSettings::Json, vec![field("_offset", DataType::Int64)]), "\"_offset\" is declared twice"),
+            (
+                settings(FormatSettings::Json, vec![field("x", DataType::Float16)]),
+                "\"x\": type Float16 is not supported",
+            ),
+        ];
+        for (settings, what) in cases {
+            let error = decoder(settings).err().unwrap();
+            assert_eq!(error.kind(), ErrorKind::Config);
+            assert!(error.to_string().contains(what), "{error}");
+        }
+    }
+
+    #[test]
+    fn rescued_fields_stand_before_the_provenance() {
+        let names = |format, offsets| {
+            let settings = DecoderSettings { offsets, ..settings(format, vec![field("id", DataType::Int64)]) };
+            let schema = decoder(settings).unwrap().schema();
+            schema.fields().iter().map(|f| f.name().clone()).collect::<Vec<_>>().join(" ")
+        };
+        assert_eq!(
+            names(FormatSettings::Json, OffsetKind::Sequence),
+            "id _rescued _source _partition _offset _ingested_at _key"
+        );
+        assert_eq!(names(FormatSettings::Batch, OffsetKind::Number), "id _source _partition _offset _ingested_at");
+    }
 }

@@ -3,9 +3,9 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use arrow::array::{Array, ArrayRef, RecordBatch};
+use arrow::array::{Array, ArrayRef, AsArray, RecordBatch};
 use arrow::compute::concat_batches;
-use arrow::datatypes::{DataType, Field, Fields, TimeUnit};
+use arrow::datatypes::{DataType, Field, Fields, TimeUnit, TimestampMicrosecondType};
 use bytes::Bytes;
 
 use super::{Decoded, DecoderSettings, FormatSettings, UnknownColumns, decoder};
@@ -80,7 +80,7 @@ pub(super) fn records(records: &[(&str, &[u8])]) -> Chunk {
 }
 
 /// Decodes, and checks what is true of every answer.
-pub(super) fn decode(settings: DecoderSettings, chunk: &Chunk) -> (RecordBatch, Decoded) {
+pub(super) fn decode_chunk(settings: DecoderSettings, chunk: &Chunk) -> (RecordBatch, Decoded) {
     let rows_max = settings.batch_rows_max;
     let decoder = decoder(settings).unwrap();
     let decoded = decoder.decode(chunk).unwrap();
@@ -100,8 +100,12 @@ pub(super) fn reasons(decoded: &Decoded) -> Vec<&str> {
 
 /// Gives a column's values as text, NULL as `-`.
 pub(super) fn texts(batch: &RecordBatch, column: &str) -> Vec<String> {
-    let array: &ArrayRef = batch.column_by_name(column).unwrap();
+    let mut array: ArrayRef = Arc::clone(batch.column_by_name(column).unwrap());
+    if array.data_type() == &timestamp_type() {
+        // Arrow names no zone without its table of them.
+        array = Arc::new(array.as_primitive::<TimestampMicrosecondType>().clone().with_timezone("+00:00"));
+    }
     let options = arrow::util::display::FormatOptions::new().with_null("-");
-    let formatter = arrow::util::display::ArrayFormatter::try_new(array, &options).unwrap();
+    let formatter = arrow::util::display::ArrayFormatter::try_new(&array, &options).unwrap();
     (0..array.len()).map(|row| formatter.value(row).to_string()).collect()
 }

@@ -48,6 +48,8 @@ pub struct Prepared {
 /// - After `prepare` the rows are durable and invisible to every reader, and
 ///   the handle is enough to publish them from another process.
 /// - An epoch without rows prepares to no handle.
+/// - A [`Data`](crate::ErrorKind::Data) error of `write` comes before any row of
+///   the call was taken: the call may be made again without the bad rows.
 /// - Dropping a sink between calls leaves nothing visible; what it staged is
 ///   removed by [`Committer::sweep`] of a later process.
 #[async_trait]

@@ -6,15 +6,25 @@ mod pipeline;
 mod sources;
 mod tables;
 
+use std::collections::{BTreeSet, HashSet};
+
 use super::codes;
 use super::diagnostic::Diagnostic;
 use super::loaded::{Loaded, is_url};
 use super::model::Spec;
 use super::tier::Tier;
 
+/// How many mistakes are gathered: more than anybody reads, and a bound on the work.
+const FOUND_MAX: usize = 200;
+
 /// Finds what is wrong, with the path of each mistake.
 pub(super) fn check(loaded: &Loaded) -> Vec<(Vec<String>, Diagnostic)> {
-    let mut check = Check { loaded, spec: &loaded.spec, found: Vec::new() };
+    let mut check =
+        Check { loaded, spec: &loaded.spec, sources: BTreeSet::new(), tables: BTreeSet::new(), found: Vec::new() };
+    check.sources = check.names("sources");
+    for tier in Tier::ALL {
+        check.tables.extend(check.names(tier.name()).into_iter().map(|table| format!("{tier}.{table}")));
+    }
     names::check(&mut check);
     pipeline::check(&mut check);
     sources::check(&mut check);
@@ -26,13 +36,25 @@ pub(super) fn check(loaded: &Loaded) -> Vec<(Vec<String>, Diagnostic)> {
 struct Check<'a> {
     loaded: &'a Loaded,
     spec: &'a Spec,
+    /// The names of all sources.
+    sources: BTreeSet<&'a str>,
+    /// The names of all tables, as `tier.table`.
+    tables: BTreeSet<String>,
     found: Vec<(Vec<String>, Diagnostic)>,
 }
 
 impl<'a> Check<'a> {
     fn error(&mut self, path: &[&str], code: &'static str, message: impl Into<String>, hint: impl Hint) {
+        if self.is_full() {
+            return;
+        }
         let diagnostic = self.loaded.diagnostic_at(path, code, message, hint.hint());
         self.add(path, diagnostic);
+    }
+
+    /// Tells whether enough has been found, and more is not worth the work.
+    fn is_full(&self) -> bool {
+        self.found.len() >= FOUND_MAX
     }
 
     fn warning(&mut self, path: &[&str], code: &'static str, message: impl Into<String>, hint: impl Hint) {
@@ -45,27 +67,17 @@ impl<'a> Check<'a> {
     }
 
     /// Gives the names of a section: those of the model, and those whose value is wrong, which exist all the same.
-    fn names(&self, section: &str) -> Vec<&'a str> {
+    fn names(&self, section: &str) -> BTreeSet<&'a str> {
         let spec = self.spec;
-        let mut names: Vec<&str> = match section {
+        let mut names: BTreeSet<&str> = match section {
             "sources" => spec.sources.keys().map(String::as_str).collect(),
             "reference" => spec.reference.keys().map(String::as_str).collect(),
             "secrets" => spec.secrets.keys().map(String::as_str).collect(),
             _ => Tier::by_name(section)
-                .map_or_else(Vec::new, |tier| spec.tables(tier).keys().map(String::as_str).collect()),
+                .map_or_else(BTreeSet::new, |tier| spec.tables(tier).keys().map(String::as_str).collect()),
         };
         names.extend(self.loaded.written_names(section));
-        names.sort_unstable();
-        names.dedup();
         names
-    }
-
-    /// Gives the names of all tables as `tier.table`.
-    fn table_names(&self) -> Vec<String> {
-        Tier::ALL
-            .into_iter()
-            .flat_map(|tier| self.names(tier.name()).into_iter().map(move |table| format!("{tier}.{table}")))
-            .collect()
     }
 
     /// Checks that a key names at least one column, and each once.
@@ -77,8 +89,9 @@ impl<'a> Check<'a> {
     }
 
     fn once_each(&mut self, path: &[&str], items: &[String], code: &'static str) {
+        let mut before = HashSet::new();
         for (index, item) in items.iter().enumerate() {
-            if items.iter().take(index).any(|before| before == item) {
+            if !before.insert(item) {
                 let index = index.to_string();
                 self.error(&[path, &[&index]].concat(), code, format!("`{item}` is named twice"), "remove one");
             }

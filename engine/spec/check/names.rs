@@ -68,13 +68,12 @@ fn slug(name: &str, also: &str) -> String {
 }
 
 fn clashes(check: &mut Check<'_>) {
-    let sources = check.names("sources");
     for section in ["sources", "reference"] {
         for name in check.names(section) {
             if Tier::by_name(name).is_some() {
                 let message = format!("`{name}` is the name of a tier");
                 check.error(&[section, name], codes::NAME_CLASH, message, "choose another name");
-            } else if section == "reference" && sources.contains(&name) {
+            } else if section == "reference" && check.sources.contains(name) {
                 let message = format!("`{name}` is the name of a source, too");
                 check.error(&[section, name], codes::NAME_CLASH, message, "SQL could not tell them apart; rename one");
             }

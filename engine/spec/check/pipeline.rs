@@ -17,11 +17,11 @@ const RECORDS_IN_MEMORY_MIN: u64 = 4;
 
 pub(super) fn check(check: &mut Check<'_>) {
     let spec = check.spec;
-    if check.names("sources").is_empty() {
+    if check.sources.is_empty() {
         let hint = "add one: `sources: { orders: { file: { path: data/*.json } } }`";
         check.error(&["sources"], codes::NO_SOURCES, "the pipeline has no source", hint);
     }
-    if check.table_names().is_empty() {
+    if check.tables.is_empty() {
         let hint = "add one: `bronze: { orders: { from: orders } }`";
         check.error(&["bronze"], codes::NO_TABLES, "the pipeline has no table", hint);
     }
@@ -96,15 +96,15 @@ fn secrets(check: &mut Check<'_>) {
 
 fn tests(check: &mut Check<'_>) {
     let spec = check.spec;
-    let (sources, tables) = (check.names("sources"), check.table_names());
+    let (sources, tables) = (check.sources.clone(), check.tables.clone());
     for (index, case) in spec.tests.iter().enumerate() {
         let index = index.to_string();
-        for source in case.given.keys().filter(|source| !sources.contains(&source.as_str())) {
+        for source in case.given.keys().filter(|source| !sources.contains(source.as_str())) {
             let message = format!("the case gives rows to `{source}`, which is no source");
             let hint = suggest::hint(source, sources.iter().copied());
             check.error(&["tests", &index, "given", source], codes::UNKNOWN_INPUT, message, hint);
         }
-        for table in case.expect.keys().filter(|table| !tables.contains(table)) {
+        for table in case.expect.keys().filter(|table| !tables.contains(*table)) {
             let message = format!("the case expects rows of `{table}`, which is no table");
             let hint = suggest::hint(table, tables.iter().map(String::as_str));
             check.error(&["tests", &index, "expect", table], codes::UNKNOWN_INPUT, message, hint);

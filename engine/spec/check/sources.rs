@@ -112,12 +112,12 @@ fn s3(check: &mut Check<'_>, path: &[&str], s3: &S3Source) {
             check.error(&place, codes::BAD_ALLOW, format!("`{prefix}` is not a prefix on S3"), hint);
         }
     }
-    if let Some(owner) = &s3.bucket_owner {
-        if owner.len() != 12 || !owner.bytes().all(|b| b.is_ascii_digit()) {
-            let place = [path, &["bucket_owner"]].concat();
-            let hint = "write it in quotes, so that it keeps its zeros: `\"012345678901\"`";
-            check.error(&place, codes::OUT_OF_RANGE, "the account of the bucket's owner has not 12 digits", hint);
-        }
+    if let Some(owner) = &s3.bucket_owner
+        && (owner.len() != 12 || !owner.bytes().all(|b| b.is_ascii_digit()))
+    {
+        let place = [path, &["bucket_owner"]].concat();
+        let hint = "write it in quotes, so that it keeps its zeros: `\"012345678901\"`";
+        check.error(&place, codes::OUT_OF_RANGE, "the account of the bucket's owner has not 12 digits", hint);
     }
     if s3.in_flight == 0 {
         let place = [path, &["in_flight"]].concat();

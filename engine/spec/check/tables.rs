@@ -1,5 +1,7 @@
 //! Tables: where their rows come from and where they go.
 
+use std::collections::{BTreeMap, BTreeSet};
+
 use super::Check;
 use super::names::NAME_BYTES_MAX;
 use crate::spec::codes;
@@ -11,6 +13,7 @@ use crate::spec::tier::Tier;
 
 pub(super) fn check(check: &mut Check<'_>) {
     let spec = check.spec;
+    cycles(check);
     for (tier, name, table) in spec.all_tables() {
         let path = [tier.name(), name];
         input(check, &path, table);
@@ -61,30 +64,25 @@ fn input(check: &mut Check<'_>, path: &[&str], table: &Table) {
 
 fn from(check: &mut Check<'_>, tier: Tier, name: &str, from: &str) {
     let path = [tier.name(), name, "from"];
-    let sources = check.names("sources");
-    if sources.contains(&from) {
+    if check.sources.contains(from) || check.is_full() {
         return;
     }
-    let tables = check.table_names();
-    if tables.iter().any(|table| table == from) {
+    if check.tables.contains(from) {
         let input = from.split_once('.').and_then(|(tier, table)| Some((Tier::by_name(tier)?, table)));
         let Some((input_tier, _)) = input else { return };
         if input_tier > tier {
             let message = format!("`{tier}.{name}` reads `{from}`, a table of a higher tier");
             let hint = "rows go from bronze to silver, gold and vibranium; move one of the two";
             check.error(&path, codes::TIER_ORDER, message, hint);
-        } else if let Some(cycle) = cycle(check, tier, name) {
-            let message = format!("the table reads itself: {}", cycle.join(" <- "));
-            check.error(&path, codes::CYCLE, message, "let one of them read a source, or a lower tier");
         }
         return;
     }
-    let (message, hint) = if check.names("reference").contains(&from) {
+    let (message, hint) = if check.names("reference").contains(from) {
         let hint = format!("join it in a query: `sql: SELECT ... FROM ... JOIN {from} ON ...`");
         (format!("`{from}` is a reference table, which gives no rows by itself"), Some(hint))
     } else {
-        let of_another_tier = tables.iter().find(|table| table.split('.').nth(1) == Some(from));
-        let candidates = sources.iter().copied().chain(tables.iter().map(String::as_str));
+        let of_another_tier = check.tables.iter().find(|table| table.split('.').nth(1) == Some(from));
+        let candidates = check.sources.iter().copied().chain(check.tables.iter().map(String::as_str));
         let hint = match of_another_tier {
             Some(table) => Some(format!("did you mean `{table}`?")),
             None => suggest::hint(from, candidates),
@@ -94,19 +92,25 @@ fn from(check: &mut Check<'_>, tier: Tier, name: &str, from: &str) {
     check.error(&path, codes::UNKNOWN_INPUT, message, hint);
 }
 
-/// Follows `from` until it comes back to the table; gives the way if it does, for the first table on it.
-fn cycle(check: &Check<'_>, tier: Tier, name: &str) -> Option<Vec<String>> {
-    let start = format!("{tier}.{name}");
-    let mut way = vec![start.clone()];
-    let mut next = check.spec.tables(tier).get(name)?.from.clone()?;
-    while !way.contains(&next) {
-        let (tier, table) = next.split_once('.')?;
-        let from = check.spec.tables(Tier::by_name(tier)?).get(table)?.from.clone()?;
-        way.push(std::mem::replace(&mut next, from));
+/// Finds tables that read themselves by way of `from`. Each table is visited once, since it has one `from`.
+fn cycles(check: &mut Check<'_>) {
+    let spec = check.spec;
+    let from: BTreeMap<String, &str> =
+        spec.all_tables().filter_map(|(tier, name, t)| Some((format!("{tier}.{name}"), t.from.as_deref()?))).collect();
+    let mut visited = BTreeSet::new();
+    for start in from.keys() {
+        let mut way: Vec<&str> = Vec::new();
+        let mut next = Some(start.as_str());
+        while let Some(table) = next.filter(|table| visited.insert(*table)) {
+            way.push(table);
+            next = from.get(table).copied();
+        }
+        let Some(back) = next.and_then(|next| way.iter().position(|table| *table == next)) else { continue };
+        let cycle = way.split_off(back);
+        let Some((tier, name)) = cycle.first().and_then(|table| table.split_once('.')) else { continue };
+        let message = format!("the table reads itself: {} <- {tier}.{name}", cycle.join(" <- "));
+        check.error(&[tier, name, "from"], codes::CYCLE, message, "let one of them read a source, or a lower tier");
     }
-    let first = way.iter().min() == Some(&start);
-    way.push(start.clone());
-    (next == start && first).then_some(way)
 }
 
 fn partitions(check: &mut Check<'_>, path: &[&str], table: &Table) {
@@ -135,7 +139,7 @@ fn postgres(check: &mut Check<'_>, path: &[&str], sink: &PostgresSink) {
             place.width = 3;
         }
         check.add(&at("url"), found);
-    } else if !secrets.contains(&sink.url.as_str()) {
+    } else if !secrets.contains(sink.url.as_str()) {
         let hint = suggest::hint(&sink.url, secrets.iter().copied());
         let declare = || format!("declare it: `secrets: {{ {}: {{ env: DATABASE_URL }} }}`", sink.url);
         let message = format!("there is no secret `{}`", sink.url);

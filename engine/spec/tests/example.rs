@@ -6,6 +6,7 @@ use nexus_operators::secret::SecretRef;
 use serde_json::json;
 
 use super::{FLIGHTS, SMALL, read, read_with};
+use crate::spec::columns::fields;
 use crate::spec::model::{Aggregated, Expected, Format, Given, KinesisMode, OnDataLoss, Otherwise, UnknownColumn};
 use crate::spec::source::SourceText;
 use crate::spec::units::{ByteSize, Span};
@@ -21,6 +22,8 @@ fn the_example_loads_without_a_warning() {
     let departures = &spec.sources["departures"];
     let columns: Vec<&str> = departures.columns.as_ref().unwrap().0.iter().map(|(name, _)| name.as_str()).collect();
     assert_eq!(columns, ["year", "carrier", "dep_delay", "time_hour"]);
+    let fields = fields(departures.columns.as_ref().unwrap()).unwrap();
+    assert_eq!(fields.iter().map(|f| f.is_nullable()).collect::<Vec<_>>(), [true, false, true, false]);
     assert!(matches!(&departures.format, Some(Format::Csv(csv)) if csv.header && csv.nulls == ["NA"]));
     assert_eq!(departures.on_unknown_column, UnknownColumn::Rescue);
     assert_eq!(spec.silver["departures"].expect["sane_delay"].otherwise, Otherwise::Quarantine);

@@ -130,6 +130,15 @@ fn several_overrides_are_checked_at_once() {
 }
 
 #[test]
+fn a_cycle_is_reported_once() {
+    let tables = "silver:\n  a: { from: silver.c }\n  b: { from: silver.c }\n  c: { from: silver.d }\n  d: { from: silver.c }\n  e: { from: silver.e }\n";
+    let shown = wrong(&(SMALL.to_owned() + tables));
+    assert!(shown.contains("the table reads itself: silver.c <- silver.d <- silver.c"), "{shown}");
+    assert!(shown.contains("the table reads itself: silver.e <- silver.e"), "{shown}");
+    assert_eq!(shown.matches("error[N0305]").count(), 2, "{shown}");
+}
+
+#[test]
 fn test_cases_name_sources_and_tables() {
     let case =
         "tests:\n  - name: one\n    given: { order: [] }\n    expect: { bronze.order: [], orders: { rows: 1 } }\n";

@@ -102,3 +102,20 @@ proptest! {
         let _ = read(&text).map_err(|wrong| wrong.to_string());
     }
 }
+
+#[test]
+fn a_large_file_full_of_mistakes_is_refused_in_seconds() {
+    let start = std::time::Instant::now();
+    let many = |prefix: &str, line: &str| (0..30_000).map(|n| format!("{prefix}{n}{line}")).collect::<String>();
+    let chain: String = (1..30_000).map(|n| format!("  t{n}: {{ from: silver.t{} }}\n", n - 1)).collect();
+    for text in [
+        many("key", ": 1\n"),
+        format!("{}silver:\n{}", super::SMALL, many("  T", ": { from: nowhere }\n")),
+        format!("{}silver:\n  t0: {{ from: bronze.orders }}\n{chain}", super::SMALL),
+        format!("{}description: \"{}\"\n", super::SMALL, "${x} ".repeat(300_000)),
+    ] {
+        let _ = read(&text);
+    }
+    // A bound against work that grows with the square of the file: that took minutes.
+    assert!(start.elapsed().as_secs() < 60, "{:?}", start.elapsed());
+}

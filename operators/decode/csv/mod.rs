@@ -4,7 +4,8 @@ mod split;
 
 use std::str;
 
-use split::{Field, Splitter};
+use split::Field;
+pub(super) use split::Splitter;
 
 use super::Decoded;
 use super::column::{Column, Form, Misfit, Values};

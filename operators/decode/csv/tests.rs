@@ -5,7 +5,7 @@ use proptest::prelude::*;
 
 use crate::batch::{OffsetKind, Payload};
 use crate::decode::testing::*;
-use crate::decode::{DecoderSettings, FormatSettings, UnknownColumns};
+use crate::decode::{DecoderSettings, FormatSettings, UnknownColumns, infer};
 
 fn csv_settings(header: bool, columns: Vec<Column>) -> DecoderSettings {
     let nulls = vec!["NA".to_string()];
@@ -19,19 +19,19 @@ fn flights() -> Vec<Column> {
 #[test]
 fn columns_are_found_by_the_header() {
     let content = "\u{FEFF}flight,gate,carrier\r\n 1 ,A1,UA\r\n2,,\"\"\r\n\r\nNA,\"x,\"\"y\"\"\nz\",\n";
-    let (batch, decoded) = decode(csv_settings(true, flights()), &framed(content));
+    let (batch, decoded) = decode_chunk(csv_settings(true, flights()), &framed(content));
     assert_eq!(reasons(&decoded), [""; 0]);
     assert_eq!(texts(&batch, "flight"), ["1", "2", "-"]);
     assert_eq!(texts(&batch, "carrier"), ["UA", "", "-"]);
     assert_eq!(texts(&batch, "delay"), ["-", "-", "-"]);
     assert_eq!(texts(&batch, "_rescued"), [r#"{"gate":"A1"}"#, r#"{"gate":null}"#, r#"{"gate":"x,\"y\"\nz"}"#]);
-    assert_eq!(texts(&batch, "_offset"), ["1024", "1034", "1044"]);
+    assert_eq!(texts(&batch, "_offset"), ["1024", "1035", "1044"]);
 
     let reject = DecoderSettings { unknown: UnknownColumns::Reject, ..csv_settings(true, flights()) };
-    let (_, decoded) = decode(reject, &framed(content));
+    let (_, decoded) = decode_chunk(reject, &framed(content));
     assert_eq!(reasons(&decoded), [r#"column "gate" is not declared"#; 3]);
     let ignore = DecoderSettings { unknown: UnknownColumns::Ignore, ..csv_settings(true, flights()) };
-    assert_eq!(decode(ignore, &framed(content)).0.num_rows(), 3);
+    assert_eq!(decode_chunk(ignore, &framed(content)).0.num_rows(), 3);
 }
 
 #[test]
@@ -41,7 +41,7 @@ fn the_header_comes_with_a_later_chunk() {
         bytes: Bytes::from_static(b"UA,3\n"),
         header: Some(Bytes::from_static(b"\xEF\xBB\xBFcarrier,flight\r\n")),
     });
-    let (batch, _) = decode(csv_settings(true, flights()), &later);
+    let (batch, _) = decode_chunk(csv_settings(true, flights()), &later);
     assert_eq!((texts(&batch, "carrier"), texts(&batch, "flight")), (vec!["UA".into()], vec!["3".into()]));
     assert_eq!(texts(&batch, "_offset"), ["5000"]);
 }
@@ -49,7 +49,7 @@ fn the_header_comes_with_a_later_chunk() {
 #[test]
 fn a_misfit_is_rejected_with_its_reason() {
     let content = "UA,1,abc\nUA,1\nUA,1,2,3\nUA,1.5,2\n\"UA,5,6\nUA,7,8";
-    let (batch, decoded) = decode(csv_settings(false, flights()), &framed(content));
+    let (batch, decoded) = decode_chunk(csv_settings(false, flights()), &framed(content));
     assert_eq!(texts(&batch, "flight"), ["7"]);
     assert_eq!(
         reasons(&decoded),
@@ -70,7 +70,7 @@ fn a_misfit_is_rejected_with_its_reason() {
 fn every_type_is_read() {
     let content = "true,-128,1,2,1.5,NaN,12.3,s,raw,2013-01-02,01:02:03,2013-01-02 03:04:05,\"[1,2]\",\"{\"\"x\"\":1,\
                    \"\"z\"\":2}\",\"{\"\"k\"\":1}\",\"\"\"j\"\"\"\n,,,,,,,,,,,,,,,\n,,,,,,,,,,,,[1,,,,\n,,,,,,,,,,,,[1] 2,,,\n";
-    let (batch, decoded) = decode(csv_settings(false, every_type()), &framed(content));
+    let (batch, decoded) = decode_chunk(csv_settings(false, every_type()), &framed(content));
     let first: Vec<String> = every_type().iter().map(|f| texts(&batch, f.name()).remove(0)).collect();
     assert_eq!(
         first,
@@ -108,7 +108,7 @@ fn every_type_is_read() {
 fn records_are_small_files() {
     let chunk = records(&[("1", b"flight\n1\n2\n"), ("2", b"flight\n"), ("3", b"flight,carrier\n3,\xFF\n")]);
     let (batch, decoded) =
-        decode(DecoderSettings { offsets: OffsetKind::Sequence, ..csv_settings(true, flights()) }, &chunk);
+        decode_chunk(DecoderSettings { offsets: OffsetKind::Sequence, ..csv_settings(true, flights()) }, &chunk);
     assert_eq!(texts(&batch, "flight"), ["1", "2"]);
     assert_eq!(texts(&batch, "_offset"), ["1", "1"]);
     assert_eq!(
@@ -151,8 +151,11 @@ proptest! {
         settings.format = FormatSettings::Csv {
             header: false, delimiter: b',', quote: b'"', nulls: if with_nulls { vec!["a".into()] } else { vec![] },
         };
-        let (batch, decoded) = decode(settings, &framed(content.clone()));
-        prop_assume!(!reasons(&decoded).iter().any(|reason| reason.contains("never closed")));
+        let (batch, decoded) = decode_chunk(settings, &framed(content.clone()));
+        if reasons(&decoded).iter().any(|reason| reason.contains("never closed")) {
+            // Here csv-core makes one field of all that follows.
+            return Ok(());
+        }
         let (good, bad): (Vec<_>, Vec<_>) = oracle(content.as_bytes()).into_iter().partition(|fields| fields.len() == 2);
         prop_assert_eq!(decoded.rejects.len(), bad.len());
         prop_assert_eq!(batch.num_rows(), good.len());
@@ -169,11 +172,24 @@ proptest! {
     #[test]
     fn any_bytes_are_rows_or_rejects(bytes in prop::collection::vec(prop_oneof![any::<u8>(), prop::sample::select(&b",\"\n\r1a{}[]"[..])], 0..200), header: bool) {
         let lines = bytes.split(|&byte| byte == b'\n').filter(|line| !line.iter().all(|&byte| byte == b'\r')).count();
-        let (batch, decoded) = decode(csv_settings(header, every_type()), &framed(bytes.clone()));
+        let (batch, decoded) = decode_chunk(csv_settings(header, every_type()), &framed(bytes.clone()));
         let records = batch.num_rows() + decoded.rejects.len();
         prop_assert!(records <= lines);
         if !bytes.contains(&b'"') && !header {
             prop_assert_eq!(records, lines);
         }
+    }
+
+    #[test]
+    fn inferred_columns_fit_what_they_were_inferred_from(
+        lines in prop::collection::vec(prop::array::uniform2("[0-9]{0,3}|-?[0-9]{1,20}|[-+.0-9eE]{1,6}|20[0-9]{2}-1[0-2]-[0-3][0-9]|2013-01-01[T ]12:30(:15)?(Z|)|true|FALSE|x|NA"), 1..6),
+    ) {
+        let content: String = lines.iter().map(|[a, b]| format!("{a},{b}\n")).collect();
+        let settings = csv_settings(true, vec![]);
+        let content = format!("a,b\n{content}");
+        let columns = infer(&settings.format, content.as_bytes()).unwrap();
+        let (batch, decoded) = decode_chunk(DecoderSettings { columns, ..settings }, &framed(content.clone()));
+        prop_assert_eq!(reasons(&decoded), [""; 0]);
+        prop_assert_eq!(batch.num_rows(), lines.len());
     }
 }

@@ -55,10 +55,9 @@ impl From<Misfit> for Failure {
 /// Decodes a chunk of documents, framed or in records.
 pub(super) fn decode(plan: &Plan, chunk: &Chunk) -> error::Result<Decoded> {
     let mut rows = Rows::new(plan, chunk)?;
-    let names = Names::new(plan.declared.iter().map(|field| field.name().as_str()));
     match &chunk.payload {
         Payload::Framed { offset, bytes, .. } => {
-            let mut documents = Documents::new(plan, bytes, &names);
+            let mut documents = Documents::new(plan, bytes);
             documents.decode(&mut rows, |start| Place::Offset(offset + start as u64))?;
         }
         Payload::Records(records) => {
@@ -66,7 +65,7 @@ pub(super) fn decode(plan: &Plan, chunk: &Chunk) -> error::Result<Decoded> {
                 let place = Place::Record(record);
                 if rows.is_too_long(record.data.len()) {
                     rows.reject_too_long(place, &record.data);
-                } else if Documents::new(plan, &record.data, &names).decode(&mut rows, |_| place)? == 0 {
+                } else if Documents::new(plan, &record.data).decode(&mut rows, |_| place)? == 0 {
                     rows.reject(place, &record.data, "the record holds no JSON document".into());
                 }
             }
@@ -89,14 +88,14 @@ struct Documents<'a> {
 }
 
 impl<'a> Documents<'a> {
-    fn new(plan: &Plan, bytes: &'a [u8], names: &'a Names) -> Self {
+    fn new(plan: &'a Plan, bytes: &'a [u8]) -> Self {
         let mut cursor = Cursor::new(bytes);
         if bytes.starts_with(BOM) {
             cursor.move_to(BOM.len());
         }
         Self {
             bytes,
-            names,
+            names: &plan.names,
             cursor,
             reader: Reader::new(plan.settings.unknown),
             is_utf8: str::from_utf8(bytes).is_ok(),
@@ -109,12 +108,8 @@ impl<'a> Documents<'a> {
     fn decode<'p>(&mut self, rows: &mut Rows<'_>, place: impl Fn(usize) -> Place<'p>) -> error::Result<usize> {
         let mut documents = 0;
         while let Some(start) = next_document(&mut self.cursor) {
-            let failure = self.document(rows, start).err();
-            let end = match &failure {
-                None => self.cursor.at(),
-                Some(failure) => self.end_of_bad(start, failure, documents),
-            };
-            self.cursor.move_to(end);
+            let failure = self.document(rows, start).err().map(|failure| self.behind_bad(start, failure, documents));
+            let end = self.cursor.at();
             let raw = self.bytes.get(start..end).unwrap_or_default().trim_ascii_end();
             match failure {
                 _ if rows.is_too_long(raw.len()) => rows.reject_too_long(place(start), raw),
@@ -143,14 +138,18 @@ impl<'a> Documents<'a> {
         Ok(rows.push_rescued(&mut self.rescued)?)
     }
 
-    /// Finds where a bad document ends, `before` documents of these bytes having come before it.
+    /// Goes behind a bad document, `before` documents of these bytes having come before it; gives what is wrong.
     #[cold]
-    fn end_of_bad(&mut self, start: usize, failure: &Failure, before: usize) -> usize {
+    fn behind_bad(&mut self, start: usize, failure: Failure, before: usize) -> Failure {
         self.cursor.move_to(start);
-        match failure {
-            Failure::Misfit(_) if self.cursor.skip_value(0).is_ok() => self.cursor.at(),
-            _ => self.resync.end_of_bad(start, before),
-        }
+        // A value that does not fit may be one of the next document, if this one is cut short.
+        let failure = match (failure, self.cursor.skip_value(0)) {
+            (misfit @ Failure::Misfit(_), Ok(_)) => return misfit,
+            (Failure::Misfit(_), Err(syntax)) => syntax,
+            (syntax, _) => syntax,
+        };
+        self.cursor.move_to(self.resync.end_of_bad(start, before));
+        failure
     }
 
     #[cold]

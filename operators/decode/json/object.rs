@@ -51,6 +51,8 @@ impl<'a> Reader<'a> {
     ) -> Result<(), Failure> {
         cursor.open(depth)?;
         let (mut found, mut guess) = (0, 0);
+        // Which of the first 64 columns have their value: asking each column would cost a call a field.
+        let mut seen = 0_u64;
         let mut more = !cursor.closes(b'}');
         while more {
             let key = cursor.key()?;
@@ -65,11 +67,13 @@ impl<'a> Reader<'a> {
             match at.and_then(|at| Some((at, columns.get_mut(at)?))) {
                 Some((at, column)) => {
                     guess = at + 1;
+                    let bit = u32::try_from(at).ok().and_then(|at| 1_u64.checked_shl(at)).unwrap_or(0);
                     // Of a field that comes twice, the last counts.
-                    if column.len() > len {
+                    if seen & bit != 0 || bit == 0 && column.len() > len {
                         column.truncate(len);
                     } else {
                         found += 1;
+                        seen |= bit;
                     }
                     self.value(cursor, column, depth + 1)?;
                 }

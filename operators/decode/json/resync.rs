@@ -38,13 +38,19 @@ impl<'a> Resync<'a> {
                 true => line,
                 false => next_start(bytes, start).map_or(rest.len(), |at| at - start),
             })
-        } else if in_lines {
+        } else if in_lines && !self.follows_on_its_line(start) {
             line
         } else {
             // What begins no object ends before the next thing that may.
             rest.get(1..).and_then(|behind| memchr2(b'\n', b'{', behind)).map_or(rest.len(), |at| at + 1)
         };
         start + end.max(1)
+    }
+
+    /// Tells whether something stands before `start` on its line.
+    fn follows_on_its_line(&self, start: usize) -> bool {
+        let before = self.bytes.get(..start).unwrap_or_default();
+        before.rsplit(|&byte| byte == b'\n').next().is_some_and(has_content)
     }
 }
 
@@ -53,9 +59,8 @@ impl<'a> Resync<'a> {
 fn in_lines(bytes: &[u8], start: usize, documents_before: usize) -> bool {
     let before = bytes.get(..start).unwrap_or_default();
     if documents_before > 0 {
-        let is_content = |line: &&[u8]| line.iter().any(|byte| !b" \t\r[],".contains(byte));
         // The bad document's own line counts only if another one has begun it.
-        return before.split(|&byte| byte == b'\n').filter(is_content).count() <= documents_before;
+        return before.split(|&byte| byte == b'\n').filter(|line| has_content(line)).count() <= documents_before;
     }
     let mut lines = bytes.get(start..).unwrap_or_default().split(|&byte| byte == b'\n');
     let first = lines.next().unwrap_or_default().trim_ascii_end();
@@ -68,6 +73,11 @@ fn in_lines(bytes: &[u8], start: usize, documents_before: usize) -> bool {
         Some(next) => next.starts_with(b"{") || first.ends_with(b"}"),
         None => true,
     }
+}
+
+/// Tells whether a line holds more than white space and the punctuation of an array.
+fn has_content(line: &[u8]) -> bool {
+    line.iter().any(|byte| !b" \t\r[],".contains(byte))
 }
 
 /// Finds where the brackets of the object at the start of `bytes` balance, whatever stands between them.

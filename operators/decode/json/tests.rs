@@ -5,7 +5,7 @@ use serde_json::{Map, Value, json};
 
 use crate::batch::OffsetKind;
 use crate::decode::testing::*;
-use crate::decode::{DecoderSettings, FormatSettings, UnknownColumns};
+use crate::decode::{DecoderSettings, FormatSettings, UnknownColumns, infer};
 
 fn json_settings(columns: Vec<arrow::datatypes::Field>) -> DecoderSettings {
     settings(FormatSettings::Json, columns)
@@ -21,7 +21,7 @@ fn every_type_is_read() {
         "dec":12.3,"s":"a\n\u00e9\ud83d\ude00","bin":"Zm9v","d":"2013-01-02","t":"01:02:03.5",
         "ts":"2013-01-02T03:04:05.000006+01:00","l":[1,null,3],"st":{"y":"z","x":1},"m":{"k":1,"l":2,"k":3},
         "j": {"any": [1, "x"]} } {"s":12.50,"i64":1.0,"j":"text","l":[],"b":"F"} {}"#;
-    let (batch, decoded) = decode(json_settings(every_type()), &framed(line));
+    let (batch, decoded) = decode_chunk(json_settings(every_type()), &framed(line));
     assert_eq!(reasons(&decoded), [""; 0]);
     let first: Vec<String> = every_type().iter().map(|f| texts(&batch, f.name()).remove(0)).collect();
     assert_eq!(
@@ -93,7 +93,7 @@ fn a_misfit_is_rejected_with_its_reason() {
     ];
     for (document, reason) in cases {
         let content = format!("{{\"i64\":1}}\n{document}\n{{\"i64\":2}}\n");
-        let (batch, decoded) = decode(json_settings(every_type()), &framed(content));
+        let (batch, decoded) = decode_chunk(json_settings(every_type()), &framed(content));
         assert_eq!(texts(&batch, "i64"), ["1", "2"], "{document}");
         let found = reasons(&decoded)[0].replace("it ends in the middle, at", "the end in the middle of a value at");
         assert_eq!(found, reason, "{document}");
@@ -101,7 +101,7 @@ fn a_misfit_is_rejected_with_its_reason() {
         assert_eq!(decoded.rejects[0].offset, if document.starts_with('[') { "1011" } else { "1010" });
     }
     let long = format!(r#"{{"f64":"{}"}}"#, "ä".repeat(80));
-    let (_, decoded) = decode(json_settings(every_type()), &framed(long));
+    let (_, decoded) = decode_chunk(json_settings(every_type()), &framed(long));
     assert_eq!(reasons(&decoded), [format!("column \"f64\": \"{}…\" is not a float64", "ä".repeat(50))]);
 }
 
@@ -130,7 +130,7 @@ fn one_bad_document_never_costs_another() {
         ("[1,{\"id\":2},tru,{\"id\":3}]", &["2", "3"], &["1", "tru,"]),
     ];
     for (content, good, bad) in cases {
-        let (batch, decoded) = decode(ids(), &framed(content));
+        let (batch, decoded) = decode_chunk(ids(), &framed(content));
         assert_eq!(texts(&batch, "id"), good, "{content}");
         let raws: Vec<_> = decoded.rejects.iter().map(|reject| str::from_utf8(&reject.raw).unwrap()).collect();
         assert_eq!(raws, bad, "{content}");
@@ -140,9 +140,16 @@ fn one_bad_document_never_costs_another() {
 #[test]
 fn of_a_field_that_comes_twice_the_last_counts() {
     let content = r#"{"id":1,"x":1,"id":2,"x":{"id":3}} {"id":"?","id":5} {"id":7,"id":null}"#;
-    let (batch, decoded) = decode(ids(), &framed(content));
+    let (batch, decoded) = decode_chunk(ids(), &framed(content));
     assert_eq!(texts(&batch, "id"), ["2", "-"]);
     assert_eq!(texts(&batch, "_rescued"), [r#"{"x":{"id":3}}"#, "-"]);
+    let many: Vec<_> = (0..100).map(|at| field(&format!("f{at}"), DataType::Int64)).collect();
+    let content: Vec<String> = (0..200).map(|at| format!("\"f{}\":{at},\"x{}\":{at}", at % 100, at % 50)).collect();
+    let (batch, _) = decode_chunk(json_settings(many), &framed(format!("{{{}}}", content.join(","))));
+    assert_eq!((texts(&batch, "f0"), texts(&batch, "f99")), (vec!["100".into()], vec!["199".into()]));
+    let rescued: Value = serde_json::from_str(&texts(&batch, "_rescued")[0]).unwrap();
+    assert_eq!(rescued, Value::from_iter((0..50).map(|at| (format!("x{at}"), Value::from(at + 150)))));
+    assert_eq!(texts(&batch, "_rescued")[0].matches(':').count(), 50);
     assert_eq!(reasons(&decoded), [r#"column "id": "?" is not an int64"#]);
 }
 
@@ -150,13 +157,13 @@ fn of_a_field_that_comes_twice_the_last_counts() {
 fn unknown_fields_go_by_the_policy() {
     let content = r#"{"a\"b":[1, 2],"st":{"z":{},"x":1},"i64":1,"e":null}"#;
     let with = |unknown| DecoderSettings { unknown, ..json_settings(every_type()) };
-    let (batch, _) = decode(with(UnknownColumns::Rescue), &framed(content));
+    let (batch, _) = decode_chunk(with(UnknownColumns::Rescue), &framed(content));
     assert_eq!(texts(&batch, "_rescued"), [r#"{"a\"b":[1, 2],"st.z":{},"e":null}"#]);
     assert_eq!(texts(&batch, "st"), ["{x: 1, y: -}"]);
-    let (batch, _) = decode(with(UnknownColumns::Ignore), &framed(content));
+    let (batch, _) = decode_chunk(with(UnknownColumns::Ignore), &framed(content));
     assert_eq!(batch.num_rows(), 1);
     assert!(batch.column_by_name("_rescued").is_none());
-    let (_, decoded) = decode(with(UnknownColumns::Reject), &framed(content));
+    let (_, decoded) = decode_chunk(with(UnknownColumns::Reject), &framed(content));
     assert_eq!(reasons(&decoded), [r#"column "a\"b" is not declared"#]);
     assert_eq!(decoded.rejects[0].raw, content.as_bytes());
 }
@@ -166,7 +173,7 @@ fn not_null_holds_at_every_depth() {
     let inner = DataType::Struct(vec![field("x", DataType::Int64).with_nullable(false)].into());
     let columns = vec![field("id", DataType::Int64).with_nullable(false), field("st", inner)];
     let content = r#"{"id":1,"st":null} {"st":{"x":1}} {"id":null} {"id":4,"st":{}} {"id":5,"st":{"x":5}}"#;
-    let (batch, decoded) = decode(json_settings(columns), &framed(content));
+    let (batch, decoded) = decode_chunk(json_settings(columns), &framed(content));
     assert_eq!(texts(&batch, "id"), ["1", "5"]);
     assert_eq!(
         reasons(&decoded),
@@ -187,7 +194,7 @@ fn records_keep_their_offset_and_key() {
         ("52", b"{\"id\":4"),
         ("53", b"{\"id\":5}"),
     ]);
-    let (batch, decoded) = decode(DecoderSettings { offsets: OffsetKind::Sequence, ..ids() }, &chunk);
+    let (batch, decoded) = decode_chunk(DecoderSettings { offsets: OffsetKind::Sequence, ..ids() }, &chunk);
     assert_eq!(texts(&batch, "id"), ["1", "2", "3", "5"]);
     assert_eq!(texts(&batch, "_offset"), ["49", "49", "50", "53"]);
     assert_eq!(texts(&batch, "_key"), ["key 49", "key 49", "key 50", "key 53"]);
@@ -207,15 +214,15 @@ fn depth_and_size_have_limits() {
     let nested = |depth: usize| format!("{{\"id\":1,\"x\":{}{}}}", "[".repeat(depth), "]".repeat(depth));
     for (content, rows) in [(nested(127), 1), (nested(128), 0), (nested(200_000), 0)] {
         let content = format!("{content}\n{{\"id\":2}}");
-        let (batch, decoded) = decode(ids(), &framed(content));
+        let (batch, decoded) = decode_chunk(ids(), &framed(content));
         assert_eq!((batch.num_rows(), decoded.rejects.len()), (rows + 1, 1 - rows));
     }
     let hostile = "{\n".repeat(100_000);
-    let (_, decoded) = decode(ids(), &framed(hostile));
+    let (_, decoded) = decode_chunk(ids(), &framed(hostile));
     assert!(!decoded.rejects.is_empty());
 
     let content = format!("{{\"id\":1,\"x\":\"{}\"}}\n{{\"id\":2}}", "x".repeat(100_000));
-    let (batch, decoded) = decode(DecoderSettings { record_bytes_max: 1000, ..ids() }, &framed(content));
+    let (batch, decoded) = decode_chunk(DecoderSettings { record_bytes_max: 1000, ..ids() }, &framed(content));
     assert_eq!(texts(&batch, "id"), ["2"]);
     assert_eq!(reasons(&decoded), ["the record has 100015 bytes, more than the limit of 1000 (limits.record)"]);
     assert_eq!(decoded.rejects[0].raw.len(), 64 << 10);
@@ -224,7 +231,7 @@ fn depth_and_size_have_limits() {
 #[test]
 fn bytes_that_are_no_text_cost_only_their_document() {
     let (batch, decoded) =
-        decode(ids(), &framed(&b"{\"id\":1}\n{\"id\":2,\"x\":\"\xFF\"}\n{\"id\":3,\"x\":\"\xC3\xA4\"}"[..]));
+        decode_chunk(ids(), &framed(&b"{\"id\":1}\n{\"id\":2,\"x\":\"\xFF\"}\n{\"id\":3,\"x\":\"\xC3\xA4\"}"[..]));
     assert_eq!(texts(&batch, "id"), ["1", "3"]);
     assert_eq!(reasons(&decoded), ["the record is not UTF-8"]);
 }
@@ -232,7 +239,7 @@ fn bytes_that_are_no_text_cost_only_their_document() {
 #[test]
 fn batches_are_cut_at_the_bound() {
     let content: String = (0..25).map(|id| format!("{{\"id\":{id}}}\n")).collect();
-    let (batch, decoded) = decode(DecoderSettings { batch_rows_max: 10, ..ids() }, &framed(content));
+    let (batch, decoded) = decode_chunk(DecoderSettings { batch_rows_max: 10, ..ids() }, &framed(content));
     assert_eq!(decoded.batches.iter().map(|b| b.num_rows()).collect::<Vec<_>>(), [10, 10, 5]);
     assert_eq!(batch.column(0).as_primitive::<Int64Type>().values().to_vec(), (0..25).collect::<Vec<_>>());
 }
@@ -251,7 +258,7 @@ fn any_json() -> impl Strategy<Value = Value> {
     leaf.prop_recursive(4, 32, 5, |inner| {
         prop_oneof![
             prop::collection::vec(inner.clone(), 0..5).prop_map(Value::from),
-            prop::collection::btree_map(text(), inner, 0..5).prop_map(|map| Value::from_iter(map)),
+            prop::collection::btree_map(text(), inner, 0..5).prop_map(Value::from_iter),
         ]
     })
 }
@@ -300,7 +307,7 @@ fn render(documents: &[Value], form: usize) -> String {
 proptest! {
     #[test]
     fn values_agree_with_serde_json(documents in prop::collection::vec(document(), 0..6), form in 0_usize..6) {
-        let (batch, decoded) = decode(json_settings(oracle_columns()), &framed(render(&documents, form)));
+        let (batch, decoded) = decode_chunk(json_settings(oracle_columns()), &framed(render(&documents, form)));
         prop_assert_eq!(reasons(&decoded), [""; 0]);
         prop_assert_eq!(batch.num_rows(), documents.len());
         for (row, document) in documents.iter().enumerate() {
@@ -337,7 +344,7 @@ proptest! {
             match edit { 0 => bytes[at] = *byte, 1 => bytes.insert(at, *byte), _ => { bytes.remove(at); } }
         }
         let chunk = if as_record { records(&[("7", &bytes)]) } else { framed(bytes.clone()) };
-        let (batch, decoded) = decode(json_settings(oracle_columns()), &chunk);
+        let (batch, decoded) = decode_chunk(json_settings(oracle_columns()), &chunk);
         // Every byte that is more than white space or an array's punctuation belongs to a row or a reject.
         prop_assert!(edits.len() > 2 || batch.num_rows() + decoded.rejects.len() > 0);
         if edits.is_empty() {
@@ -359,12 +366,40 @@ proptest! {
             }
             line
         }).collect();
-        let whole = decode(json_settings(oracle_columns()), &framed(lines.join(&b'\n'))).0;
+        let whole = decode_chunk(json_settings(oracle_columns()), &framed(lines.join(&b'\n'))).0;
         let offsets = whole.column_by_name("_offset").unwrap().as_primitive::<Int64Type>().values().to_vec();
         let mut offset = 1000;
         for (at, line) in lines.iter().enumerate() {
             prop_assert!(at == broken || offsets.contains(&offset), "line {} of {:?}", at, lines);
             offset += line.len() as i64 + 1;
         }
+    }
+
+    #[test]
+    fn where_content_is_cut_makes_no_difference(
+        documents in prop::collection::vec(document(), 2..8), form in 0_usize..3, cut: prop::sample::Index, batch_rows_max in 1_usize..5,
+    ) {
+        let cut = cut.index(documents.len());
+        let head = render(&documents[..cut], form);
+        let tail = render(&documents[cut..], form);
+        let settings = || DecoderSettings { batch_rows_max, ..json_settings(oracle_columns()) };
+        let (whole, _) = decode_chunk(settings(), &framed(head.clone() + &tail));
+        let (first, _) = decode_chunk(settings(), &framed(head.clone()));
+        let second = crate::batch::Payload::Framed { offset: 1000 + head.len() as u64, bytes: tail.into(), header: None };
+        let (second, _) = decode_chunk(settings(), &chunk(second));
+        prop_assert_eq!(whole.slice(0, cut), first);
+        prop_assert_eq!(whole.slice(cut, documents.len() - cut), second);
+    }
+
+    #[test]
+    fn inferred_columns_fit_what_they_were_inferred_from(documents in prop::collection::vec(document(), 1..6), form in 0_usize..6) {
+        let content = render(&documents, form);
+        let Ok(columns) = infer(&FormatSettings::Json, content.as_bytes()) else {
+            prop_assert!(documents.iter().all(|document| document.as_object().unwrap().is_empty()));
+            return Ok(());
+        };
+        let (batch, decoded) = decode_chunk(json_settings(columns), &framed(content));
+        prop_assert_eq!(reasons(&decoded), [""; 0]);
+        prop_assert_eq!(texts(&batch, "_rescued"), vec!["-"; documents.len()]);
     }
 }

@@ -18,8 +18,45 @@
 //!
 //! Files hold plain Parquet types: microseconds for all times, no dictionaries
 //! of Arrow, no Arrow schema in the footer.
+//!
+//! ```
+//! # use std::sync::Arc;
+//! # use arrow::array::{RecordBatch, StringArray};
+//! # use nexus_operators::sink::parquet::{ParquetCompression, ParquetSettings, ParquetSink, PartitionBy};
+//! # use nexus_operators::sink::{EpochId, Sink};
+//! # use nexus_operators::store::Store;
+//! # #[tokio::main(flavor = "current_thread")]
+//! # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! let rows = RecordBatch::try_from_iter([("origin", Arc::new(StringArray::from(vec!["JFK", "LGA"])) as _)])?;
+//! let settings = ParquetSettings {
+//!     pipeline: "flights".into(),
+//!     tier: "silver".into(),
+//!     table: "departures".into(),
+//!     schema: rows.schema(),
+//!     partition_by: vec![PartitionBy::Column("origin".into())],
+//!     compression: ParquetCompression::Zstd,
+//!     open_partitions_max: 64,
+//!     buffer_bytes: 64 << 20,
+//! };
+//! let lake = Store::memory();
+//! let (table, staging, notes) = (lake.below("silver/departures"), lake.below("_staging"), lake.below("_notes"));
+//! let mut sink = ParquetSink::new(settings, table, staging, notes)?;
+//!
+//! let id = EpochId { generation: 1, epoch: 1 };
+//! sink.write(id, &rows).await?;
+//! let handle = sink.prepare(id).await?.handle.ok_or("no rows")?;
+//! assert!(lake.list("silver").await?.is_empty());
+//!
+//! sink.committer().commit(id, &handle).await?;
+//! let files = lake.list("silver").await?;
+//! assert_eq!(files[0].name, "silver/departures/origin=JFK/flights-1-1-0.parquet");
+//! # Ok(()) }
+//! ```
 
 mod commit;
+#[cfg(test)]
+#[cfg(feature = "testing")]
+mod fault_tests;
 mod file;
 mod partition;
 mod place;

@@ -173,6 +173,25 @@ async fn a_commit_on_s3_that_was_cut_short_is_finished() {
     assert!(error.to_string().contains("to-lake-1-2-0.parquet"), "{error}");
 }
 
+/// Killed in the middle of an epoch, when parts had been sent already.
+#[cfg(feature = "s3")]
+#[tokio::test]
+async fn uploads_of_a_killed_process_are_aborted() {
+    let server = crate::testing::ministack::Ministack::start();
+    let mut plain = settings(wide_schema(), vec![]);
+    (plain.compression, plain.buffer_bytes) = (ParquetCompression::Uncompressed, 8 << 20);
+    let lake = Lake::new(server.bucket("lake"), plain);
+    let mut sink = lake.open().unwrap();
+    for start in 0..40 {
+        sink.write(EpochId { generation: 1, epoch: 1 }, &wide(start)).await.unwrap();
+    }
+    drop(sink);
+    assert!(server.uploads("lake") > 0);
+    let committer = lake.open().unwrap().committer();
+    assert!(committer.sweep(2, &[]).await.unwrap() > 0);
+    assert_eq!((server.uploads("lake"), lake.staged().await), (0, 0));
+}
+
 #[tokio::test]
 async fn a_commit_that_was_cut_short_is_finished() {
     let id = EpochId { generation: 1, epoch: 1 };
@@ -400,5 +419,50 @@ async fn many_partitions_and_no_rows_of_others() {
         let value: i64 = file.strip_prefix("id=").unwrap().split('/').next().unwrap().parse().unwrap();
         let read: Vec<i64> = lake.read(&file).await.iter().flat_map(crate::testing::sink::ids).collect();
         assert_eq!(read, [value; 3]);
+    }
+}
+
+proptest::proptest! {
+    #![proptest_config(proptest::prelude::ProptestConfig::with_cases(24))]
+
+    /// Whatever the values, the batches and the number of open files: each row is in the folder of its value, once.
+    #[test]
+    fn every_row_is_in_the_folder_of_its_value(
+        batches in proptest::collection::vec(proptest::collection::vec(proptest::option::of("(?s).{0,6}|[a-c]"), 0..20), 1..6),
+        open_partitions_max in 1_usize..5,
+    ) {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        runtime.block_on(async {
+            let mut settings = settings(wide_schema(), vec![PartitionBy::Column("text".into())]);
+            settings.schema = Arc::new(Schema::new(vec![Field::new("text", DataType::Utf8, true)]));
+            settings.open_partitions_max = open_partitions_max;
+            let lake = Lake::on_disk(settings.clone()).await;
+            let mut expected: Vec<Option<String>> = batches.iter().flatten().cloned().collect();
+            let id = EpochId { generation: 1, epoch: 1 };
+            let mut sink = lake.open().unwrap();
+            for values in batches {
+                let column = Arc::new(StringArray::from(values));
+                sink.write(id, &RecordBatch::try_new(settings.schema.clone(), vec![column]).unwrap()).await.unwrap();
+            }
+            if let Some(handle) = sink.prepare(id).await.unwrap().handle {
+                sink.committer().commit(id, &handle).await.unwrap();
+            }
+            let mut read = Vec::new();
+            for file in lake.files().await {
+                let (folder, _) = file.split_once('/').unwrap();
+                let value = folder.strip_prefix("text=").unwrap();
+                let value = percent_encoding::percent_decode_str(value).decode_utf8().unwrap();
+                for batch in lake.read(&file).await {
+                    for text in batch.column(0).as_string::<i32>() {
+                        let named = text.filter(|text| !text.is_empty()).unwrap_or("__HIVE_DEFAULT_PARTITION__");
+                        assert_eq!(named, value);
+                        read.push(text.map(str::to_owned));
+                    }
+                }
+            }
+            expected.sort();
+            read.sort();
+            assert_eq!(read, expected);
+        });
     }
 }

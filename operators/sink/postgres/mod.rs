@@ -17,8 +17,30 @@
 //! | text whose field says `nexus.type=json`, structs, maps, lists of these or of lists | `jsonb` |
 //! | other lists | arrays |
 //!
-//! No session state is used, so that RDS Proxy and pgbouncer in transaction
-//! mode work.
+//! No session state is used, which is what RDS Proxy and pgbouncer in transaction
+//! mode ask for.
+//!
+//! ```no_run
+//! # use std::sync::Arc;
+//! # use arrow::datatypes::{DataType, Field, Schema};
+//! # use nexus_operators::{secret::SecretRef, sink::postgres::{PostgresSettings, PostgresSink}, store::Store};
+//! # async fn example() -> nexus_operators::Result<()> {
+//! let settings = PostgresSettings {
+//!     pipeline: "flights".into(),
+//!     sink_name: "gold.hourly_delays".into(),
+//!     state_id: "5b1f6a0e".into(),
+//!     schema: "public".into(),
+//!     table: "hourly_delays".into(),
+//!     key: vec!["origin".into()],
+//!     append: false,
+//!     create: true,
+//!     rows: Arc::new(Schema::new(vec![Field::new("origin", DataType::Utf8View, false)])),
+//! };
+//! let spool = Store::open("/var/lib/nexus/spool", &Default::default()).await?;
+//! let sink = PostgresSink::new(settings, SecretRef::Env("DATABASE_URL".into()), spool)?;
+//! sink.check().await
+//! # }
+//! ```
 
 mod columns;
 mod commit;
@@ -140,6 +162,7 @@ impl Sink for PostgresSink {
             return Ok(());
         }
         let wired = self.table.columns.wire(rows)?;
+        self.table.check_keys(&wired)?;
         self.spool.write(id, &wired)?;
         self.rows += rows.num_rows() as u64;
         Ok(())

@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 
+use arrow::array::{Array, RecordBatch};
 use deadpool_postgres::Transaction;
 
 use super::columns::{Column, Columns, ROW_COLUMN};
@@ -104,6 +105,17 @@ impl Table {
             values.join(", "),
             quote(ROW_COLUMN)
         )
+    }
+
+    /// Finds a row without a key: no such row can be in the table.
+    pub(super) fn check_keys(&self, rows: &RecordBatch) -> Result<()> {
+        for name in &self.key {
+            let column = rows.column_by_name(name);
+            if let Some(row) = column.and_then(|c| c.nulls()?.iter().position(|valid| !valid)) {
+                return Err(Error::data(format!("the column `{name}` of the key is NULL in row {row}")));
+            }
+        }
+        Ok(())
     }
 
     fn row_column(&self) -> Option<String> {

@@ -339,6 +339,13 @@ async fn what_postgres_cannot_hold_is_found_when_it_is_written() {
     sink.committer().commit(id(1, 1), &handle).await.unwrap();
     assert_eq!(database.texts("id, origin").await, ["1|a"]);
 
+    let mut keyed = settings(schema(), "v");
+    keyed.key = vec!["origin".into()];
+    let keyed = Database::new(database.server.clone(), keyed).await;
+    let error = keyed.open().write(id(1, 1), &rows(0..4)).await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Data);
+    assert!(error.to_string().contains("`origin` of the key is NULL in row 3"), "{error}");
+
     let late: ArrayRef = Arc::new(TimestampMicrosecondArray::from(vec![i64::MIN]));
     let late = RecordBatch::try_from_iter([("id", late)]).unwrap();
     let other = Database::new(database.server.clone(), settings(late.schema(), "u")).await;

@@ -52,6 +52,8 @@ pub struct State {
     pub names_children: bool,
     /// Calls that were refused because they came too fast.
     pub throttled: usize,
+    /// Calls that were refused because their iterator was too old.
+    pub expired: usize,
 }
 
 pub struct Shard {
@@ -98,6 +100,7 @@ impl FakeStream {
             iterators: Vec::new(),
             names_children: true,
             throttled: 0,
+            expired: 0,
         };
         let stream = Self { state: Arc::new(Mutex::new(state)), clock };
         let width = u128::MAX / shards as u128;
@@ -269,6 +272,7 @@ impl Service for FakeStream {
         }
         let broken = state.broken(Call::Records);
         if now_ms - given_ms > 300_000 {
+            state.expired += 1;
             return Err(fault(Break::Expired));
         }
         let shard = state.shard(id)?;

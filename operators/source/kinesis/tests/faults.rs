@@ -64,7 +64,8 @@ async fn backpressure_renews_iterators_before_they_expire() {
     tokio::time::advance(Duration::from_secs(900)).await;
     consumer.read_to_idle().await;
     consumer.check(0..100);
-    assert_eq!(stream.state().iterators.len(), 2);
+    let state = stream.state();
+    assert_eq!((state.iterators.len(), state.expired), (2, 0));
 }
 
 #[tokio::test(start_paused = true)]
@@ -178,6 +179,14 @@ async fn a_position_that_is_refused_is_data_loss() {
     lenient.check(0..30);
     let from = stream.state().iterators.last().unwrap().1.clone();
     assert_eq!(from, IteratorFrom::TrimHorizon);
+    // Refused wrongly: what was read is there again, and is not handed on again.
+    let middle = lenient.rows[9].offset.clone();
+    stream.breaks(Call::Iterator, Break::Invalid, 1);
+    let rows = lenient.rows[..10].to_vec();
+    let settings = KinesisSettings { on_data_loss: OnDataLoss::Continue, ..settings() };
+    let mut again = Consumer::resume(&stream, settings, at(&middle, None), rows).await;
+    again.read_to_idle().await;
+    again.check(0..30);
 }
 
 #[tokio::test(start_paused = true)]

@@ -1,0 +1,143 @@
+//! The command line: one file a verb.
+
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+use crate::plan::Plan;
+use crate::spec::Diagnostics;
+use crate::{Error, Pipeline};
+
+mod check;
+mod explain;
+mod graph;
+mod query;
+mod run;
+mod schema;
+mod signals;
+mod state;
+mod table;
+mod terminal;
+
+/// The exit code of a run that failed.
+const FAILED: u8 = 1;
+
+/// The exit code for a pipeline file that is wrong.
+const BAD_FILE: u8 = 2;
+
+/// Kinesis and S3 to a medallion lake and Postgres, exactly once.
+#[derive(Debug, Parser)]
+#[command(name = "nexus", version, about, arg_required_else_help = true)]
+struct Arguments {
+    #[command(subcommand)]
+    verb: Verb,
+}
+
+#[derive(Debug, Subcommand)]
+enum Verb {
+    /// Parse, type and plan pipeline files offline; all errors at once.
+    Check(check::Check),
+    /// Run a pipeline.
+    Run(run::Run),
+    /// Show the graph of tables, their schemas, what is stateful, and the plans.
+    Plan(graph::Graph),
+    /// Run SQL over the lake's committed tables.
+    Query(query::Query),
+    /// Show epochs, positions, and what is prepared and not committed.
+    State(state::ShowState),
+    /// Print the JSON Schema of pipeline files, for editors.
+    Schema,
+    /// Explain a code of an error in a pipeline file.
+    Explain(explain::Explain),
+}
+
+/// A pipeline file and its parameters.
+#[derive(Debug, clap::Args)]
+struct File {
+    /// The pipeline file.
+    file: PathBuf,
+    /// Give a parameter another value.
+    #[arg(long = "set", value_name = "NAME=VALUE", value_parser = parameter)]
+    set: Vec<(String, String)>,
+}
+
+/// Why a verb ended without success.
+#[derive(Debug)]
+enum Failure {
+    /// The pipeline file is wrong.
+    File(Diagnostics),
+    /// Something failed.
+    Failed(Error),
+    /// All has been said already.
+    Said,
+}
+
+/// Runs the command that the process was started with.
+pub fn main() -> ExitCode {
+    let arguments = Arguments::parse();
+    let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
+        Ok(runtime) => runtime,
+        Err(error) => {
+            terminal::complain(&format!("error: could not start threads: {error}"));
+            return ExitCode::from(FAILED);
+        }
+    };
+    let done = runtime.block_on(dispatch(arguments.verb));
+    runtime.shutdown_background();
+    match done {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(Failure::Said) => ExitCode::from(FAILED),
+        Err(Failure::File(wrong)) => {
+            terminal::complain(&wrong.render(terminal::errors_have_colour()));
+            ExitCode::from(BAD_FILE)
+        }
+        Err(Failure::Failed(error)) => {
+            terminal::complain(&format!("error: {error}"));
+            ExitCode::from(FAILED)
+        }
+    }
+}
+
+async fn dispatch(verb: Verb) -> Result<(), Failure> {
+    match verb {
+        Verb::Check(check) => check.execute().await,
+        Verb::Run(run) => run.execute().await,
+        Verb::Plan(graph) => graph.execute().await,
+        Verb::Query(query) => query.execute().await,
+        Verb::State(state) => state.execute().await,
+        Verb::Schema => schema::execute(),
+        Verb::Explain(explain) => explain.execute(),
+    }
+}
+
+impl File {
+    fn load(&self) -> Result<Pipeline, Failure> {
+        load(&self.file, &self.set)
+    }
+
+    async fn plan(&self) -> Result<Plan, Failure> {
+        Ok(self.load()?.plan().await?)
+    }
+}
+
+fn load(file: &Path, set: &[(String, String)]) -> Result<Pipeline, Failure> {
+    Ok(Pipeline::load(file, set)?)
+}
+
+fn parameter(text: &str) -> Result<(String, String), String> {
+    let pair = text.split_once('=').map(|(name, value)| (name.trim().to_owned(), value.to_owned()));
+    pair.filter(|(name, _)| !name.is_empty()).ok_or_else(|| format!("`{text}` is not NAME=VALUE"))
+}
+
+impl From<Diagnostics> for Failure {
+    fn from(wrong: Diagnostics) -> Self {
+        Failure::File(wrong)
+    }
+}
+
+impl From<Error> for Failure {
+    fn from(error: Error) -> Self {
+        Failure::Failed(error)
+    }
+}

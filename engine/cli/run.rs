@@ -1,0 +1,166 @@
+//! `nexus run`: run a pipeline.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use tokio::time::{Instant, MissedTickBehavior, interval};
+use tracing_subscriber::EnvFilter;
+
+use super::table::layout;
+use super::terminal::{self, count, size};
+use super::{Failure, File, signals};
+use crate::job::progress::{Progress, Report};
+use crate::spec::units::Span;
+use crate::{BuildError, Error, Job};
+
+/// How often progress is shown on a terminal.
+const SHOW_EVERY: Duration = Duration::from_millis(500);
+
+/// How often progress is logged where nobody watches.
+const LOG_EVERY: Duration = Duration::from_secs(30);
+
+/// Run a pipeline.
+#[derive(Debug, clap::Args)]
+pub struct Run {
+    #[command(flatten)]
+    file: File,
+    /// End once all sources have been idle for so long, such as 5s: the end of input, which closes open windows.
+    #[arg(long, value_name = "TIME", value_parser = span)]
+    until_idle: Option<Duration>,
+    /// Write what the run has committed to this file, as JSON.
+    #[arg(long, value_name = "PATH")]
+    report: Option<PathBuf>,
+    /// How logs are written.
+    #[arg(long, value_enum, default_value_t = LogFormat::Text)]
+    log: LogFormat,
+}
+
+/// How logs are written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+enum LogFormat {
+    /// Lines for people.
+    Text,
+    /// A JSON object a line.
+    Json,
+}
+
+impl Run {
+    pub async fn execute(self) -> Result<(), Failure> {
+        start_logs(self.log);
+        let mut pipeline = self.file.load()?;
+        if let Some(idle) = self.until_idle {
+            pipeline = pipeline.until_idle(idle);
+        }
+        let mut job = pipeline.start().await.map_err(|error| match error {
+            BuildError::File(wrong) => Failure::File(wrong),
+            BuildError::Operator(error) => Failure::Failed(error),
+        })?;
+        signals::watch(job.stopper())?;
+        let report = watch(&mut job).await?;
+        if let Some(path) = &self.report {
+            let json = serde_json::to_vec_pretty(&report);
+            let json = json.map_err(|e| Error::internal("could not write the report").because(e))?;
+            let written = tokio::fs::write(path, json).await;
+            written.map_err(|e| Error::config(format!("could not write the report to {}", path.display())).because(e))?;
+        }
+        terminal::say(&summary(&report));
+        Ok(())
+    }
+}
+
+fn span(text: &str) -> Result<Duration, String> {
+    Span::try_from(text.to_owned()).map(|span| span.0)
+}
+
+/// Logs go to standard error; `RUST_LOG` chooses what is logged.
+fn start_logs(format: LogFormat) {
+    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("warn,nexus=info,nexus_operators=info"));
+    let logs = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    let started = match format {
+        LogFormat::Text => logs.with_ansi(terminal::errors_have_colour()).try_init(),
+        LogFormat::Json => logs.json().try_init(),
+    };
+    // A service that embeds the command may have its own logs already.
+    drop(started);
+}
+
+/// Shows progress until the job ends.
+async fn watch(job: &mut Job) -> Result<Report, Error> {
+    let progress = job.progress().clone();
+    let watched = terminal::is_watched();
+    let mut show = interval(if watched { SHOW_EVERY } else { LOG_EVERY });
+    show.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    show.tick().await;
+    let mut rate = Rate::new(&progress);
+    let mut done = std::pin::pin!(job.wait());
+    loop {
+        // Cancel-safe: the job is polled by reference, and a tick that is missed is made up for.
+        tokio::select! {
+            ended = &mut done => {
+                if watched {
+                    terminal::progress("");
+                }
+                return ended;
+            }
+            _ = show.tick() => {
+                let line = rate.line(&progress);
+                if watched { terminal::progress(&line) } else { tracing::info!("{line}") }
+            }
+        }
+    }
+}
+
+/// What was read when progress was last shown.
+struct Rate {
+    at: Instant,
+    rows: u64,
+    bytes: u64,
+}
+
+impl Rate {
+    fn new(progress: &Progress) -> Self {
+        let (rows, bytes) = progress.read();
+        Self { at: Instant::now(), rows, bytes }
+    }
+
+    #[allow(clippy::cast_precision_loss, clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "shown rounded")]
+    fn line(&mut self, progress: &Progress) -> String {
+        let (rows, bytes) = progress.read();
+        let seconds = self.at.elapsed().as_secs_f64().max(1e-3);
+        let per_second = |now: u64, before: u64| (now.saturating_sub(before) as f64 / seconds) as u64;
+        let read = format!(
+            "{} rows/s  {}/s",
+            count(per_second(rows, self.rows)),
+            size(per_second(bytes, self.bytes))
+        );
+        *self = Self { at: Instant::now(), rows, bytes };
+        let lag = progress.lag_ms().map(|ms| format!("  lag {:.1} s", ms as f64 / 1e3)).unwrap_or_default();
+        let tables = progress.rows_out().map(|(name, rows)| format!("{name} {}", count(rows)));
+        format!("{read}{lag}  {}", tables.collect::<Vec<_>>().join("  "))
+    }
+}
+
+/// Lays out what a run has committed.
+fn summary(report: &Report) -> String {
+    if report.epochs == 0 {
+        return format!("{}: nothing new; no file was changed ({:.1} s)", report.pipeline, report.elapsed_s);
+    }
+    let sources = report.sources.iter().map(|(name, counts)| {
+        vec![name.clone(), count(counts.records), count(counts.rows), count(counts.quarantined), size(counts.bytes)]
+    });
+    let tables = report.tables.iter().map(|(name, table)| {
+        let counts = &table.counts;
+        let files: u64 = report.sinks.get(name).into_iter().flat_map(|kinds| kinds.values()).map(|sink| sink.files).sum();
+        let left = counts.dropped + counts.quarantined + counts.duplicates + counts.late;
+        vec![name.clone(), count(counts.rows_in), count(counts.rows_out), count(left), count(files)]
+    });
+    format!(
+        "{}\n\n{}\n\n{}: {} epochs in {:.1} s, generation {}",
+        layout(&["source", "records", "rows", "quarantined", "bytes"], &sources.collect::<Vec<_>>()),
+        layout(&["table", "rows in", "rows out", "left out", "files"], &tables.collect::<Vec<_>>()),
+        report.pipeline,
+        report.epochs,
+        report.elapsed_s,
+        report.generation,
+    )
+}
