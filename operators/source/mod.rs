@@ -16,9 +16,9 @@ pub mod file;
 pub mod framed;
 pub mod generate;
 pub mod memory;
-pub mod sample;
 #[cfg(feature = "s3")]
 pub mod s3;
+pub mod sample;
 
 /// What a source has to say when it is asked for more.
 #[derive(Debug)]
