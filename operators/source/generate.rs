@@ -262,23 +262,24 @@ impl Column {
         // Rows are numbered below 2^63: at 100 million a second that lasts for 2900 years.
         let signed = |row: u64| i64::try_from(row).unwrap_or(i64::MAX);
         Ok(match &self.kind {
-            Kind::Sequence => Arc::new(Int64Array::from_iter_values(numbers.map(signed))),
+            Kind::Sequence => Arc::new(Int64Array::from(numbers.map(signed).collect::<Vec<_>>())),
             Kind::Integer { min, values } => {
                 let value = |row| min.wrapping_add_unsigned(below(*values, self.hash(row)));
-                Arc::new(Int64Array::from_iter_values(numbers.map(value)))
+                Arc::new(Int64Array::from(numbers.map(value).collect::<Vec<_>>()))
             }
             Kind::Number { min, width } => {
-                let value = |row| width.mul_add(fraction(self.hash(row)), *min).min((min + width).next_down());
-                Arc::new(Float64Array::from_iter_values(numbers.map(value)))
+                let last = (min + width).next_down();
+                let value = |row| (min + width * fraction(self.hash(row))).min(last);
+                Arc::new(Float64Array::from(numbers.map(value).collect::<Vec<_>>()))
             }
             Kind::Choice(texts) => {
                 let choices = texts.len() as u128;
-                let chosen = UInt64Array::from_iter_values(numbers.map(|row| below(choices, self.hash(row))));
+                let chosen = UInt64Array::from(numbers.map(|row| below(choices, self.hash(row))).collect::<Vec<_>>());
                 take(texts, &chosen, None)?
             }
             Kind::Time { start_us, step_us } => {
                 let value = |row| start_us.saturating_add(step_us.saturating_mul(signed(row)));
-                Arc::new(TimestampMicrosecondArray::from_iter_values(numbers.map(value)).with_timezone("UTC"))
+                Arc::new(TimestampMicrosecondArray::from(numbers.map(value).collect::<Vec<_>>()).with_timezone("UTC"))
             }
         })
     }

@@ -47,6 +47,11 @@ impl Cutter {
         }
     }
 
+    /// Cuts between documents, from outside of any.
+    pub(super) fn documents() -> Self {
+        Cutter::Documents(Depth::default())
+    }
+
     /// Looks at `buffer[from..]`; gives where the record found ends.
     ///
     /// Of an array, the punctuation between elements is overwritten by white space, so that what is cut off
@@ -90,7 +95,7 @@ fn detect_json(start: &[u8], whole: bool, resumed: bool) -> Option<Cutter> {
     let end = if whole { content.len() } else { memrchr(b'\n', content).unwrap_or_default() };
     let lines = content.get(..end).unwrap_or_default().split(|byte| *byte == b'\n');
     let lines: Vec<&[u8]> = lines.filter(|line| !line.trim_ascii().is_empty()).take(DETECT_LINES).collect();
-    let [first, behind @ ..] = lines.as_slice() else { return enough.then_some(Cutter::Documents(Depth::default())) };
+    let [first, behind @ ..] = lines.as_slice() else { return enough.then_some(Cutter::documents()) };
     if behind.is_empty() && !ends_document(first) && !enough {
         return None;
     }
@@ -98,7 +103,7 @@ fn detect_json(start: &[u8], whole: bool, resumed: bool) -> Option<Cutter> {
     // which costs no other. A document over several lines goes on with something else.
     let goes_on = |pair: &[&[u8]]| matches!(pair, [line, next] if !next.starts_with(b"{") && !ends_document(line));
     let documents = lines.windows(2).any(goes_on) || (whole && memchr(b'\n', content).is_none());
-    Some(if documents { Cutter::Documents(Depth::default()) } else { Cutter::Lines })
+    Some(if documents { Cutter::documents() } else { Cutter::Lines })
 }
 
 /// Tells whether no document is open at the end of a line.

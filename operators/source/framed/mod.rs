@@ -139,6 +139,8 @@ struct Records {
     /// The last record end in the buffer; 0 if there is none.
     record_end: usize,
     oversized: Option<Oversized>,
+    /// Documents are cut within a line that is too long to be one record; behind them it goes on by lines.
+    within_line: bool,
     ended: bool,
     failure: Option<Error>,
 }
@@ -162,6 +164,7 @@ impl Records {
             scanned: 0,
             record_end: 0,
             oversized: None,
+            within_line: false,
             ended: false,
             failure: None,
         }
@@ -255,6 +258,14 @@ impl Records {
             return None;
         }
         self.scan();
+        let too_long = self.record_end == 0 && self.buffer.len() > self.settings.record_bytes_max;
+        if too_long && self.settings.framing == Framing::Json && matches!(self.cutter, Some(Cutter::Lines)) {
+            // The line may hold many documents, of which only the one at its limit must be cut short.
+            self.cutter = Some(Cutter::documents());
+            self.within_line = true;
+            self.scanned = 0;
+            self.scan();
+        }
         if self.record_end == 0 && self.buffer.len() > self.settings.record_bytes_max {
             let mut first = std::mem::take(&mut self.buffer);
             let offset = self.base;
@@ -322,7 +333,12 @@ impl Records {
         }
     }
 
-    fn piece(&self, offset: u64, bytes: Vec<u8>) -> Step {
+    fn piece(&mut self, offset: u64, bytes: Vec<u8>) -> Step {
+        if std::mem::take(&mut self.within_line) {
+            self.cutter = Some(Cutter::Lines);
+            self.scanned = 0;
+            self.record_end = 0;
+        }
         let payload = Payload::Framed { offset, bytes: bytes.into(), header: self.header.clone() };
         Step::Piece { payload, next: self.base }
     }

@@ -212,6 +212,24 @@ async fn a_message_that_is_held_does_not_become_visible() {
     }
 }
 
+#[test]
+fn settings_that_allow_nothing_are_refused() {
+    for allow in [vec![], vec!["landing/in".to_owned()]] {
+        let settings = S3Settings {
+            name: "uploads".into(),
+            queue: "queue".into(),
+            allow,
+            bucket_owner: None,
+            in_flight: 1,
+            framing: Framing::Json,
+            record_bytes_max: 1024,
+            visibility: VISIBILITY,
+        };
+        let error = S3Source::new(settings, Arc::new(SystemClock), None).err().unwrap();
+        assert!(error.to_string().contains("s3://bucket/prefix"), "{error}");
+    }
+}
+
 #[tokio::test]
 async fn a_queue_that_is_not_there_is_an_error_of_the_file() {
     let server = Server::start();
