@@ -42,9 +42,9 @@ fn row(n: usize) -> [(&'static str, String); 10] {
         ("dest", pick(&["IAH", "MIA", "BQN", "ATL", "ORD", "FLL", "IAD"])),
         ("dep_delay", format!("{:.1}", (n % 1300) as f64 / 7.0 - 20.0)),
         ("distance", (187 + n * 31 % 2500).to_string()),
-        ("cancelled", (n % 50 == 0).to_string()),
+        ("cancelled", (n.is_multiple_of(50)).to_string()),
         ("time_hour", text(&format!("2013-{:02}-{:02}T{:02}:00:00Z", n % 12 + 1, n % 28 + 1, n % 24))),
-        ("remark", text(if n % 3 == 0 { "held at the gate for the inbound crew" } else { "on time" })),
+        ("remark", text(if n.is_multiple_of(3) { "held at the gate for the inbound crew" } else { "on time" })),
     ]
 }
 

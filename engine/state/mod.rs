@@ -162,7 +162,7 @@ impl StateStore {
             )));
         }
         fold(state, record);
-        if state.epoch % CHECKPOINT_EVERY == 0 {
+        if state.epoch.is_multiple_of(CHECKPOINT_EVERY) {
             self.store.put(&checkpoint_file(state.epoch), json(state)?).await?;
         }
         Ok(())

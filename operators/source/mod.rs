@@ -36,7 +36,8 @@ pub enum SourceEvent {
         /// What is wrong, for people.
         reason: String,
     },
-    /// There is nothing to read now: the source has caught up. Ask again.
+    /// There is nothing to read now, and nothing under way: the source has caught up. Ask again. (A source that is
+    /// only waiting for something slow gives a chunk of no records instead.)
     Idle,
     /// There will never be more. Only a bounded source says so.
     End,

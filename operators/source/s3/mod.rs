@@ -37,7 +37,7 @@ use self::object::{Object, Read};
 use self::queue::{Outcome, Queue, Received};
 use super::framed::{FramedSettings, Step};
 use super::{Source, SourceEvent};
-use crate::batch::Chunk;
+use crate::batch::{Chunk, Payload};
 use crate::clock::SharedClock;
 use crate::error::{Error, Result};
 use crate::framing::Framing;
@@ -303,6 +303,13 @@ impl S3Source {
         }
         failure.map_or(Ok(()), Err)
     }
+
+    /// Answers when nothing came in time: `Idle`, or no records of an object that is still being read.
+    fn nothing_read(&self) -> SourceEvent {
+        let Some(partition) = self.reading.first().cloned() else { return SourceEvent::Idle };
+        let payload = Payload::Records(Vec::new());
+        SourceEvent::Chunk(Chunk { partition, payload, read_at_us: self.clock.now_us(), lag_ms: None })
+    }
 }
 
 #[async_trait]
@@ -341,7 +348,7 @@ impl Source for S3Source {
                         self.take(message);
                     }
                 }
-                () = tokio::time::sleep_until(deadline) => return Ok(SourceEvent::Idle),
+                () = tokio::time::sleep_until(deadline) => return Ok(self.nothing_read()),
             }
         }
     }
