@@ -109,7 +109,8 @@ fn transforms(criterion: &mut Criterion) {
     for (name, table) in [("filter and project", "silver.filtered"), ("minute windows", "gold.minutes")] {
         let mut group = criterion.benchmark_group(format!("transform/{name}"));
         group.sample_size(10).measurement_time(Duration::from_secs(5));
-        let mut transform = runtime.block_on(plan.table(table).expect("it is there").transform()).expect("it is planned");
+        let mut transform =
+            runtime.block_on(plan.table(table).expect("it is there").transform()).expect("it is planned");
         for (unit, throughput) in [("rows", Throughput::Elements(ROWS)), ("bytes", Throughput::Bytes(bytes))] {
             group.throughput(throughput);
             group.bench_function(unit, |bencher| {
@@ -135,12 +136,8 @@ fn deduplication(criterion: &mut Criterion) {
     let column = |name: &str| schema.index_of(name).expect("the column is there");
     group.bench_function("rows", |bencher| {
         bencher.iter(|| {
-            let unique = nexus::operators::transform::unique::Unique::new(
-                &schema,
-                vec![column("seq")],
-                column("ts"),
-                within_us,
-            );
+            let unique =
+                nexus::operators::transform::unique::Unique::new(&schema, vec![column("seq")], column("ts"), within_us);
             let mut unique = unique.expect("the key can be encoded");
             let kept = wanted.iter().map(|b| unique.first_seen(b.clone()).expect("keys").num_rows());
             assert_eq!(kept.sum::<usize>() as u64, ROWS);

@@ -63,6 +63,14 @@ impl Pipeline {
         Ok(Self::new(spec::load(path.as_ref(), overrides)?))
     }
 
+    /// Gives everything that is wrong with a pipeline file: what [`load`](Self::load) finds, and what is wrong with
+    /// its queries as far as the rest allows.
+    pub async fn diagnose(path: impl AsRef<Path>, overrides: &[(String, String)]) -> Diagnostics {
+        let surroundings =
+            Surroundings { clock: Arc::new(SystemClock), functions: Functions::default(), sources: BTreeMap::new() };
+        crate::plan::diagnose(path.as_ref(), overrides, &surroundings).await
+    }
+
     /// Reads the text of a pipeline file; relative paths in it are taken from the current folder.
     pub fn parse(text: &str) -> Result<Self, Diagnostics> {
         Ok(Self::new(spec::parse(text, "pipeline", Path::new("."), &[])?))

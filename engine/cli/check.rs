@@ -21,7 +21,7 @@ impl Check {
     pub async fn execute(self) -> Result<(), Failure> {
         let mut wrong = Vec::new();
         for file in &self.files {
-            let planned = match load(file, &self.set) {
+            let planned = match load(file, &self.set).await {
                 Ok(pipeline) => pipeline.plan().await.map_err(Failure::File),
                 Err(failure) => Err(failure),
             };

@@ -112,17 +112,21 @@ async fn dispatch(verb: Verb) -> Result<(), Failure> {
 }
 
 impl File {
-    fn load(&self) -> Result<Pipeline, Failure> {
-        load(&self.file, &self.set)
+    async fn load(&self) -> Result<Pipeline, Failure> {
+        load(&self.file, &self.set).await
     }
 
     async fn plan(&self) -> Result<Plan, Failure> {
-        Ok(self.load()?.plan().await?)
+        Ok(self.load().await?.plan().await?)
     }
 }
 
-fn load(file: &Path, set: &[(String, String)]) -> Result<Pipeline, Failure> {
-    Ok(Pipeline::load(file, set)?)
+/// Loads a pipeline file; if it is wrong, its queries are looked at as well, so that everything is said at once.
+async fn load(file: &Path, set: &[(String, String)]) -> Result<Pipeline, Failure> {
+    match Pipeline::load(file, set) {
+        Ok(pipeline) => Ok(pipeline),
+        Err(_) => Err(Failure::File(Pipeline::diagnose(file, set).await)),
+    }
 }
 
 fn parameter(text: &str) -> Result<(String, String), String> {

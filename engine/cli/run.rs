@@ -47,7 +47,7 @@ enum LogFormat {
 impl Run {
     pub async fn execute(self) -> Result<(), Failure> {
         start_logs(self.log);
-        let mut pipeline = self.file.load()?;
+        let mut pipeline = self.file.load().await?;
         if let Some(idle) = self.until_idle {
             pipeline = pipeline.until_idle(idle);
         }

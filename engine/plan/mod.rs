@@ -1,9 +1,11 @@
 //! From spec to a checked graph of stages.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::path::Path;
 use std::sync::Arc;
 
 use arrow::datatypes::SchemaRef;
+use datafusion::execution::session_state::SessionState;
 use nexus_operators::clock::SharedClock;
 
 pub mod analyze;
@@ -13,7 +15,7 @@ pub mod session;
 pub mod source;
 pub mod table;
 
-use crate::spec::{Diagnostic, Diagnostics, Loaded, Severity, Tier, codes, model};
+use crate::spec::{self, Diagnostic, Diagnostics, Loaded, Severity, Tier, codes, model};
 use reference::{ReferenceSettings, ReferenceTable};
 use session::Functions;
 use source::SourcePlan;
@@ -49,7 +51,7 @@ pub struct Surroundings {
 impl Plan {
     /// Plans a pipeline, and gives everything that is wrong with it at once.
     pub async fn new(loaded: Loaded, surroundings: &Surroundings) -> Result<Self, Diagnostics> {
-        let mut planning = Planning { loaded: &loaded, surroundings, wrong: Vec::new() };
+        let mut planning = Planning { loaded: &loaded, surroundings, broken: &[], wrong: Vec::new() };
         let sources = planning.sources();
         let references = planning.references().await;
         let tables = planning.tables(&sources, &references).await;
@@ -79,18 +81,43 @@ impl Plan {
     }
 }
 
+/// Gives everything that is wrong with a pipeline file, its queries included as far as the rest of it allows.
+pub async fn diagnose(path: &Path, overrides: &[(String, String)], surroundings: &Surroundings) -> Diagnostics {
+    let survey = spec::survey_file(path, overrides);
+    let mut found = survey.found;
+    // A query with a hole in it would be wrong for that reason only.
+    let holes = found.iter().any(|d| matches!(d.code, codes::UNKNOWN_PARAM | codes::BAD_SUBSTITUTION));
+    if let Some(loaded) = survey.sound.as_ref().filter(|_| !holes) {
+        let mut planning = Planning { loaded, surroundings, broken: &survey.wrong, wrong: Vec::new() };
+        let sources = planning.sources();
+        let references = planning.references().await;
+        planning.tables(&sources, &references).await;
+        found.extend(planning.wrong);
+    }
+    Diagnostics::new(found)
+}
+
 /// A plan in the making.
 struct Planning<'a> {
     loaded: &'a Loaded,
     surroundings: &'a Surroundings,
+    /// Where the file is known to be wrong: what depends on it is left alone.
+    broken: &'a [Vec<String>],
     wrong: Vec<Diagnostic>,
 }
 
-impl Planning<'_> {
+impl<'a> Planning<'a> {
+    /// Finds a table of the file by its name, `tier.table`.
+    fn find(&self, name: &str) -> Option<(Tier, &'a str, &'a model::Table)> {
+        let (tier, table) = name.split_once('.')?;
+        let tier = Tier::by_name(tier)?;
+        self.loaded.spec.tables(tier).get_key_value(table).map(|(table, spec)| (tier, table.as_str(), spec))
+    }
+
     fn sources(&mut self) -> BTreeMap<String, SourcePlan> {
         let mut plans = self.surroundings.sources.clone();
         for (name, source) in &self.loaded.spec.sources {
-            if plans.contains_key(name) {
+            if plans.contains_key(name) || self.is_broken(&["sources", name]) {
                 continue;
             }
             match SourcePlan::new(self.loaded, name, source) {
@@ -104,6 +131,9 @@ impl Planning<'_> {
     async fn references(&mut self) -> BTreeMap<String, Arc<ReferenceTable>> {
         let mut tables = BTreeMap::new();
         for (name, spec) in &self.loaded.spec.reference {
+            if self.is_broken(&["reference", name]) {
+                continue;
+            }
             let loaded = match self.reference_settings(name, spec) {
                 Ok(settings) => ReferenceTable::load(settings, self.surroundings.clock.clone()).await,
                 Err(error) => Err(error),
@@ -137,59 +167,26 @@ impl Planning<'_> {
         let Ok(runtime) = session::runtime(memory) else { return Vec::new() };
         let session = || session::state(runtime.clone(), &self.surroundings.functions);
         let Ok(parser) = session() else { return Vec::new() };
-
-        let mut specs = BTreeMap::new();
-        let mut reads = BTreeMap::new();
-        let mut refused = Vec::new();
-        for (tier, name, spec) in self.loaded.spec.all_tables() {
-            let sql = self.sql(tier, name, spec);
-            match mentioned(&parser, &sql) {
-                Ok(names) => drop(reads.insert(format!("{tier}.{name}"), names)),
-                Err(why) => refused.push(((tier, name), why)),
-            }
-            specs.insert(format!("{tier}.{name}"), (tier, name, spec, sql));
-        }
-        for (table, why) in refused {
-            self.refuse_table(table, why);
-        }
-        let order = match graph::order(&reads) {
-            Ok(order) => order,
-            Err(cycle) => {
-                let first = cycle.first().and_then(|name| specs.get(name)).map(|(tier, name, ..)| (*tier, *name));
-                let message = format!("tables read one another: {}", cycle.join(" reads "));
-                if let Some((tier, name)) = first {
-                    let hint = Some("let one of them read what the other reads".to_owned());
-                    self.refuse(&[tier.name(), name], codes::CYCLE, message, hint);
-                }
-                return Vec::new();
-            }
-        };
-
+        let reads = self.reads(&parser);
         let mut streams: BTreeMap<String, (SchemaRef, Option<usize>)> =
             sources.iter().map(|(name, plan)| (name.clone(), (plan.schema.clone(), plan.event_time))).collect();
         let mut planned: Vec<TablePlan> = Vec::new();
-        for name in order {
-            let (Some((tier, table, spec, sql)), Some(names)) = (specs.get(&name), reads.get(&name)) else { continue };
-            // What reads a table that was refused would only be refused for the same reason.
-            let pending = |read: &String| {
-                specs.contains_key(read) && !streams.contains_key(read)
-                    || self.loaded.spec.sources.contains_key(read) && !streams.contains_key(read)
-                    || self.loaded.spec.reference.contains_key(read) && !references.contains_key(read)
+        for name in self.order(&reads) {
+            let (Some(read), Some((tier, table, spec))) = (reads.get(&name), self.find(&name)) else { continue };
+            // What reads something that was refused would only be refused for the same reason.
+            let refused = |read: &String| {
+                let declared = self.find(read).is_some()
+                    || self.loaded.spec.sources.contains_key(read)
+                    || self.loaded.spec.reference.contains_key(read);
+                declared && !streams.contains_key(read) && !references.contains_key(read)
             };
-            if names.iter().any(pending) {
-                continue;
-            }
-            if let Some(higher) = names.iter().find(|read| specs.get(*read).is_some_and(|(of, ..)| of > tier)) {
-                let message = format!("{name} reads {higher}, a table of a higher tier");
-                let hint = Some("rows go from bronze to silver to gold to vibranium; move one of the two".to_owned());
-                self.refuse(&[tier.name(), table], codes::TIER_ORDER, message, hint);
+            if read.iter().any(refused) || !self.keeps_order(&name, tier, read) {
                 continue;
             }
             let readable = Readable { streams: &streams, references };
-            let state = session().map_err(|e| Refused::Sql { message: e.to_string(), at: None });
-            let plan = match state {
-                Ok(state) => TablePlan::new(state, (*tier, table), sql, spec, &readable).await,
-                Err(refused) => Err(refused),
+            let plan = match session() {
+                Ok(state) => TablePlan::new(state, (tier, table), &self.sql(tier, table, spec), spec, &readable).await,
+                Err(error) => Err(Refused::Sql { message: error.to_string(), at: None }),
             };
             match plan {
                 Ok(plan) => {
@@ -197,10 +194,51 @@ impl Planning<'_> {
                     streams.insert(name, (plan.schema.clone(), plan.event_time));
                     planned.push(plan);
                 }
-                Err(why) => self.refuse_table((*tier, table), why),
+                Err(why) => self.refuse_table((tier, table), why),
             }
         }
         planned
+    }
+
+    /// Finds for each table what it reads; a table whose query cannot be read is left out.
+    fn reads(&mut self, parser: &SessionState) -> BTreeMap<String, BTreeSet<String>> {
+        let mut reads = BTreeMap::new();
+        for (tier, name, spec) in self.loaded.spec.all_tables() {
+            if ["from", "sql", "sql_file"].iter().any(|key| self.is_broken(&[tier.name(), name, key])) {
+                continue;
+            }
+            match mentioned(parser, &self.sql(tier, name, spec)) {
+                Ok(names) => drop(reads.insert(format!("{tier}.{name}"), names)),
+                Err(why) => self.refuse_table((tier, name), why),
+            }
+        }
+        reads
+    }
+
+    /// Puts the tables in the order of who reads whom; those that read one another are left out.
+    fn order(&mut self, reads: &BTreeMap<String, BTreeSet<String>>) -> Vec<String> {
+        let mut left = reads.clone();
+        loop {
+            let cycle = match graph::order(&left) {
+                Ok(order) => return order,
+                Err(cycle) => cycle,
+            };
+            let Some((tier, name, _)) = cycle.first().and_then(|name| self.find(name)) else { return Vec::new() };
+            let message = format!("tables read one another: {}", cycle.join(" reads "));
+            let hint = Some("let one of them read what the other reads".to_owned());
+            self.refuse(&[tier.name(), name], codes::CYCLE, message, hint);
+            left.retain(|name, _| !cycle.contains(name));
+        }
+    }
+
+    /// Refuses a table that reads one of a higher tier.
+    fn keeps_order(&mut self, name: &str, tier: Tier, read: &BTreeSet<String>) -> bool {
+        let higher = read.iter().find(|read| self.find(read).is_some_and(|(of, ..)| of > tier));
+        let (Some(higher), Some((_, table, _))) = (higher, self.find(name)) else { return true };
+        let message = format!("{name} reads {higher}, a table of a higher tier");
+        let hint = Some("rows go from bronze to silver to gold to vibranium; move one of the two".to_owned());
+        self.refuse(&[tier.name(), table], codes::TIER_ORDER, message, hint);
+        false
     }
 
     fn sql(&self, tier: Tier, name: &str, spec: &model::Table) -> String {
@@ -235,6 +273,11 @@ impl Planning<'_> {
         }
     }
 
+    /// Tells whether something under `path`, or what holds it, is known to be wrong.
+    fn is_broken(&self, path: &[&str]) -> bool {
+        self.broken.iter().any(|wrong| wrong.iter().zip(path).all(|(wrong, step)| wrong == step))
+    }
+
     fn refuse(&mut self, path: &[&str], code: &'static str, message: impl Into<String>, hint: Option<String>) {
         self.wrong.push(self.loaded.diagnostic_at(path, code, message, hint));
     }
@@ -243,6 +286,15 @@ impl Planning<'_> {
         let has_query = self.loaded.sql_of(tier, name).is_some();
         let key = if has_query { "sql" } else { "from" };
         match why {
+            Refused::Unknown { input, at } => {
+                let message = format!("there is no source or table `{input}`");
+                let tables = self.loaded.spec.all_tables().map(|(tier, table, _)| format!("{tier}.{table}"));
+                let others = self.loaded.spec.sources.keys().chain(self.loaded.spec.reference.keys()).cloned();
+                let known: Vec<String> = tables.chain(others).collect();
+                let hint = spec::suggest::hint(&input, known.iter().map(String::as_str));
+                let at = at.unwrap_or((1, 1));
+                self.wrong.push(self.loaded.diagnostic_in_query((tier, name), at, codes::UNKNOWN_INPUT, message, hint));
+            }
             Refused::Sql { message, at: Some(at) } if has_query => {
                 self.wrong.push(self.loaded.diagnostic_in_query((tier, name), at, codes::BAD_SQL, message, None));
             }

@@ -35,6 +35,7 @@ pub fn state(runtime: Arc<RuntimeEnv>, functions: &Functions) -> Result<SessionS
     let options = config.options_mut();
     options.optimizer.enable_dynamic_filter_pushdown = false;
     options.execution.collect_statistics = false;
+    options.sql_parser.collect_spans = true;
     let mut state =
         SessionStateBuilder::new().with_config(config).with_runtime_env(runtime).with_default_features().build();
     let rules = state.optimizers().iter().filter(|rule| rule.name() != "single_distinct_aggregation_to_group_by");

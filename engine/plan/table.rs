@@ -73,6 +73,13 @@ pub enum Refused {
         /// Line and column, from 1.
         at: Option<(usize, usize)>,
     },
+    /// The SQL reads what is not there.
+    Unknown {
+        /// The name in the SQL.
+        input: String,
+        /// Line and column, from 1.
+        at: Option<(usize, usize)>,
+    },
     /// The SQL does not work on a stream.
     Unfit(Unfit),
     /// Something beside the SQL is wrong: the key under the table, and what.
@@ -315,7 +322,13 @@ fn unique_plan(
 }
 
 fn sql_refused(error: &DataFusionError) -> Refused {
-    Refused::Sql { message: sql_text(error), at: place(error) }
+    let (message, at) = (sql_text(error), place(error));
+    // DataFusion has no error of its own for this; it names the catalog, which users do not know of.
+    let input = message.strip_prefix("table 'datafusion.").and_then(|rest| rest.strip_suffix("' not found"));
+    match input {
+        Some(input) => Refused::Unknown { input: input.trim_start_matches("public.").to_owned(), at },
+        None => Refused::Sql { message, at },
+    }
 }
 
 /// Gives what DataFusion says without the layers that mean nothing to the user.

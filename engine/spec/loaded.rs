@@ -37,19 +37,57 @@ pub struct Loaded {
 
 /// Reads and checks a pipeline file; gives everything that is wrong with it at once.
 pub fn load(path: &Path, overrides: &[(String, String)]) -> Result<Loaded, Diagnostics> {
+    into_loaded(survey_file(path, overrides))
+}
+
+/// Looks at a pipeline file, and goes as far as what is wrong with it allows.
+pub(crate) fn survey_file(path: &Path, overrides: &[(String, String)]) -> Survey {
     let file = path.display().to_string();
-    let unreadable = |message: String| Diagnostic::error(codes::UNREADABLE, file.clone(), message);
-    let text = read_text(path, yaml::FILE_BYTES_MAX);
-    let text = text.map_err(|why| unreadable(format!("could not read the pipeline file: {why}")))?;
+    let text = match read_text(path, yaml::FILE_BYTES_MAX) {
+        Ok(text) => text,
+        Err(why) => {
+            let message = format!("could not read the pipeline file: {why}");
+            return Survey::of_error(Diagnostic::error(codes::UNREADABLE, file, message));
+        }
+    };
     let folder = match path.parent() {
         Some(parent) if parent != Path::new("") => parent,
         _ => Path::new("."),
     };
-    parse(&text, &file, folder, overrides)
+    survey(&text, &file, folder, overrides)
+}
+
+/// What can be said of a pipeline file, also if it is wrong.
+pub(crate) struct Survey {
+    /// The parts of the file that fit the model; nothing if what is wrong leaves nothing to go on with.
+    pub(crate) sound: Option<Loaded>,
+    /// Everything that was found.
+    pub(crate) found: Vec<Diagnostic>,
+    /// Where something is wrong.
+    pub(crate) wrong: Vec<Vec<String>>,
+}
+
+impl Survey {
+    fn of_error(found: Diagnostic) -> Self {
+        Self { sound: None, found: vec![found], wrong: Vec::new() }
+    }
 }
 
 /// Checks the text of a pipeline file that lies, or would lie, in `folder`. `file` is its name in diagnostics.
 pub fn parse(text: &str, file: &str, folder: &Path, overrides: &[(String, String)]) -> Result<Loaded, Diagnostics> {
+    into_loaded(survey(text, file, folder, overrides))
+}
+
+fn into_loaded(survey: Survey) -> Result<Loaded, Diagnostics> {
+    let failed = survey.found.iter().any(|d| d.severity == Severity::Error);
+    match survey.sound.filter(|_| !failed) {
+        Some(loaded) => Ok(Loaded { warnings: Diagnostics::new(survey.found), ..loaded }),
+        None => Err(Diagnostics::new(survey.found)),
+    }
+}
+
+/// Looks at the text of a pipeline file, and goes as far as what is wrong with it allows.
+pub(crate) fn survey(text: &str, file: &str, folder: &Path, overrides: &[(String, String)]) -> Survey {
     let text = text.strip_prefix('\u{feff}').unwrap_or(text);
     let source = SourceText::new(file, text);
     let absolute = |path: &Path| {
@@ -58,14 +96,20 @@ pub fn parse(text: &str, file: &str, folder: &Path, overrides: &[(String, String
             Diagnostic::error(codes::UNREADABLE, file, message)
         })
     };
-    let (folder, current_folder) = (absolute(folder)?, absolute(Path::new("."))?);
-    let mut root = yaml::parse(text, &source)?;
+    let (folder, current_folder) = match (absolute(folder), absolute(Path::new("."))) {
+        (Ok(folder), Ok(current_folder)) => (folder, current_folder),
+        (Err(wrong), _) | (_, Err(wrong)) => return Survey::of_error(wrong),
+    };
+    let mut root = match yaml::parse(text, &source) {
+        Ok(root) => root,
+        Err(wrong) => return Survey::of_error(wrong),
+    };
     let mut found = Vec::new();
     let mut params = Params::read(&root, &source, overrides, &mut found);
     params.substitute(&mut root, &source, &mut found);
     let validated = validate::validate(&root, &source);
     let spec = validated.value.and_then(|value| serde_json::from_value::<Spec>(value).ok());
-    let (places, wrong): (Vec<_>, Vec<_>) = validated.wrong.into_iter().unzip();
+    let (mut places, wrong): (Vec<_>, Vec<_>) = validated.wrong.into_iter().unzip();
     // When the outermost shape is wrong, what is missing in it would only be reported again.
     let outermost = places.iter().zip(&wrong).any(|(path, d)| path.len() < 2 && !misspelt(d));
     found.extend(wrong);
@@ -74,22 +118,20 @@ pub fn parse(text: &str, file: &str, folder: &Path, overrides: &[(String, String
             let message = "the file follows the schema and does not fit the model; this is a bug in Nexus";
             found.push(Diagnostic::error(codes::WRONG_TYPE, file, message));
         }
-        return Err(Diagnostics::new(found));
+        return Survey { sound: None, found, wrong: places };
     };
     let warnings = Diagnostics::default();
     let mut loaded = Loaded { spec, folder, warnings, current_folder, source, root, query_files: BTreeMap::new() };
     loaded.read_queries(&mut params, &mut found);
     let meant = check::check(&loaded).into_iter().filter(|(path, _)| loaded.is_sound(path, &places));
-    found.extend(meant.map(|(_, diagnostic)| diagnostic));
+    let meant: Vec<_> = meant.collect();
+    places.extend(meant.iter().filter(|(_, d)| d.severity == Severity::Error).map(|(path, _)| path.clone()));
+    found.extend(meant.into_iter().map(|(_, diagnostic)| diagnostic));
     // A parameter whose name is misspelt where it is used would be reported twice.
     if !found.iter().any(|d| matches!(d.code, codes::UNKNOWN_PARAM | codes::BAD_SUBSTITUTION)) {
         found.extend(params.unused(&loaded.source));
     }
-    if found.iter().any(|d| d.severity == Severity::Error) {
-        return Err(Diagnostics::new(found));
-    }
-    loaded.warnings = Diagnostics::new(found);
-    Ok(loaded)
+    Survey { sound: Some(loaded), found, wrong: places }
 }
 
 impl Loaded {

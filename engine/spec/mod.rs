@@ -42,6 +42,7 @@ mod yaml;
 mod tests;
 
 pub use diagnostic::{Diagnostic, Diagnostics, Severity};
+pub(crate) use loaded::survey_file;
 pub use loaded::{Loaded, load, parse};
 pub use model::Spec;
 pub use partition::Partition;
