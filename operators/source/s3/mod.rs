@@ -37,7 +37,7 @@ use self::object::{Object, Read};
 use self::queue::{Outcome, Queue, Received};
 use super::framed::{FramedSettings, Step};
 use super::{Source, SourceEvent};
-use crate::batch::Chunk;
+use crate::batch::{Chunk, Payload};
 use crate::clock::SharedClock;
 use crate::error::{Error, Result};
 use crate::framing::Framing;
@@ -249,6 +249,13 @@ impl S3Source {
         }
     }
 
+    /// Answers when nothing came in time: `Idle`, or no records of an object that is still being read.
+    fn nothing_read(&self) -> SourceEvent {
+        let Some(partition) = self.reading.first().cloned() else { return SourceEvent::Idle };
+        let read_at_us = self.clock.now_us();
+        SourceEvent::Chunk(Chunk { partition, payload: Payload::Records(Vec::new()), read_at_us, lag_ms: None })
+    }
+
     fn reject(&mut self, rejected: Rejected) -> SourceEvent {
         let Rejected { partition, offset, raw, reason } = rejected;
         self.done(&partition, offset);
@@ -332,7 +339,7 @@ impl Source for S3Source {
                         self.take(message);
                     }
                 }
-                () = tokio::time::sleep_until(deadline) => return Ok(SourceEvent::Idle),
+                () = tokio::time::sleep_until(deadline) => return Ok(self.nothing_read()),
             }
         }
     }
