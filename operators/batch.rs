@@ -85,6 +85,29 @@ pub struct RowGroup {
 }
 
 impl Chunk {
+    /// Tells whether there are no records: the source waits, and has not caught up.
+    pub fn is_empty(&self) -> bool {
+        matches!(&self.payload, Payload::Records(records) if records.is_empty())
+    }
+
+    /// Gives the place of the first record within the partition.
+    pub fn first_offset(&self) -> String {
+        match &self.payload {
+            Payload::Framed { offset, .. } | Payload::Batch { offset, .. } => offset.to_string(),
+            Payload::Records(records) => records.first().map(|record| record.offset.clone()).unwrap_or_default(),
+            Payload::RowGroup(group) => group.first_row.to_string(),
+        }
+    }
+
+    /// Gives the bytes as they came; nothing where they mean nothing without the rest of their file.
+    pub fn raw(&self) -> Bytes {
+        match &self.payload {
+            Payload::Framed { bytes, .. } => bytes.clone(),
+            Payload::Records(records) => records.iter().flat_map(|record| record.data.iter().copied()).collect(),
+            Payload::RowGroup(_) | Payload::Batch { .. } => Bytes::new(),
+        }
+    }
+
     /// Gives the size in bytes that backpressure counts.
     pub fn size_bytes(&self) -> usize {
         match &self.payload {

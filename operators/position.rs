@@ -67,7 +67,13 @@ impl Cut {
         self.advanced.is_empty() && self.forgotten.is_empty()
     }
 
-    /// Applies a later cut on top of this one.
+    /// Makes one cut of this and the one that follows it.
+    pub fn join(&mut self, later: Cut) {
+        self.fold(&later);
+        self.forgotten.extend(later.forgotten);
+    }
+
+    /// Applies a later cut on top of the positions that this one holds.
     pub fn fold(&mut self, later: &Cut) {
         for name in &later.forgotten {
             self.advanced.remove(name);

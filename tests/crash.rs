@@ -1,7 +1,7 @@
 //! Killed at any moment and started again: the same tables, no row lost or
 //! doubled. And of two processes, only the newer commits.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use serde_json::json;
@@ -9,10 +9,13 @@ use serde_json::json;
 use crate::cloud::{cloud, kinesis_pipeline, uploads_pipeline};
 use crate::endless::{counted, endless_pipeline};
 use crate::flights::{check_bronze, check_same_gold, check_tables, files_pipeline};
-use crate::world::{Random, World, table_files};
+use crate::world::{Random, World, ask, table_files};
 
 /// How often a run is killed before it may end.
 const KILLS: u32 = 4;
+
+/// How long an idle process may take to find out that it is not the newest: it looks every 5 s.
+const FENCED_MAX: Duration = Duration::from_secs(20);
 
 /// Starts a pipeline `KILLS` times and kills it at moments within `whole`, the time that a run takes without a kill.
 fn kill_on_the_way(world: &World, pipeline: &Path, more: &[&str], whole: Duration) {
@@ -119,4 +122,122 @@ fn a_second_process_fences_the_first() {
     let rows = counted(&lake);
     let postgres = "SELECT count(*), count(DISTINCT n), min(n), max(n) + 1 FROM ticks";
     assert_eq!(world.ask_postgres(postgres), [json!([rows, rows, 0, rows])], "rows in Postgres");
+}
+
+#[test]
+fn a_second_process_fences_one_that_has_nothing_to_do() {
+    let world = World::new();
+    let lake = world.path("lake");
+    world.file("first.json", "{\"n\":1}\n");
+    let pipeline = world.file(
+        "watch.yaml",
+        &format!(
+            "name: watch\nlake: {}\ncommit: {{ every: 100ms }}\nsources:\n  events:\n    \
+             file: {{ path: \"*.json\", follow: true }}\n    format: json\n    columns: {{ n: int64 }}\n\
+             bronze:\n  events: {{ from: events }}\n",
+            lake.display()
+        ),
+    );
+    let args = ["run", pipeline.to_str().expect("the tests' paths are UTF-8")];
+
+    let mut older = world.start(&args);
+    older.until("it has committed", || table_files(&lake, "bronze/events") == 1);
+    let newer = world.start(&args);
+    assert!(older.ends_within(FENCED_MAX), "the older process was not fenced");
+    let said = older.wait().expect_code(1).said();
+    assert!(said.contains("another process has taken over"), "the older does not say why it stopped:\n{said}");
+
+    world.file("second.json", "{\"n\":2}\n");
+    let mut newer = newer;
+    newer.until("it has committed", || table_files(&lake, "bronze/events") == 2);
+    newer.signal("TERM");
+    newer.wait().expect_code(0);
+    assert_eq!(ask(&lake, "SELECT n FROM bronze.events ORDER BY n"), [json!([1]), json!([2])]);
+}
+
+/// The places of the commit protocol at which a process may die, and after how many passings: each of the four sinks
+/// is once the one whose commit was just about to begin (its record exists, Postgres knows nothing of it), and once the
+/// one whose commit was just over (Postgres has the rows, the epoch is not marked done).
+const DEATHS: [&str; 19] = [
+    "before_barrier:2",
+    "before_snapshot:3",
+    "after_snapshot:3",
+    "before_prepare:9",
+    "after_prepare:9",
+    "before_record:2",
+    "after_record:2",
+    "before_commit:1",
+    "before_commit:2",
+    "before_commit:3",
+    "before_commit:4",
+    "after_commit:1",
+    "after_commit:2",
+    "after_commit:3",
+    "after_commit:4",
+    "before_committed_note:2",
+    "after_committed_note:2",
+    "before_acknowledge:2",
+    "after_acknowledge:2",
+];
+
+#[test]
+fn a_death_at_each_place_of_the_commit_protocol_loses_and_doubles_nothing() {
+    let mut world = World::new().with_postgres();
+    let lake = world.path("lake");
+    let pipeline = numbers_pipeline(&world, &lake);
+    let args = ["run", pipeline.to_str().expect("the tests' paths are UTF-8")];
+
+    // Each process dies where the one before it had come to in the rows: every place is passed with state to restore.
+    for place in DEATHS {
+        world.set("NEXUS_FAIL_POINT", place);
+        let died = world.nexus(&args);
+        assert_eq!(died.status.code(), None, "the process did not die at {place}:\n{}", died.said());
+    }
+    world.set("NEXUS_FAIL_POINT", "");
+    world.nexus(&args).expect_code(0);
+
+    let all = json!([NUMBERS, NUMBERS, 0, NUMBERS - 1]);
+    let rows = "SELECT count(*), count(DISTINCT n), min(n), max(n) FROM";
+    assert_eq!(ask(&lake, &format!("{rows} bronze.numbers")), [all.clone()]);
+    assert_eq!(world.ask_postgres(&format!("{rows} numbers")), [all]);
+    let tens = json!([NUMBERS / 10, NUMBERS / 10, true]);
+    let windows = "SELECT count(*), count(DISTINCT second), bool_and(numbers = 10) FROM";
+    assert_eq!(ask(&lake, &format!("{windows} gold.seconds")), [tens.clone()]);
+    assert_eq!(world.ask_postgres(&format!("{windows} seconds")), [tens]);
+}
+
+/// Rows of the pipeline of numbers: some 15 seconds of them.
+const NUMBERS: u64 = 300_000;
+
+/// Writes a pipeline over numbers, ten a second of event time, with rows and seconds in the lake and in Postgres.
+fn numbers_pipeline(world: &World, lake: &Path) -> PathBuf {
+    world.file(
+        "numbers.yaml",
+        &format!(
+            "name: numbers
+lake: {}
+commit: {{ every: 100ms }}
+sources:
+  numbers:
+    generate:
+      rows: {NUMBERS}
+      rate: 20000
+      columns:
+        n: {{ sequence: {{}} }}
+        ts: {{ time: {{ start: \"2026-11-01T00:00:00Z\", step: 100ms }} }}
+    event_time: {{ column: ts, lateness: 1s }}
+bronze:
+  numbers:
+    from: numbers
+    postgres: {{ url: pg, table: numbers, append: true }}
+gold:
+  seconds:
+    sql: SELECT date_bin(INTERVAL '1 second', ts) AS second, count(*) AS numbers FROM numbers GROUP BY 1
+    postgres: {{ url: pg, table: seconds, key: [second] }}
+secrets:
+  pg: {{ env: DATABASE_URL }}
+",
+            lake.display()
+        ),
+    )
 }

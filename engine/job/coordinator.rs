@@ -29,8 +29,9 @@ const FENCE_EVERY: Duration = Duration::from_secs(5);
 /// How long a run that ends waits for its sinks to commit. The rows are durable; the next start goes on.
 const LAST_COMMIT_MAX: Duration = Duration::from_secs(15 * 60);
 
-/// How long a run that was told to stop waits for its sinks to commit.
-const DRAIN_MAX: Duration = Duration::from_secs(60);
+/// How long a run that was told to stop waits for its sinks to commit: those who stop it (Kubernetes, ECS, systemd)
+/// kill it after 30 seconds or more.
+const DRAIN_MAX: Duration = Duration::from_secs(20);
 
 /// What stages tell the coordinator.
 #[derive(Debug)]

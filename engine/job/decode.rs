@@ -6,11 +6,12 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use arrow::array::RecordBatch;
+use nexus_operators::batch::Chunk;
 use nexus_operators::clock::SharedClock;
-use nexus_operators::decode::{Decoder, Reject};
+use nexus_operators::decode::{Decoded, Decoder, Reject};
 use nexus_operators::quarantine::{self, Quarantined};
 use nexus_operators::transform::window::{WATERMARK_END, WATERMARK_START, micros};
-use nexus_operators::{Error, Result};
+use nexus_operators::{ErrorKind, Result};
 use tokio::sync::mpsc;
 use tokio::time::Instant;
 
@@ -50,7 +51,7 @@ impl DecodeStage {
             match read {
                 Read::Chunk(chunk) => {
                     counts.bytes += chunk.size_bytes() as u64;
-                    let decoded = self.decoder.decode(&chunk).map_err(|e| self.named(e))?;
+                    let decoded = self.decode(&chunk)?;
                     for batch in decoded.batches {
                         self.pass(&chunk.partition, batch, &mut counts).await?;
                     }
@@ -69,6 +70,21 @@ impl DecodeStage {
             }
         }
         Err(closed())
+    }
+
+    /// Decodes a chunk; one that cannot be decoded at all is one reject.
+    fn decode(&self, chunk: &Chunk) -> Result<Decoded> {
+        if chunk.is_empty() {
+            return Ok(Decoded::default());
+        }
+        match self.decoder.decode(chunk) {
+            Err(error) if error.kind() == ErrorKind::Data => {
+                let reject = Reject { offset: chunk.first_offset(), raw: chunk.raw(), reason: error.to_string() };
+                Ok(Decoded { batches: Vec::new(), rejects: vec![reject] })
+            }
+            decoded => decoded
+                .map_err(|error| error.while_doing(format!("could not decode records of source {}", self.name))),
+        }
     }
 
     async fn pass(&mut self, partition: &Arc<str>, batch: RecordBatch, counts: &mut SourceCounts) -> Result<()> {
@@ -124,10 +140,6 @@ impl DecodeStage {
         let barrier = Item::Barrier(Barrier { epoch: closing.epoch, watermark_us, last: closing.last });
         self.quarantine.send(barrier.clone()).await?;
         fan_out(&self.to, &barrier).await
-    }
-
-    fn named(&self, error: Error) -> Error {
-        error.while_doing(format!("could not decode records of source {}", self.name))
     }
 }
 

@@ -38,8 +38,6 @@ pub enum Command {
     Barrier(Closing),
     /// Every sink has committed up to this cut.
     Committed(Cut),
-    /// Read no more.
-    Stop,
 }
 
 /// How an epoch is closed.
@@ -130,6 +128,8 @@ struct Standing {
     ended: bool,
     stopped: bool,
     last_rows: Instant,
+    /// What has moved since the last barrier, as far as it has been asked for.
+    moved: Cut,
     failing_since: Option<Instant>,
     pause: Duration,
     retry_at: Instant,
@@ -143,6 +143,7 @@ impl SourceStage {
             ended: false,
             stopped: false,
             last_rows: now,
+            moved: Cut::default(),
             failing_since: None,
             pause: PAUSE_MIN,
             retry_at: now,
@@ -168,14 +169,14 @@ impl SourceStage {
 
     async fn obey(&mut self, command: Command, standing: &mut Standing) -> Result<()> {
         match command {
-            Command::Stop => standing.stopped = true,
             Command::Committed(cut) => {
                 tolerate(&self.name, "acknowledge", self.source.committed(&cut).await)?;
                 let told = Report::Acknowledged { source: self.name.clone() };
                 self.reports.send(told).map_err(|_| closed())?;
             }
             Command::Barrier(closing) => {
-                let cut = self.source.cut();
+                let mut cut = std::mem::take(&mut standing.moved);
+                cut.join(self.source.cut());
                 let idle = standing.last_rows.elapsed() >= self.idle_after;
                 let told = Report::Cut { source: self.name.clone(), epoch: closing.epoch, cut };
                 self.reports.send(told).map_err(|_| closed())?;
@@ -218,6 +219,10 @@ impl SourceStage {
                     progress.set_lag_ms(0);
                 }
                 standing.retry_at = Instant::now() + IDLE_PAUSE;
+                standing.moved.join(self.source.cut());
+                if !standing.moved.is_empty() {
+                    self.count(0);
+                }
             }
             Ok(SourceEvent::End) => {
                 standing.ended = true;
@@ -229,16 +234,22 @@ impl SourceStage {
         Ok(())
     }
 
+    /// Counts what is to be committed. A position that moved without records is worth a commit too: without one, the
+    /// messages of an object whose end was all that was left to read would never be deleted.
+    fn count(&self, bytes: u64) {
+        let before = self.load.bytes.fetch_add(bytes.max(1), Ordering::AcqRel);
+        if before == 0 || before + bytes >= self.load.bytes_max {
+            self.load.wake.notify_one();
+        }
+    }
+
     /// Sends on, and keeps the source alive while backpressure lasts.
     async fn send(&mut self, read: Read, maintain: &mut tokio::time::Interval) -> Result<()> {
         let bytes = read.weight_bytes() as u64;
         if let Some(progress) = self.progress.sources.get(&self.name) {
             progress.bytes.fetch_add(bytes, Ordering::Relaxed);
         }
-        let before = self.load.bytes.fetch_add(bytes.max(1), Ordering::AcqRel);
-        if before == 0 || before + bytes >= self.load.bytes_max {
-            self.load.wake.notify_one();
-        }
+        self.count(bytes);
         let mut sending = std::pin::pin!(self.to.send(read));
         loop {
             // Cancel-safe: `sending` is polled by reference and finished before the loop ends.

@@ -67,7 +67,9 @@ pub struct Decoded {
 /// - A value that does not fit its declared type is a reject, never a NULL.
 /// - It holds nothing from chunk to chunk, so that chunks may be decoded side
 ///   by side and in any order.
-/// - An error (as opposed to a reject) means a bug or a limit, and stops the run.
+/// - An error of kind `Data` says that nothing of the chunk can be decoded, such as a row group whose types cannot be
+///   the declared ones: the whole chunk goes to the quarantine as one reject. Any other error means a bug or a limit,
+///   and stops the run.
 pub trait Decoder: Send + Sync {
     /// Gives the columns of every decoded batch: the declared ones, `_rescued`
     /// where unknown columns are rescued, and the provenance.

@@ -53,7 +53,8 @@ pub enum SourceEvent {
 /// - [`next`](Source::next) is cancel-safe: dropped at any await, it loses no
 ///   record and repeats none. It waits for records (long polls, paces itself
 ///   to the service's limits) but never for longer than about a second without
-///   answering `Idle`. After `End` it answers `End` again. An `Unavailable`
+///   answering `Idle`, or a chunk of no records ([`Payload::Records`](crate::batch::Payload::Records), whatever the
+///   format) while it waits without having caught up. After `End` it answers `End` again. An `Unavailable`
 ///   error leaves the source usable: the engine backs off and calls again.
 /// - [`cut`](Source::cut) gives the positions after all that `next` has
 ///   returned, as changes since the last call. A source opened with the fold of

@@ -88,8 +88,9 @@ impl Drop for KinesisServer {
 
 fn folder() -> Result<PathBuf> {
     let missing = || Error::config(format!("kinesis-local is not there: run `make test-env` and set {TEST_ENV}"));
-    let folder = PathBuf::from(std::env::var_os(TEST_ENV).ok_or_else(missing)?).join("node_modules/kinesis-local");
-    if folder.join("main.js").is_file() { Ok(folder) } else { Err(missing()) }
+    let env = PathBuf::from(std::env::var_os(TEST_ENV).ok_or_else(missing)?);
+    let places = ["node/node_modules", "node_modules"].map(|modules| env.join(modules).join("kinesis-local"));
+    places.into_iter().find(|folder| folder.join("main.js").is_file()).ok_or_else(missing)
 }
 
 fn free_port() -> Result<u16> {

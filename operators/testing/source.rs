@@ -69,6 +69,7 @@ impl Seen {
     /// Adds what a source answered; panics if it is out of order.
     pub fn add(&mut self, event: SourceEvent) {
         match event {
+            SourceEvent::Chunk(chunk) if chunk.is_empty() => {}
             SourceEvent::Chunk(chunk) => self.partitions.entry(chunk.partition.to_string()).or_default().add(chunk),
             SourceEvent::Reject { partition, offset, reason, .. } => {
                 let new = self.rejects.insert((partition.to_string(), offset, reason));

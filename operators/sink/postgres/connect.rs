@@ -36,6 +36,10 @@ const CONNECTIONS_MAX: usize = 2;
 /// How long a connection may take, with its handshakes: a server that is slower does not serve.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(15);
 
+/// How long a server's machine may not answer to TCP until the connection counts as lost. Without it a failover that
+/// sends no reset would hold a commit up for as long as the system's keepalive allows: two hours and more.
+const SILENCE_MAX: Duration = Duration::from_secs(60);
+
 /// A database, connected to when it is first needed.
 pub(super) struct Database {
     secret: SecretRef,
@@ -119,6 +123,8 @@ impl Url {
             }
         };
         config.ssl_mode(ssl_mode).connect_timeout(CONNECT_TIMEOUT);
+        config.keepalives_idle(SILENCE_MAX / 2).keepalives_interval(SILENCE_MAX / 8).keepalives_retries(4);
+        config.tcp_user_timeout(SILENCE_MAX);
         if config.get_application_name().is_none() {
             config.application_name("nexus");
         }

@@ -258,6 +258,13 @@ impl S3Source {
         }
     }
 
+    /// Answers when nothing came in time: `Idle`, or no records of an object that is still being read.
+    fn nothing_read(&self) -> SourceEvent {
+        let Some(partition) = self.reading.first().cloned() else { return SourceEvent::Idle };
+        let read_at_us = self.clock.now_us();
+        SourceEvent::Chunk(Chunk { partition, payload: Payload::Records(Vec::new()), read_at_us, lag_ms: None })
+    }
+
     fn reject(&mut self, rejected: Rejected) -> SourceEvent {
         let Rejected { partition, offset, raw, reason } = rejected;
         self.done(&partition, offset);
