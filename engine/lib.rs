@@ -12,6 +12,7 @@
 //!
 //! Invariant: the engine wires and drives operators, and never looks into a row.
 
+pub mod audit;
 pub mod cli;
 pub mod job;
 mod pipeline;

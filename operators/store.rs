@@ -4,6 +4,7 @@
 //! [`object_store`]: writes on the local disk are synced before they count.
 
 use std::fmt;
+use std::ops::Range;
 use std::path::{Path as FsPath, PathBuf};
 use std::sync::Arc;
 
@@ -139,6 +140,24 @@ impl Store {
                 Err(object_store::Error::NotFound { .. }) => Ok(None),
                 Err(e) => Err(self.failed("read", name, e)),
             },
+        }
+    }
+
+    /// Reads a piece of a file.
+    ///
+    /// # Errors
+    ///
+    /// [`Config`](crate::ErrorKind::Config) if there is no such file, and
+    /// [`Data`](crate::ErrorKind::Data) or [`Unavailable`](crate::ErrorKind::Unavailable) if it is shorter.
+    pub async fn get_range(&self, name: &str, range: Range<u64>) -> Result<Bytes> {
+        match &self.backend {
+            Backend::Local(root) => {
+                self.on_disk("read", name, root.join(name), move |path| local::read_range(path, range)).await
+            }
+            Backend::Object { objects, prefix, .. } => {
+                let got = objects.get_range(&join(prefix, name), range).await;
+                got.map_err(|e| self.failed("read", name, e))
+            }
         }
     }
 
@@ -280,9 +299,12 @@ pub fn join(prefix: &Path, name: &str) -> Path {
 /// Files on the local disk: synced writes, and a list that skips what is half written.
 pub mod local {
     use std::fs::{self, File};
-    use std::io::{self, Write};
+    use std::io::{self, Read, Seek, SeekFrom, Write};
+    use std::ops::Range;
     use std::path::{Path, PathBuf};
     use std::sync::atomic::{AtomicU64, Ordering};
+
+    use bytes::Bytes;
 
     use super::Entry;
 
@@ -303,6 +325,16 @@ pub mod local {
         file.write_all(content)?;
         file.sync_all()?;
         Ok(staged)
+    }
+
+    /// Reads a piece of a file.
+    pub fn read_range(path: &Path, range: Range<u64>) -> io::Result<Bytes> {
+        let mut file = File::open(path)?;
+        file.seek(SeekFrom::Start(range.start))?;
+        let length = range.end.saturating_sub(range.start);
+        let mut bytes = Vec::new();
+        file.take(length).read_to_end(&mut bytes)?;
+        if bytes.len() as u64 == length { Ok(bytes.into()) } else { Err(io::ErrorKind::UnexpectedEof.into()) }
     }
 
     /// Makes a folder and those above it, and syncs the folders that hold the new ones.

@@ -9,6 +9,7 @@ use crate::plan::Plan;
 use crate::spec::Diagnostics;
 use crate::{Error, Pipeline};
 
+mod audit;
 mod check;
 mod explain;
 mod graph;
@@ -46,6 +47,8 @@ enum Verb {
     Query(query::Query),
     /// Show epochs, positions, and what is prepared and not committed.
     State(state::ShowState),
+    /// Prove from commit records and files that every row is accounted for.
+    Audit(audit::ProveWhole),
     /// Print the JSON Schema of pipeline files, for editors.
     Schema,
     /// Explain a code of an error in a pipeline file.
@@ -106,6 +109,7 @@ async fn dispatch(verb: Verb) -> Result<(), Failure> {
         Verb::Plan(graph) => graph.execute().await,
         Verb::Query(query) => query.execute().await,
         Verb::State(state) => state.execute().await,
+        Verb::Audit(audit) => audit.execute().await,
         Verb::Schema => schema::execute(),
         Verb::Explain(explain) => explain.execute(),
     }

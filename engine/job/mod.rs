@@ -29,6 +29,7 @@ pub mod budget;
 pub mod channel;
 pub mod coordinator;
 mod decode;
+pub mod place;
 pub mod progress;
 mod reference;
 mod sink;

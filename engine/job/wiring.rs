@@ -8,7 +8,6 @@ use nexus_operators::position::Cut;
 use nexus_operators::quarantine;
 use nexus_operators::sink::parquet::{ParquetCompression, ParquetSettings, ParquetSink, PartitionBy};
 use nexus_operators::sink::{EpochId, Sink};
-use nexus_operators::store::Store;
 use nexus_operators::{Error, Result};
 use tokio::sync::{Notify, mpsc, watch};
 
@@ -16,18 +15,19 @@ use super::budget::Budget;
 use super::channel::{Item, Receiver, Sender, channel};
 use super::coordinator::{CommitQueue, Coordinator, Ledger, Report, Timing};
 use super::decode::{DecodeStage, Watermark};
+use super::place::{PARQUET, POSTGRES, ParquetPlace, parquet_place, spool_place};
 use super::progress::Progress;
 use super::reference::References;
 use super::sink::{CommitStage, SinkStage};
 use super::source::{Command, EpochLoad, SourceStage};
-use super::start::{encryption, handles_of};
+use super::start::handles_of;
 use super::table::{Input, Intake, Memory, Outlet, TableStage, TimePassage};
 use super::{CpuRuntime, RunSettings, Stage, Wired};
 use crate::plan::Plan;
 use crate::plan::table::TablePlan;
+use crate::spec::Partition;
 use crate::spec::model::{self, Late};
-use crate::spec::{Partition, Tier};
-use crate::state::record::CommitRecord;
+use crate::state::record::{CommitRecord, QUARANTINE};
 use crate::state::snapshot::Snapshots;
 use crate::state::{State, StateStore};
 
@@ -140,7 +140,7 @@ impl Wiring<'_> {
         let state = &self.restored.state;
         let positions = state.positions.get(name).cloned().unwrap_or_else(Cut::default);
         source.open(&positions).await.map_err(|e| e.while_doing(format!("could not open source {name}")))?;
-        let quarantine = self.quarantine(Tier::Bronze, name).await?;
+        let quarantine = self.quarantine(name).await?;
         let (read, reads) = channel(self.budget.channel);
         let (command, commands) = mpsc::unbounded_channel();
         self.commands.insert(name.to_owned(), command);
@@ -183,8 +183,7 @@ impl Wiring<'_> {
             to.extend(self.stored(plan, spec).await?);
         }
         let late = plan.window.is_some() && plan.late == Late::Quarantine;
-        let quarantine =
-            if late || !plan.rules.is_empty() { Some(self.quarantine(plan.tier, &name).await?) } else { None };
+        let quarantine = if late || !plan.rules.is_empty() { Some(self.quarantine(&name).await?) } else { None };
         let mut inputs = Vec::with_capacity(plan.inputs.len());
         for input in &plan.inputs {
             let (sender, from) = channel(self.budget.channel);
@@ -238,7 +237,6 @@ impl Wiring<'_> {
         let name = plan.name();
         let mut takers = Vec::new();
         if spec.store {
-            let place = format!("{}/{}", plan.tier, plan.table);
             let partition_by = spec.partition_by.iter().map(|text| partition_by(text)).collect::<Result<_>>()?;
             let settings = ParquetSettings {
                 pipeline: self.plan.loaded.spec.name.clone(),
@@ -250,16 +248,16 @@ impl Wiring<'_> {
                 open_partitions_max: self.plan.loaded.spec.limits.open_partitions,
                 buffer_bytes: self.budget.sink,
             };
-            takers.push(self.parquet(&format!("{name}/parquet"), plan.tier, &place, settings).await?);
+            takers.push(self.parquet(&format!("{name}/{PARQUET}"), settings).await?);
         }
         if let Some(postgres) = &spec.postgres {
             let sink = self.postgres(plan, postgres).await?;
-            takers.push(self.sink(&format!("{name}/postgres"), sink).await?);
+            takers.push(self.sink(&format!("{name}/{POSTGRES}"), sink).await?);
         }
         Ok(takers)
     }
 
-    async fn quarantine(&mut self, tier: Tier, of: &str) -> Result<Sender<Item>> {
+    async fn quarantine(&mut self, of: &str) -> Result<Sender<Item>> {
         let settings = ParquetSettings {
             pipeline: self.plan.loaded.spec.name.clone(),
             tier: "quarantine".to_owned(),
@@ -270,21 +268,12 @@ impl Wiring<'_> {
             open_partitions_max: 1,
             buffer_bytes: self.budget.sink,
         };
-        self.parquet(&format!("{of}/quarantine"), tier, &format!("_quarantine/{of}"), settings).await
+        self.parquet(&format!("{of}/{QUARANTINE}"), settings).await
     }
 
-    async fn parquet(
-        &mut self,
-        sink: &str,
-        tier: Tier,
-        place: &str,
-        settings: ParquetSettings,
-    ) -> Result<Sender<Item>> {
-        let root = Store::open(&self.plan.loaded.lake_root(tier), &encryption(self.plan)).await?;
-        let staging = root.below(&format!("_nexus/{}/staging/{sink}", self.plan.loaded.spec.name));
-        let notes = self.restored.store.folder().below(&format!("notes/{sink}"));
-        let parquet = ParquetSink::new(settings, root.below(place), staging, notes)?;
-        self.sink(sink, Box::new(parquet)).await
+    async fn parquet(&mut self, sink: &str, settings: ParquetSettings) -> Result<Sender<Item>> {
+        let ParquetPlace { table, staging, notes } = parquet_place(self.plan, &self.restored.store, sink).await?;
+        self.sink(sink, Box::new(ParquetSink::new(settings, table, staging, notes)?)).await
     }
 
     #[cfg(feature = "postgres")]
@@ -303,7 +292,7 @@ impl Wiring<'_> {
             create: spec.create,
             rows: plan.schema.clone(),
         };
-        let spool = self.restored.store.folder().below(&format!("spool/{}", plan.name()));
+        let spool = spool_place(&self.restored.store, &plan.name());
         let sink = PostgresSink::new(settings, secret, spool)?;
         match sink.check().await {
             Err(error) if error.kind() == nexus_operators::ErrorKind::Unavailable => {

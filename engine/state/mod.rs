@@ -176,14 +176,29 @@ impl StateStore {
             state = self.read(&newest.name).await?.ok_or_else(|| self.vanished(&newest.name))?;
             check_version(state.version)?;
         }
-        if let Some(generation) = self.newest_generation().await? {
-            let claimed = self.read::<Generation>(&generation_file(generation)).await?;
-            state.id = claimed.map(|claimed| claimed.state).unwrap_or_default();
-        }
+        state.id = self.id().await?;
         while let Some(record) = self.epoch(state.epoch + 1).await? {
             fold(&mut state, &record);
         }
         Ok(state)
+    }
+
+    /// Gives the state's random name; it is empty if the pipeline has never run.
+    pub async fn id(&self) -> Result<String> {
+        let Some(newest) = self.newest_generation().await? else { return Ok(String::new()) };
+        let claimed = self.read::<Generation>(&generation_file(newest)).await?;
+        Ok(claimed.map(|claimed| claimed.state).unwrap_or_default())
+    }
+
+    /// Gives the epochs of all checkpoints, in order.
+    pub async fn checkpoints(&self) -> Result<Vec<u64>> {
+        let files = self.store.list("checkpoints").await?;
+        Ok(files.iter().filter_map(|file| number(&file.name)).collect())
+    }
+
+    /// Reads the checkpoint of an epoch; nothing if there is none.
+    pub async fn checkpoint(&self, epoch: u64) -> Result<Option<State>> {
+        self.read(&checkpoint_file(epoch)).await
     }
 
     /// Reads the record of an epoch; nothing if there is none.
@@ -289,10 +304,12 @@ fn generation_file(generation: u64) -> String {
     format!("generations/{generation:020}.json")
 }
 
-fn epoch_file(epoch: u64) -> String {
+/// Gives the name of an epoch's commit record in the state store.
+pub fn epoch_file(epoch: u64) -> String {
     format!("epochs/{epoch:020}.json")
 }
 
-fn checkpoint_file(epoch: u64) -> String {
+/// Gives the name of an epoch's checkpoint in the state store.
+pub fn checkpoint_file(epoch: u64) -> String {
     format!("checkpoints/{epoch:020}.json")
 }

@@ -117,23 +117,23 @@ pub struct TableState {
 impl SourceCounts {
     /// Adds another count.
     pub fn add(&mut self, other: &Self) {
-        self.records += other.records;
-        self.bytes += other.bytes;
-        self.rows += other.rows;
-        self.quarantined += other.quarantined;
+        self.records = self.records.saturating_add(other.records);
+        self.bytes = self.bytes.saturating_add(other.bytes);
+        self.rows = self.rows.saturating_add(other.rows);
+        self.quarantined = self.quarantined.saturating_add(other.quarantined);
     }
 }
 
 impl TableCounts {
     /// Adds another count.
     pub fn add(&mut self, other: &Self) {
-        self.rows_in += other.rows_in;
-        self.late += other.late;
-        self.rows_sql += other.rows_sql;
-        self.dropped += other.dropped;
-        self.quarantined += other.quarantined;
-        self.duplicates += other.duplicates;
-        self.rows_out += other.rows_out;
+        self.rows_in = self.rows_in.saturating_add(other.rows_in);
+        self.late = self.late.saturating_add(other.late);
+        self.rows_sql = self.rows_sql.saturating_add(other.rows_sql);
+        self.dropped = self.dropped.saturating_add(other.dropped);
+        self.quarantined = self.quarantined.saturating_add(other.quarantined);
+        self.duplicates = self.duplicates.saturating_add(other.duplicates);
+        self.rows_out = self.rows_out.saturating_add(other.rows_out);
     }
 }
 
@@ -146,41 +146,44 @@ impl CommitRecord {
 
     /// Checks that every row is accounted for. A mismatch is a bug, and the record must not be written.
     pub fn check_balance(&self) -> Result<()> {
+        match self.imbalance() {
+            None => Ok(()),
+            Some((name, counts)) => Err(Error::internal(format!(
+                "rows of {name} are not accounted for ({counts}); nothing of this epoch was committed"
+            ))),
+        }
+    }
+
+    /// Gives the first source or table whose rows are not accounted for, and its counts.
+    pub fn imbalance(&self) -> Option<(&str, String)> {
         for (name, source) in &self.sources {
             let SourceCounts { records, rows, quarantined, .. } = source.counts;
-            if records != rows + quarantined {
-                return Err(unbalanced(name, &format!("{records} records = {rows} rows + {quarantined} quarantined")));
+            if records != rows.saturating_add(quarantined) {
+                return Some((name, format!("{records} records = {rows} rows + {quarantined} quarantined")));
             }
             for (sink, prepared) in self.sinks_of(name) {
                 if sink == QUARANTINE && prepared.rows != quarantined {
-                    return Err(unbalanced(
-                        name,
-                        &format!("{quarantined} quarantined, but {} prepared", prepared.rows),
-                    ));
+                    return Some((name, format!("{quarantined} quarantined, but {} prepared", prepared.rows)));
                 }
             }
         }
         for (name, table) in &self.tables {
             let counts = &table.counts;
-            let accounted = counts.rows_out + counts.dropped + counts.quarantined + counts.duplicates;
-            if counts.rows_sql != accounted || counts.late > counts.rows_in {
-                return Err(unbalanced(name, &format!("{counts:?}")));
+            let left = counts.dropped.saturating_add(counts.quarantined).saturating_add(counts.duplicates);
+            if counts.rows_sql != counts.rows_out.saturating_add(left) || counts.late > counts.rows_in {
+                return Some((name, format!("{counts:?}")));
             }
-            let quarantined = counts.quarantined..=counts.quarantined + counts.late;
+            let quarantined = counts.quarantined..=counts.quarantined.saturating_add(counts.late);
             for (sink, prepared) in self.sinks_of(name) {
                 let fits = match sink {
                     QUARANTINE => quarantined.contains(&prepared.rows),
                     _ => prepared.rows == counts.rows_out,
                 };
                 if !fits {
-                    return Err(unbalanced(name, &format!("{counts:?}, but {sink} has prepared {}", prepared.rows)));
+                    return Some((name, format!("{counts:?}, but {sink} has prepared {}", prepared.rows)));
                 }
             }
         }
-        Ok(())
+        None
     }
-}
-
-fn unbalanced(name: &str, counts: &str) -> Error {
-    Error::internal(format!("rows of {name} are not accounted for ({counts}); nothing of this epoch was committed"))
 }

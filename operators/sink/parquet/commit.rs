@@ -79,10 +79,10 @@ impl Committer for ParquetCommitter {
         }
         let stale = |name: &str| {
             let of = match &self.place {
-                Place::Disk { .. } => generation_of_file(&self.pipeline, name),
-                Place::Objects(_) => generation_of_note(name),
+                Place::Disk { .. } => epoch_of_file(&self.pipeline, name),
+                Place::Objects(_) => epoch_of_note(name),
             };
-            of.is_some_and(|of| of < generation) && !kept.contains(name)
+            of.is_some_and(|of| of.generation < generation) && !kept.contains(name)
         };
         match &self.place {
             Place::Disk { staging, .. } => {
@@ -244,22 +244,22 @@ pub(super) async fn blocking<T: Send + 'static>(work: impl FnOnce() -> io::Resul
     Ok(done.map_err(|e| Error::internal("a disk task ended early").because(e))??)
 }
 
-fn read(handle: &Handle) -> Result<Files> {
+pub(super) fn read(handle: &Handle) -> Result<Files> {
     Files::deserialize(handle).map_err(|e| Error::internal("could not read the handle of a Parquet sink").because(e))
 }
 
-/// Gives the generation in `<pipeline>-<generation>-<epoch>-<n>.parquet`.
-fn generation_of_file(pipeline: &str, name: &str) -> Option<u64> {
-    generation_of(name.strip_suffix(".parquet")?.strip_prefix(pipeline)?.strip_prefix('-')?)
+/// Gives the epoch in `<pipeline>-<generation>-<epoch>-<n>.parquet`.
+pub(super) fn epoch_of_file(pipeline: &str, name: &str) -> Option<EpochId> {
+    epoch_of(name.strip_suffix(".parquet")?.strip_prefix(pipeline)?.strip_prefix('-')?)
 }
 
-/// Gives the generation in `<generation>-<epoch>-<n>.json`.
-fn generation_of_note(name: &str) -> Option<u64> {
-    generation_of(name.strip_suffix(".json")?)
+/// Gives the epoch in `<generation>-<epoch>-<n>.json`.
+pub(super) fn epoch_of_note(name: &str) -> Option<EpochId> {
+    epoch_of(name.strip_suffix(".json")?)
 }
 
-fn generation_of(numbers: &str) -> Option<u64> {
+fn epoch_of(numbers: &str) -> Option<EpochId> {
     let mut numbers = numbers.split('-').map(|number| number.parse::<u64>().ok());
-    let generation = numbers.next()??;
-    (numbers.next()?.is_some() && numbers.next()?.is_some() && numbers.next().is_none()).then_some(generation)
+    let (generation, epoch) = (numbers.next()??, numbers.next()??);
+    (numbers.next()?.is_some() && numbers.next().is_none()).then_some(EpochId { generation, epoch })
 }

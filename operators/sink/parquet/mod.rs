@@ -53,6 +53,7 @@
 //! # Ok(()) }
 //! ```
 
+pub mod audit;
 mod commit;
 #[cfg(test)]
 #[cfg(feature = "testing")]

@@ -23,7 +23,7 @@ const COPY_MESSAGE_BYTES: usize = 256 << 10;
 
 /// How many epochs `nexus.commits` remembers of each sink. It must hold more
 /// than can be prepared and not yet done; a day of minutes is far more.
-const EPOCHS_REMEMBERED: i64 = 10_000;
+pub(super) const EPOCHS_REMEMBERED: i64 = 10_000;
 
 /// What bounds each transaction. A commit that takes longer than ten minutes
 /// is stuck, and one that waits half a minute for a lock had better make way.
@@ -32,9 +32,11 @@ const SETTINGS_SQL: &str = "SET LOCAL statement_timeout = '10min'; SET LOCAL loc
 
 /// The spooled rows of an epoch, as they stand in the commit record.
 #[derive(Debug, Serialize, Deserialize)]
-pub(super) struct Spooled {
-    pub(super) files: Vec<String>,
-    pub(super) rows: u64,
+pub struct Spooled {
+    /// Their files in the spool.
+    pub files: Vec<String>,
+    /// How many they are.
+    pub rows: u64,
 }
 
 /// Publishes the epochs of a [`PostgresSink`](super::PostgresSink).
@@ -77,7 +79,8 @@ impl Committer for PostgresCommitter {
         }
         let mut swept = 0;
         for entry in self.spool.list("").await? {
-            if spool::generation_of(&entry.name).is_some_and(|of| of < generation) && !kept.contains(&entry.name) {
+            if spool::epoch_of(&entry.name).is_some_and(|of| of.generation < generation) && !kept.contains(&entry.name)
+            {
                 self.spool.delete(&entry.name).await?;
                 swept += 1;
             }
@@ -241,6 +244,6 @@ fn number(value: u64) -> Result<i64> {
     i64::try_from(value).map_err(|e| Error::internal(format!("{value} is more than Postgres can count")).because(e))
 }
 
-fn read(handle: &Handle) -> Result<Spooled> {
+pub(super) fn read(handle: &Handle) -> Result<Spooled> {
     Spooled::deserialize(handle).map_err(|e| Error::internal("could not read the handle of a Postgres sink").because(e))
 }

@@ -42,6 +42,7 @@
 //! # }
 //! ```
 
+pub mod audit;
 mod columns;
 mod commit;
 mod connect;

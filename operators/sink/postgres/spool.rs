@@ -110,9 +110,9 @@ pub(super) fn read(file: &[u8]) -> Result<impl Iterator<Item = Result<RecordBatc
     Ok(reader.map(|batch| batch.map_err(|e| Error::internal("a file of the spool is damaged").because(e))))
 }
 
-/// Gives the generation in a file's name.
-pub(super) fn generation_of(name: &str) -> Option<u64> {
-    let (generation, rest) = name.strip_suffix(".arrow.zst")?.split_once('-')?;
-    let (epoch, number) = rest.split_once('-')?;
-    (epoch.parse::<u64>().is_ok() && number.parse::<u64>().is_ok()).then(|| generation.parse().ok())?
+/// Gives the epoch in a file's name.
+pub(super) fn epoch_of(name: &str) -> Option<EpochId> {
+    let mut numbers = name.strip_suffix(".arrow.zst")?.split('-').map(|number| number.parse::<u64>().ok());
+    let (generation, epoch) = (numbers.next()??, numbers.next()??);
+    (numbers.next()?.is_some() && numbers.next().is_none()).then_some(EpochId { generation, epoch })
 }

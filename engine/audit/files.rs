@@ -1,0 +1,161 @@
+//! Parquet files: each that a record names is there with its size and rows, and no other is.
+
+use std::collections::BTreeMap;
+
+use futures::{StreamExt, TryStreamExt};
+use nexus_operators::sink::Prepared;
+use nexus_operators::sink::parquet::audit::{NamedFile, TableFolder, named_files};
+use nexus_operators::store::Entry;
+use nexus_operators::{ErrorKind, Result};
+
+use super::{Fault, SinkFindings, View, staged};
+use crate::job::place::{ParquetPlace, parquet_place};
+use crate::plan::Plan;
+use crate::state::StateStore;
+use crate::state::epoch_file;
+use crate::state::record::CommitRecord;
+
+/// Footers that are read at once.
+const READS_MAX: usize = 16;
+
+/// What was found in the folders of a sink.
+pub struct Listed {
+    folder: TableFolder,
+    /// Sizes of the table's files by their paths.
+    files: BTreeMap<String, u64>,
+    staged: Vec<Entry>,
+}
+
+/// A file, and the epoch whose record names it.
+struct Named {
+    epoch: u64,
+    file: NamedFile,
+}
+
+/// What has become of a file.
+enum Outcome {
+    Whole,
+    Uncommitted,
+    Wrong(Fault),
+}
+
+/// Lists the folders of a sink.
+pub async fn list(plan: &Plan, store: &StateStore, sink: &str) -> Result<Listed> {
+    let ParquetPlace { table, staging, notes } = parquet_place(plan, store, sink).await?;
+    let folder = TableFolder::new(table, staging, notes);
+    // What is staged moves into the table: listed the other way round, a file could be missed twice.
+    let staged = folder.staged().list("").await?;
+    let files = folder.list().await?.into_iter().map(|entry| (entry.name, entry.size)).collect();
+    Ok(Listed { folder, files, staged })
+}
+
+/// Compares the files of a sink with what the records say.
+pub async fn check(view: &View<'_>, sink: &str, listed: &Listed) -> Result<(SinkFindings, Vec<Fault>)> {
+    let mut findings = SinkFindings::default();
+    let mut faults = Vec::new();
+    let mut named: BTreeMap<String, Named> = BTreeMap::new();
+    for (record, prepared) in view.prepared(sink) {
+        findings.epochs += u64::from(prepared.rows > 0);
+        for file in files_of(view, sink, record, prepared, &mut faults) {
+            if let Some(other) = named.get(&file.path) {
+                let expected = format!("one epoch that names it, which is {}", other.epoch);
+                faults.push(fault(sink, listed, &file.path, record.epoch, expected, "this epoch too".to_owned()));
+            }
+            named.insert(file.path.clone(), Named { epoch: record.epoch, file });
+        }
+    }
+    let mut looked = futures::stream::iter(named.values())
+        .map(|named| async move { Ok::<_, nexus_operators::Error>((named, look(view, sink, listed, named).await?)) })
+        .buffered(READS_MAX);
+    let mut uncommitted = std::collections::BTreeSet::new();
+    while let Some((named, outcome)) = looked.try_next().await? {
+        match outcome {
+            Outcome::Whole => {
+                findings.files += 1;
+                findings.rows += named.file.rows;
+            }
+            Outcome::Uncommitted => {
+                uncommitted.insert(named.epoch);
+            }
+            Outcome::Wrong(wrong) => faults.push(wrong),
+        }
+    }
+    findings.uncommitted = uncommitted.len() as u64;
+    for path in listed.files.keys().filter(|path| !named.contains_key(*path)) {
+        let epoch = TableFolder::written_by(view.pipeline(), path).map(|id| id.epoch);
+        // The records of epochs this old are gone, and their sum does not name files.
+        if epoch.is_some_and(|epoch| epoch <= view.records.base()) {
+            continue;
+        }
+        let at = format!("{}/{path}", listed.folder.table().url());
+        let (expected, found) = ("no file that no record names".to_owned(), "such a file".to_owned());
+        faults.push(Fault { of: sink.to_owned(), at, epoch, expected, found });
+    }
+    let waiting = named.values().filter(|named| !view.is_noted(sink, named.epoch));
+    let waiting = waiting.map(|named| named.file.staged.as_str()).collect();
+    let of = |name: &str| listed.folder.staged_by(view.pipeline(), name);
+    faults.extend(staged::check(view, sink, listed.folder.staged(), &listed.staged, of, &waiting));
+    Ok((findings, faults))
+}
+
+/// Gives the files that a record names, and checks that they add up to what it says was prepared.
+fn files_of(
+    view: &View<'_>,
+    sink: &str,
+    record: &CommitRecord,
+    prepared: &Prepared,
+    faults: &mut Vec<Fault>,
+) -> Vec<NamedFile> {
+    let mut wrong = |expected: String, found: String| {
+        let at = format!("{}/{}", view.store.folder().url(), epoch_file(record.epoch));
+        faults.push(Fault { of: sink.to_owned(), at, epoch: Some(record.epoch), expected, found });
+    };
+    let files = match prepared.handle.as_ref().map(named_files).transpose() {
+        Ok(files) => files.unwrap_or_default(),
+        Err(error) => {
+            wrong("a handle of a Parquet sink".to_owned(), error.to_string());
+            return Vec::new();
+        }
+    };
+    let sum = |of: fn(&NamedFile) -> u64| files.iter().map(of).fold(0, u64::saturating_add);
+    let (rows, bytes) = (sum(|file| file.rows), sum(|file| file.bytes));
+    if (rows, bytes, files.len() as u64) != (prepared.rows, prepared.bytes, prepared.files) {
+        wrong(
+            format!("files with {} rows and {} bytes, {} of them", prepared.rows, prepared.bytes, prepared.files),
+            format!("{rows} rows and {bytes} bytes in {} files that it names", files.len()),
+        );
+    }
+    files
+}
+
+/// Looks at one file.
+async fn look(view: &View<'_>, sink: &str, listed: &Listed, named: &Named) -> Result<Outcome> {
+    let Named { epoch, file } = named;
+    let wrong =
+        |expected: String, found: String| Ok(Outcome::Wrong(fault(sink, listed, &file.path, *epoch, expected, found)));
+    let mut size = listed.files.get(&file.path).copied();
+    if size.is_none() && !view.is_noted(sink, *epoch) {
+        // The order matters: what is staged may be on its way to the table.
+        if listed.folder.is_staged(file).await? {
+            return Ok(Outcome::Uncommitted);
+        }
+        size = listed.folder.table().size(&file.path).await?;
+    }
+    let Some(size) = size else {
+        return wrong(format!("a file of {} bytes with {} rows", file.bytes, file.rows), "no such file".to_owned());
+    };
+    if size != file.bytes {
+        return wrong(format!("{} bytes", file.bytes), format!("{size} bytes"));
+    }
+    match listed.folder.rows(&file.path, size).await {
+        Ok(rows) if rows == file.rows => Ok(Outcome::Whole),
+        Ok(rows) => wrong(format!("{} rows", file.rows), format!("{rows} rows")),
+        Err(error) if error.kind() == ErrorKind::Data => wrong(format!("{} rows", file.rows), error.to_string()),
+        Err(error) => Err(error),
+    }
+}
+
+fn fault(sink: &str, listed: &Listed, path: &str, epoch: u64, expected: String, found: String) -> Fault {
+    let at = format!("{}/{path}", listed.folder.table().url());
+    Fault { of: sink.to_owned(), at, epoch: Some(epoch), expected, found }
+}

@@ -1,0 +1,158 @@
+//! What an audit asks of a table's files: which a handle names, which are there, and how many rows their footers tell.
+//!
+//! Only footers are read. That a file's pages are whole is not proven by it.
+
+use std::ops::Range;
+
+use bytes::Bytes;
+use futures::FutureExt;
+use futures::future::BoxFuture;
+use parquet::arrow::async_reader::MetadataFetch;
+use parquet::errors::ParquetError;
+use parquet::file::metadata::ParquetMetaDataReader;
+
+use super::commit::{Staged, epoch_of_file, epoch_of_note, read};
+use crate::error::{Error, Result};
+use crate::sink::{EpochId, Handle};
+use crate::store::{Backend, Entry, Store};
+
+/// Bytes at the end of a file that are read at once: they hold the whole footer of all but the largest files.
+const FOOTER_BYTES: usize = 64 << 10;
+
+/// A file that a handle names.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct NamedFile {
+    /// Path relative to the table's folder.
+    pub path: String,
+    /// Size in bytes.
+    pub bytes: u64,
+    /// Rows in it.
+    pub rows: u64,
+    /// Name of what stands for it among [`TableFolder::staged`] until it is committed.
+    pub staged: String,
+}
+
+/// Gives the files that a handle of a [`ParquetSink`](super::ParquetSink) names.
+///
+/// # Errors
+///
+/// [`Internal`](crate::ErrorKind::Internal) if it is not such a handle.
+pub fn named_files(handle: &Handle) -> Result<Vec<NamedFile>> {
+    let named = read(handle)?.files.into_iter().map(|file| NamedFile {
+        path: file.path,
+        bytes: file.bytes,
+        rows: file.rows,
+        staged: match file.staged {
+            Staged::File(name) => name,
+            Staged::Upload { note, .. } => note,
+        },
+    });
+    Ok(named.collect())
+}
+
+/// The folders of one [`ParquetSink`](super::ParquetSink), as they are given to it.
+#[derive(Debug, Clone)]
+pub struct TableFolder {
+    table: Store,
+    staged: Store,
+    on_disk: bool,
+}
+
+impl TableFolder {
+    /// Looks at the folders of a sink.
+    pub fn new(table: Store, staging: Store, notes: Store) -> Self {
+        let on_disk = matches!(table.backend(), Backend::Local(_));
+        Self { table, staged: if on_disk { staging } else { notes }, on_disk }
+    }
+
+    /// Gives the table's folder.
+    pub fn table(&self) -> &Store {
+        &self.table
+    }
+
+    /// Gives the folder of what is prepared: the files themselves on a local disk, notes about uploads otherwise.
+    pub fn staged(&self) -> &Store {
+        &self.staged
+    }
+
+    /// Lists the Parquet files of the table.
+    pub async fn list(&self) -> Result<Vec<Entry>> {
+        let mut found = self.table.list("").await?;
+        found.retain(|entry| entry.name.ends_with(".parquet"));
+        Ok(found)
+    }
+
+    /// Tells which epoch of `pipeline` has staged what bears this name; nothing if no epoch has.
+    pub fn staged_by(&self, pipeline: &str, name: &str) -> Option<EpochId> {
+        if self.on_disk { epoch_of_file(pipeline, name) } else { epoch_of_note(name) }
+    }
+
+    /// Tells which epoch of `pipeline` has written the file of this path; nothing if no epoch has.
+    pub fn written_by(pipeline: &str, path: &str) -> Option<EpochId> {
+        epoch_of_file(pipeline, super::base_name(path))
+    }
+
+    /// Tells whether a file that is not yet committed can still be: it is staged.
+    pub async fn is_staged(&self, file: &NamedFile) -> Result<bool> {
+        let size = self.staged.size(&file.staged).await?;
+        Ok(size.is_some_and(|size| !self.on_disk || size == file.bytes))
+    }
+
+    /// Reads a file's number of rows from its footer.
+    ///
+    /// # Errors
+    ///
+    /// [`Data`](crate::ErrorKind::Data) if the footer is damaged.
+    pub async fn rows(&self, path: &str, size: u64) -> Result<u64> {
+        let doing = || format!("could not read the footer of {}/{path}", self.table.url());
+        let fetch = Pieces { table: &self.table, path };
+        let reader = ParquetMetaDataReader::new().with_prefetch_hint(Some(FOOTER_BYTES));
+        let footer = reader.load_and_finish(fetch, size).await.map_err(|e| match e {
+            ParquetError::External(cause) => match cause.downcast::<Error>() {
+                Ok(error) => error.while_doing(doing()),
+                Err(cause) => Error::data(doing()).because(cause),
+            },
+            damaged => Error::data(doing()).because(damaged),
+        })?;
+        let rows = footer.file_metadata().num_rows();
+        u64::try_from(rows).map_err(|e| Error::data(format!("{}: it tells {rows} rows", doing())).because(e))
+    }
+}
+
+/// Reads pieces of one file.
+struct Pieces<'a> {
+    table: &'a Store,
+    path: &'a str,
+}
+
+impl MetadataFetch for Pieces<'_> {
+    fn fetch(&mut self, range: Range<u64>) -> BoxFuture<'_, Result<Bytes, ParquetError>> {
+        let (table, path) = (self.table, self.path);
+        async move { table.get_range(path, range).await.map_err(|e| ParquetError::External(Box::new(e))) }.boxed()
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "tests")]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_footer_that_is_none_is_bad_data() {
+        let table = Store::memory();
+        table.put("a.parquet", Bytes::from_static(b"PAR1 this is not a footer PAR1")).await.unwrap();
+        let folder = TableFolder::new(table, Store::memory(), Store::memory());
+        let entry = folder.list().await.unwrap().remove(0);
+        let error = folder.rows(&entry.name, entry.size).await.unwrap_err();
+        assert_eq!(error.kind(), crate::ErrorKind::Data, "{error}");
+        assert!(error.to_string().contains("a.parquet"), "{error}");
+    }
+
+    #[test]
+    fn names_tell_their_epoch() {
+        let id = Some(EpochId { generation: 3, epoch: 14 });
+        assert_eq!(TableFolder::written_by("a-b", "x=1/a-b-3-14-0.parquet"), id);
+        assert_eq!(TableFolder::written_by("a", "x=1/a-b-3-14-0.parquet"), None);
+        assert_eq!(TableFolder::written_by("a", "copy.parquet"), None);
+    }
+}
