@@ -19,6 +19,7 @@ mod pipeline;
 pub mod plan;
 pub mod spec;
 pub mod state;
+pub mod trial;
 
 pub use job::progress::Report;
 pub use job::{Job, Stopper};

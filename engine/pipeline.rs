@@ -163,6 +163,18 @@ impl Pipeline {
         self
     }
 
+    /// Has a source that is planned already read by an operator.
+    pub(crate) fn with_planned(mut self, plan: SourcePlan, source: Box<dyn Source>) -> Self {
+        self.sources.insert(plan.name.clone(), source);
+        self.planned.insert(plan.name.clone(), plan);
+        self
+    }
+
+    /// Gives the file.
+    pub fn loaded(&self) -> &Loaded {
+        &self.loaded
+    }
+
     /// Checks the pipeline and plans its queries.
     pub async fn plan(&self) -> Result<Plan, Diagnostics> {
         let surroundings = Surroundings {

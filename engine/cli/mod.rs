@@ -20,6 +20,7 @@ mod signals;
 mod state;
 mod table;
 mod terminal;
+mod test;
 
 /// The exit code of a run that failed.
 const FAILED: u8 = 1;
@@ -43,6 +44,8 @@ enum Verb {
     Run(run::Run),
     /// Show the graph of tables, their schemas, what is stateful, and the plans.
     Plan(graph::Graph),
+    /// Run the test cases of pipeline files, in process, without servers.
+    Test(test::Test),
     /// Run SQL over the lake's committed tables.
     Query(query::Query),
     /// Show epochs, positions, and what is prepared and not committed.
@@ -107,6 +110,7 @@ async fn dispatch(verb: Verb) -> Result<(), Failure> {
         Verb::Check(check) => check.execute().await,
         Verb::Run(run) => run.execute().await,
         Verb::Plan(graph) => graph.execute().await,
+        Verb::Test(test) => test.execute().await,
         Verb::Query(query) => query.execute().await,
         Verb::State(state) => state.execute().await,
         Verb::Audit(audit) => audit.execute().await,

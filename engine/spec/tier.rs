@@ -55,6 +55,16 @@ impl Spec {
         }
     }
 
+    /// Gives the tables of a tier, by name, to be changed.
+    pub fn tables_mut(&mut self, tier: Tier) -> &mut BTreeMap<String, Table> {
+        match tier {
+            Tier::Bronze => &mut self.bronze,
+            Tier::Silver => &mut self.silver,
+            Tier::Gold => &mut self.gold,
+            Tier::Vibranium => &mut self.vibranium,
+        }
+    }
+
     /// Gives all tables with their tiers and names, the lowest tier first.
     pub fn all_tables(&self) -> impl Iterator<Item = (Tier, &str, &Table)> {
         let of = |tier| self.tables(tier).iter().map(move |(name, table)| (tier, name.as_str(), table));

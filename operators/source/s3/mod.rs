@@ -109,12 +109,6 @@ impl S3Source {
             let name = &settings.name;
             return Err(Error::config(format!("source {name}: `{wrong}` is no prefix; write s3://bucket/prefix")));
         }
-        if settings.allow.is_empty() {
-            let name = &settings.name;
-            return Err(Error::config(format!(
-                "source {name} may read nothing; give `allow` a prefix, s3://bucket/prefix"
-            )));
-        }
         Ok(Self {
             settings,
             clock,
@@ -210,10 +204,7 @@ impl S3Source {
         let config =
             self.config.as_ref().ok_or_else(|| Error::internal("an S3 source was used before it was opened"))?;
         let mut builder = store::s3::builder_with(config, name, &Encryption::default())?;
-        if let Some(owner) = &self.settings.bucket_owner {
-            let provider = config.credentials_provider().ok_or_else(|| {
-                Error::config("could not check a bucket's owner: there are no AWS credentials to sign with")
-            })?;
+        if let (Some(owner), Some(provider)) = (&self.settings.bucket_owner, config.credentials_provider()) {
             let region = config.region().map_or("us-east-1", |region| region.as_ref());
             builder = owner::expect_owner(builder, owner, region, Arc::new(store::s3::SdkCredentials(provider)));
         }
@@ -309,13 +300,6 @@ impl S3Source {
             self.ledger.extended(id, now_us);
         }
         failure.map_or(Ok(()), Err)
-    }
-
-    /// Answers when nothing came in time: `Idle`, or no records of an object that is still being read.
-    fn nothing_read(&self) -> SourceEvent {
-        let Some(partition) = self.reading.first().cloned() else { return SourceEvent::Idle };
-        let payload = Payload::Records(Vec::new());
-        SourceEvent::Chunk(Chunk { partition, payload, read_at_us: self.clock.now_us(), lag_ms: None })
     }
 }
 
