@@ -156,7 +156,7 @@ impl SourceStage {
             tokio::select! {
                 biased;
                 command = self.commands.recv() => match command {
-                    Some(command) => self.obey(command, &mut standing).await?,
+                    Some(command) => self.obey(command, &mut standing, &mut maintain).await?,
                     None => return Ok(()),
                 },
                 _ = maintain.tick() => tolerate(&self.name, "keep alive", self.source.maintain().await)?,
@@ -167,7 +167,12 @@ impl SourceStage {
         }
     }
 
-    async fn obey(&mut self, command: Command, standing: &mut Standing) -> Result<()> {
+    async fn obey(
+        &mut self,
+        command: Command,
+        standing: &mut Standing,
+        maintain: &mut tokio::time::Interval,
+    ) -> Result<()> {
         match command {
             Command::Committed(cut) => {
                 tolerate(&self.name, "acknowledge", self.source.committed(&cut).await)?;
@@ -182,7 +187,7 @@ impl SourceStage {
                 self.reports.send(told).map_err(|_| closed())?;
                 let reading = self.source.reading();
                 let barrier = Read::Barrier { closing, reading, ended: standing.ended, idle };
-                self.to.send(barrier).await?;
+                self.deliver(barrier, maintain).await?;
                 standing.stopped |= closing.last;
             }
         }
@@ -243,13 +248,17 @@ impl SourceStage {
         }
     }
 
-    /// Sends on, and keeps the source alive while backpressure lasts.
     async fn send(&mut self, read: Read, maintain: &mut tokio::time::Interval) -> Result<()> {
         let bytes = read.weight_bytes() as u64;
         if let Some(progress) = self.progress.sources.get(&self.name) {
             progress.bytes.fetch_add(bytes, Ordering::Relaxed);
         }
         self.count(bytes);
+        self.deliver(read, maintain).await
+    }
+
+    /// Sends on, and keeps the source alive while backpressure lasts.
+    async fn deliver(&mut self, read: Read, maintain: &mut tokio::time::Interval) -> Result<()> {
         let mut sending = std::pin::pin!(self.to.send(read));
         loop {
             // Cancel-safe: `sending` is polled by reference and finished before the loop ends.

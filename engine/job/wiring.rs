@@ -7,7 +7,7 @@ use std::sync::atomic::AtomicU64;
 use nexus_operators::position::Cut;
 use nexus_operators::quarantine;
 use nexus_operators::sink::parquet::{ParquetCompression, ParquetSettings, ParquetSink, PartitionBy};
-use nexus_operators::sink::{EpochId, Sink};
+use nexus_operators::sink::{EpochId, Prepared, Sink};
 use nexus_operators::{Error, Result};
 use tokio::sync::{Notify, mpsc, watch};
 
@@ -102,6 +102,7 @@ pub async fn wire(
     for name in plan.opened_sources() {
         Box::pin(wiring.source(&name, user_sources.remove(&name))).await?;
     }
+    check_owed(&restored, &wiring.queues)?;
     let timing = Timing {
         every: spec.commit.every.0,
         rows_max: spec.commit.rows,
@@ -127,6 +128,22 @@ pub async fn wire(
         ledger,
     };
     Ok(Wired { cpu: CpuRuntime::start()?, stages, commits, coordinator })
+}
+
+/// Refuses to start without a sink that has yet to commit what is recorded: its rows would never be seen.
+fn check_owed(restored: &Restored, queues: &BTreeMap<String, CommitQueue>) -> Result<()> {
+    for record in &restored.undone {
+        let committed = |sink: &String| restored.ledger.committed.get(sink).copied().unwrap_or(0) >= record.epoch;
+        let owed = |(sink, prepared): &(&String, &Prepared)| prepared.handle.is_some() && !committed(sink);
+        if let Some((sink, _)) = record.sinks.iter().filter(owed).find(|(sink, _)| !queues.contains_key(*sink)) {
+            return Err(Error::config(format!(
+                "the file has no sink {sink} any more, which has yet to commit epoch {}; run the old file once, then \
+                 take the sink out",
+                record.epoch
+            )));
+        }
+    }
+    Ok(())
 }
 
 impl Wiring<'_> {
