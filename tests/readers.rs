@@ -89,7 +89,7 @@ fn pipeline(world: &World, lake: &str) -> PathBuf {
     let mut lines: Vec<String> = (0..ROWS).map(|n| row(n).0.to_string()).collect();
     lines.insert(ROWS / 2, "{\"id\": \"broken\"".to_owned());
     world.file("rows.json", &(lines.join("\n") + "\n"));
-    let columns: String = COLUMNS.iter().map(|(name, kind)| format!("      {name}: {kind}\n")).collect();
+    let columns: String = COLUMNS.iter().map(|(name, kind)| format!("      {name}: '{kind}'\n")).collect();
     let text = format!(
         "name: readers\nlake: {lake}\nlimits: {{ open_partitions: 4 }}\nsources:\n  rows:\n    \
          file: {{ path: rows.json }}\n    format: json\n    columns:\n{columns}bronze:\n  rows:\n    from: rows\n\
