@@ -14,5 +14,6 @@ mod crash;
 mod endless;
 mod flights;
 mod pressure;
+mod readers;
 mod servers;
 mod world;

@@ -18,6 +18,7 @@ mod run;
 mod schema;
 mod signals;
 mod state;
+mod stored;
 mod table;
 mod terminal;
 mod test;

@@ -2,23 +2,29 @@
 
 use std::sync::Arc;
 
-use arrow::util::pretty::pretty_format_batches;
-use datafusion::catalog::MemorySchemaProvider;
-use datafusion::datasource::file_format::parquet::ParquetFormat;
-use datafusion::datasource::listing::{ListingOptions, ListingTable, ListingTableConfig, ListingTableUrl};
+use arrow::datatypes::SchemaRef;
+use arrow::util::pretty::pretty_format_batches_with_schema;
+use datafusion::catalog::{CatalogProvider, MemorySchemaProvider};
+use datafusion::error::DataFusionError;
+use datafusion::execution::object_store::ObjectStoreUrl;
 use datafusion::prelude::{SessionConfig, SessionContext};
+use nexus_operators::quarantine;
 use nexus_operators::store::{Backend, Store};
 
+use super::stored::StoredTable;
 use super::{Failure, File, terminal};
 use crate::plan::Plan;
+use crate::spec::Tier;
 use crate::{Error, Result};
 
 /// Run SQL over the lake's committed tables.
+///
+/// Tables are named tier.table, and what could not be used quarantine."tier.table" or quarantine.source.
 #[derive(Debug, clap::Args)]
 pub struct Query {
     #[command(flatten)]
     file: File,
-    /// The query; tables are named tier.table.
+    /// The query.
     sql: String,
 }
 
@@ -28,44 +34,69 @@ impl Query {
         let config = SessionConfig::new().with_information_schema(true);
         let context = SessionContext::new_with_config(config);
         register(&context, &plan).await?;
-        let failed = |e: datafusion::error::DataFusionError| Error::config("could not run the query").because(e);
+        let failed = |e: DataFusionError| Error::config("could not run the query").because(e);
         let answer = context.sql(&self.sql).await.map_err(failed)?;
+        let columns: SchemaRef = answer.schema().inner().clone();
         let rows = answer.collect().await.map_err(failed)?;
-        terminal::say(&pretty_format_batches(&rows).map_err(Error::from)?.to_string());
+        let table = pretty_format_batches_with_schema(columns, &rows).map_err(Error::from)?;
+        terminal::say(&table.to_string());
         Ok(())
     }
 }
 
 /// Makes the stored tables and their quarantine known. Only committed files lie in a table's folder.
 async fn register(context: &SessionContext, plan: &Plan) -> Result<()> {
-    let failed = |e: datafusion::error::DataFusionError| Error::internal("could not register a table").because(e);
-    let catalog = context.catalog("datafusion").ok_or_else(|| Error::internal("there is no catalog"))?;
     for table in &plan.tables {
-        if !plan.spec_of(table).is_some_and(|spec| spec.store) {
-            continue;
-        }
+        let name = table.name();
         let tier = table.tier.name();
-        if catalog.schema(tier).is_none() {
-            catalog.register_schema(tier, Arc::new(MemorySchemaProvider::new())).map_err(failed)?;
+        if plan.spec_of(table).is_some_and(|spec| spec.store) {
+            let folder = format!("{tier}/{}", table.table);
+            add(context, plan, table.tier, &folder, (tier, &table.table), &table.schema).await?;
         }
-        let root = Store::open(&plan.loaded.lake_root(table.tier), &crate::job::encryption(plan)).await?;
-        let folder = root.below(&format!("{tier}/{}", table.table));
-        let url = match folder.backend() {
-            Backend::Local(path) => format!("file://{}/", path.display()),
-            Backend::Object { objects, .. } => {
-                let url = format!("{}/", folder.url());
-                let at =
-                    url::Url::parse(&url).map_err(|e| Error::config(format!("`{url}` is not a URL")).because(e))?;
-                context.register_object_store(&at, objects.clone());
-                url
-            }
-        };
-        let options = ListingOptions::new(Arc::new(ParquetFormat::default())).with_file_extension(".parquet");
-        let url = ListingTableUrl::parse(&url).map_err(failed)?;
-        let config = ListingTableConfig::new(url).with_listing_options(options).with_schema(table.schema.clone());
-        let listing = ListingTable::try_new(config).map_err(failed)?;
-        let schema = catalog.schema(tier).ok_or_else(|| Error::internal("a schema has gone"))?;
-        schema.register_table(table.table.clone(), Arc::new(listing)).map_err(failed)?;
+        let folder = format!("_quarantine/{name}");
+        add(context, plan, table.tier, &folder, ("quarantine", &name), &quarantine::schema()).await?;
+    }
+    for source in plan.sources.keys() {
+        let folder = format!("_quarantine/{source}");
+        add(context, plan, Tier::Bronze, &folder, ("quarantine", source), &quarantine::schema()).await?;
     }
     Ok(())
+}
+
+/// Makes one folder of a tier's lake known as a table.
+async fn add(
+    context: &SessionContext,
+    plan: &Plan,
+    tier: Tier,
+    folder: &str,
+    (schema, table): (&str, &str),
+    columns: &SchemaRef,
+) -> Result<()> {
+    let failed = |e: DataFusionError| Error::internal(format!("could not register {schema}.{table}")).because(e);
+    let root = Store::open(&plan.loaded.lake_root(tier), &crate::job::encryption(plan)).await?;
+    let store = register_store(context, &root)?;
+    let stored = StoredTable::new(columns.clone(), root.below(folder), store);
+    let catalog = context.catalog("datafusion").ok_or_else(|| Error::internal("there is no catalog"))?;
+    let provider = match catalog.schema(schema) {
+        Some(provider) => provider,
+        None => new_schema(catalog.as_ref(), schema).map_err(failed)?,
+    };
+    provider.register_table(table.to_owned(), Arc::new(stored)).map_err(failed)?;
+    Ok(())
+}
+
+fn new_schema(catalog: &dyn CatalogProvider, name: &str) -> Result<Arc<MemorySchemaProvider>, DataFusionError> {
+    let schema = Arc::new(MemorySchemaProvider::new());
+    catalog.register_schema(name, schema.clone())?;
+    Ok(schema)
+}
+
+/// Makes a lake's store known, and gives the name under which it is.
+fn register_store(context: &SessionContext, root: &Store) -> Result<ObjectStoreUrl> {
+    let Backend::Object { objects, .. } = root.backend() else { return Ok(ObjectStoreUrl::local_filesystem()) };
+    let wrong = || Error::config(format!("`{}` is not a URL", root.url()));
+    let url = url::Url::parse(root.url()).map_err(|e| wrong().because(e))?;
+    let store = ObjectStoreUrl::parse(&url[..url::Position::BeforePath]).map_err(|e| wrong().because(e))?;
+    context.register_object_store(store.as_ref(), objects.clone());
+    Ok(store)
 }

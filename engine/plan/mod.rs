@@ -253,10 +253,19 @@ impl<'a> Planning<'a> {
         let columns: Vec<String> = plan.schema.fields().iter().map(|field| field.name().clone()).collect();
         let tier = plan.tier.name();
         let mut named: Vec<(Vec<String>, String)> = Vec::new();
+        let mut in_files: BTreeSet<&str> = columns.iter().map(String::as_str).collect();
         for (place, text) in spec.partition_by.iter().enumerate() {
             if let Ok(partition) = text.parse::<crate::spec::Partition>() {
+                if matches!(partition, crate::spec::Partition::Column(_)) {
+                    in_files.remove(partition.column());
+                }
                 named.push((vec!["partition_by".into(), place.to_string()], partition.column().to_owned()));
             }
+        }
+        if in_files.is_empty() {
+            let message = format!("every column of {} is a partition, so that its files would hold none", plan.name());
+            let hint = Some("partition it by fewer columns".to_owned());
+            self.refuse(&[tier, &plan.table, "partition_by"], codes::BAD_PARTITION, message, hint);
         }
         for (place, column) in spec.postgres.iter().flat_map(|postgres| &postgres.key).enumerate() {
             named.push((vec!["postgres".into(), "key".into(), place.to_string()], column.clone()));

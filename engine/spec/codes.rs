@@ -145,7 +145,8 @@ codes! {
         "A key names at least one column, and each once.";
     /// A partition expression that does not parse.
     BAD_PARTITION = "N0505", "not a partition",
-        "Tables are partitioned by columns, by `date(column)` and by `hour(column)`.";
+        "Tables are partitioned by columns, by `date(column)` and by `hour(column)`. Files do not hold the columns that their \
+         folders name, so at least one column must not be a partition.";
     /// A query that cannot be read or is empty.
     NO_QUERY = "N0506", "no query",
         "The query is empty, or the file that `sql_file` names cannot be read.";

@@ -3,6 +3,9 @@
     ask.py lake FOLDER SQL       the tables of the lake as <tier>.<table>, the quarantine as quarantine."<name>",
                                  and the raw data of pipelines/data as raw.departures, raw.airports, raw.weather
     ask.py postgres URL SQL
+    ask.py read READER FOLDER COLUMN...
+                                 the rows of one table in the order of `id`, by duckdb, by pyarrow's read_table (table) or
+                                 by its dataset
 
 Prints one JSON array a row.
 """
@@ -29,7 +32,7 @@ def lake(folder, sql):
                 continue
             db.execute(
                 f"""CREATE VIEW {schema}."{name}" AS SELECT * FROM
-                read_parquet('{table}/**/*.parquet', union_by_name = true, hive_partitioning = false)"""
+                read_parquet('{table}/**/*.parquet', union_by_name = true, hive_partitioning = true)"""
             )
     if "raw." not in sql:
         return db.execute(sql).fetchall()
@@ -45,8 +48,51 @@ def postgres(url, sql):
         return connection.execute(sql).fetchall()
 
 
+def read(reader, folder, *columns):
+    if reader == "duckdb":
+        import duckdb
+
+        db = duckdb.connect()
+        db.execute("SET TimeZone = 'UTC'")
+        names = ", ".join(f'"{column}"' for column in columns)
+        files = os.path.join(folder, "**/*.parquet")
+        rows = db.execute(f"SELECT {names} FROM read_parquet(?, hive_partitioning = true) ORDER BY id", [files]).fetchall()
+    else:
+        import pyarrow.dataset
+        import pyarrow.parquet
+
+        found = pyarrow.parquet.read_table(folder) if reader == "table" else (
+            pyarrow.dataset.dataset(folder, partitioning="hive").to_table()
+        )
+        # Sorted here: pyarrow cannot sort what it reads from folders' names if one is that of NULL.
+        rows = sorted(found.select(list(columns)).to_pylist(), key=lambda row: row["id"])
+        rows = [list(row.values()) for row in rows]
+    return [[same(value) for value in row] for row in rows]
+
+
+def same(value):
+    """Writes a value in the same way whichever reader gave it."""
+    import datetime
+    import decimal
+
+    if isinstance(value, (bytes, bytearray)):
+        return bytes(value).hex()
+    if isinstance(value, datetime.datetime):
+        return (value.astimezone(datetime.timezone.utc) if value.tzinfo else value).isoformat()
+    if isinstance(value, (datetime.date, datetime.time)):
+        return value.isoformat()
+    if isinstance(value, decimal.Decimal):
+        return str(value)
+    if isinstance(value, dict):
+        return {key: same(item) for key, item in value.items()}
+    if isinstance(value, list):
+        pairs = value and all(isinstance(item, tuple) for item in value)
+        return same(dict(value)) if pairs else [same(item) for item in value]
+    return value
+
+
 def main():
-    verbs = {"lake": lake, "postgres": postgres}
+    verbs = {"lake": lake, "postgres": postgres, "read": read}
     for row in verbs[sys.argv[1]](*sys.argv[2:]):
         print(json.dumps(row, default=plain))
 

@@ -7,14 +7,14 @@
 //! at the commit. Either way no reader sees a file before its epoch's commit
 //! record exists.
 //!
-//! Decision: the columns that name partition folders stay in the files too. A
-//! reader that ignores folders (a download, `read_parquet` of one file) sees
-//! whole rows, and a value keeps its type and its exact text, which a folder's
-//! name does not. DuckDB reads such tables with `hive_partitioning` and without.
-//! pyarrow wants `partitioning=None`, or the folders' types: what it infers from
-//! names (a dictionary of text, `int32`) it refuses to merge with the column.
-//! The folders of `date(ts)` and `hour(ts)` name no column of the rows, and
-//! every reader takes them as they are.
+//! Decision: a column that names partition folders stands there only, not in the
+//! files, as Hive, Spark, Delta and pyarrow expect; [`folder_values`] reads it
+//! back. A folder's name has no type, so each file's footer says it, under
+//! `nexus.partition_columns`: `[{"name":"origin","type":"string"}]`, with the
+//! types of the pipeline file, and `timestamp_ntz` for one without a zone. As in
+//! Hive an empty text is the same as NULL. The folders of `date(ts)` and
+//! `hour(ts)` are more columns to most readers (`ts_date`, `ts_hour`); `ts`
+//! itself stays in the file.
 //!
 //! Files hold plain Parquet types: microseconds for all times, no dictionaries
 //! of Arrow, no Arrow schema in the footer.
@@ -81,8 +81,8 @@ use parquet::file::properties::{EnabledStatistics, WriterProperties};
 
 use self::commit::{Files, ParquetCommitter, PreparedFile, Staged, blocking};
 use self::file::{FinishedFile, OpenFile, Output, Parts};
-pub use self::partition::PartitionBy;
 use self::partition::{Group, Router};
+pub use self::partition::{PartitionBy, folder_values};
 use self::place::Place;
 use self::schema::StoredSchema;
 use self::upload::Uploads;
@@ -179,7 +179,8 @@ impl ParquetSink {
     /// # Errors
     ///
     /// [`Config`](crate::ErrorKind::Config) for a column that Parquet readers
-    /// cannot read, or a partition column that is not there or names no folder.
+    /// cannot read, a partition column that is not there or names no folder, or
+    /// partition columns that leave no column for the files.
     pub fn new(settings: ParquetSettings, table: Store, staging: Store, notes: Store) -> Result<Self> {
         let stored = StoredSchema::of(&settings.schema, &settings.table)?;
         let router = Router::new(&settings.partition_by, stored.schema(), &settings.table)?;
@@ -251,14 +252,14 @@ impl ParquetSink {
                 Output::Parts(Parts::default())
             }
         };
-        let file = OpenFile::new(output, self.stored.schema().clone(), self.options.clone(), number, path)?;
+        let file = OpenFile::new(output, self.router.file_schema().clone(), self.options.clone(), number, path)?;
         self.open.insert(folder, file);
         Ok(())
     }
 
     fn finish_file(&mut self, id: EpochId, folder: usize) -> Result<()> {
         let Some(file) = self.open.remove(&folder) else { return Ok(()) };
-        let mut file = file.finish(metadata(&self.settings, id))?;
+        let mut file = file.finish(metadata(&self.settings, self.router.partition_columns(), id))?;
         if let Some(uploads) = &mut self.uploads {
             for part in file.parts.drain(..) {
                 uploads.add(file.number, part);
@@ -445,15 +446,15 @@ fn properties(compression: ParquetCompression) -> Result<WriterProperties> {
 }
 
 /// Gives what the footer says about where the rows come from; the file adds their number.
-fn metadata(settings: &ParquetSettings, id: EpochId) -> Vec<KeyValue> {
-    [
+fn metadata(settings: &ParquetSettings, partition_columns: Option<&str>, id: EpochId) -> Vec<KeyValue> {
+    let origin = [
         ("nexus.version", env!("CARGO_PKG_VERSION").to_owned()),
         ("nexus.pipeline", settings.pipeline.clone()),
         ("nexus.tier", settings.tier.clone()),
         ("nexus.table", settings.table.clone()),
         ("nexus.generation", id.generation.to_string()),
         ("nexus.epoch", id.epoch.to_string()),
-    ]
-    .map(|(key, value)| KeyValue::new(key.to_owned(), value))
-    .into()
+    ];
+    let columns = partition_columns.map(|columns| ("nexus.partition_columns", columns.to_owned()));
+    origin.into_iter().chain(columns).map(|(key, value)| KeyValue::new(key.to_owned(), value)).collect()
 }

@@ -1,8 +1,8 @@
 //! Hive partition folders: which folder each row belongs to.
 //!
 //! A folder is `column=value`, escaped as Hive does (`FileUtils.escapePathName`
-//! of Apache Hive), so that no value can leave the table's folder. The columns
-//! stay in the files too.
+//! of Apache Hive), so that no value can leave the table's folder. The column is
+//! not in the files: its value stands in the folder's name alone.
 
 use std::collections::HashMap;
 use std::fmt::Write as _;
@@ -10,9 +10,10 @@ use std::sync::Arc;
 
 use arrow::array::{Array, ArrayRef, AsArray, Int64Array, RecordBatch, UInt32Array};
 use arrow::compute::{cast, take_record_batch};
-use arrow::datatypes::{DataType, Int64Type, Schema};
+use arrow::datatypes::{DataType, Int64Type, Schema, SchemaRef};
 use arrow::row::{RowConverter, SortField};
 use arrow::util::display::{ArrayFormatter, FormatOptions};
+use percent_encoding::percent_decode_str;
 
 use crate::error::{Error, Result};
 
@@ -33,7 +34,7 @@ const HOUR_US: i64 = 3_600_000_000;
 /// What names a level of partition folders.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum PartitionBy {
-    /// The column's value: `origin=JFK`.
+    /// The column's value: `origin=JFK`. The column is left out of the files.
     Column(String),
     /// The date of a timestamp in UTC, or of a date: `ts_date=2013-01-31`.
     Date(String),
@@ -44,6 +45,11 @@ pub enum PartitionBy {
 /// Tells rows' folders apart.
 pub(super) struct Router {
     levels: Vec<Level>,
+    /// The columns that no folder's name holds, by their index in the stored schema.
+    kept: Vec<usize>,
+    file_schema: SchemaRef,
+    /// The others with their types, as JSON; nothing if there are none.
+    partition_columns: Option<String>,
     converter: Option<RowConverter>,
     /// Folders seen in this epoch, by the encoded values that name them.
     known: HashMap<Box<[u8]>, usize>,
@@ -69,12 +75,13 @@ enum Unit {
 pub(super) struct Group {
     /// The folder's number in this epoch.
     pub(super) folder: usize,
+    /// Only the columns that stand in the file.
     pub(super) rows: RecordBatch,
 }
 
 impl Router {
     /// Checks the columns that name folders against the stored schema.
-    pub(super) fn new(partition_by: &[PartitionBy], schema: &Schema, table: &str) -> Result<Self> {
+    pub(super) fn new(partition_by: &[PartitionBy], schema: &SchemaRef, table: &str) -> Result<Self> {
         let levels: Vec<Level> = partition_by.iter().map(|by| Level::new(by, schema, table)).collect::<Result<_>>()?;
         let fields = levels
             .iter()
@@ -84,7 +91,34 @@ impl Router {
             })
             .collect::<Vec<_>>();
         let converter = if fields.is_empty() { None } else { Some(RowConverter::new(fields)?) };
-        Ok(Self { levels, converter, known: HashMap::new(), folders: Vec::new() })
+        let in_folders: Vec<usize> =
+            levels.iter().filter(|level| level.unit == Unit::Value).map(|level| level.column).collect();
+        let kept: Vec<usize> = (0..schema.fields().len()).filter(|column| !in_folders.contains(column)).collect();
+        if kept.is_empty() {
+            return Err(Error::config(format!(
+                "the table {table} is partitioned by all of its columns, so that its files would hold none; \
+                 partition it by fewer"
+            )));
+        }
+        Ok(Self {
+            file_schema: if in_folders.is_empty() { schema.clone() } else { Arc::new(schema.project(&kept)?) },
+            partition_columns: describe(schema, &in_folders),
+            kept,
+            levels,
+            converter,
+            known: HashMap::new(),
+            folders: Vec::new(),
+        })
+    }
+
+    /// Gives the schema of the files.
+    pub(super) fn file_schema(&self) -> &SchemaRef {
+        &self.file_schema
+    }
+
+    /// Gives the columns that the files lack, with their types, as JSON.
+    pub(super) fn partition_columns(&self) -> Option<&str> {
+        self.partition_columns.as_deref()
     }
 
     /// Forgets the folders of the epoch before.
@@ -128,7 +162,8 @@ impl Router {
                 indices.push(number);
             }
         }
-        groups.into_iter().map(|(folder, indices)| Ok(Group { folder, rows: pick(&rows, indices)? })).collect()
+        let kept = rows.project(&self.kept)?;
+        groups.into_iter().map(|(folder, indices)| Ok(Group { folder, rows: pick(&kept, indices)? })).collect()
     }
 
     /// Remembers a folder that has not been seen in this epoch.
@@ -146,7 +181,12 @@ impl Router {
             }
             path.push_str(&level.name);
             path.push('=');
-            escape(&level.text(values, row)?, &mut path);
+            match level.text(values, row)? {
+                None => path.push_str(NULL_VALUE),
+                // This text is not NULL. Our own reader sees by the escape that it is not.
+                Some(text) if text == NULL_VALUE => escape_all(&text, &mut path),
+                Some(text) => escape(&text, &mut path),
+            }
             if path.len() - start > FOLDER_NAME_BYTES_MAX {
                 return Err(Error::data(format!(
                     "a value of the partition column in `{}=` is too long for the name of a folder \
@@ -217,15 +257,15 @@ impl Level {
         Ok(Arc::new(counts))
     }
 
-    /// Gives the text behind the `=`, not yet escaped.
-    fn text(&self, values: &ArrayRef, row: usize) -> Result<String> {
+    /// Gives the text behind the `=`, not yet escaped; nothing for NULL and for an empty text.
+    fn text(&self, values: &ArrayRef, row: usize) -> Result<Option<String>> {
         if values.is_null(row) {
-            return Ok(NULL_VALUE.into());
+            return Ok(None);
         }
         let (length, pattern) = match self.unit {
             Unit::Value => {
                 let text = ArrayFormatter::try_new(values, &FormatOptions::default())?.value(row).try_to_string()?;
-                return Ok(if text.is_empty() { NULL_VALUE.into() } else { text });
+                return Ok(Some(text).filter(|text| !text.is_empty()));
             }
             Unit::Date => (DAY_US, "%Y-%m-%d"),
             Unit::Hour => (HOUR_US, "%Y-%m-%d-%H"),
@@ -233,7 +273,55 @@ impl Level {
         let count = values.as_primitive::<Int64Type>().value(row);
         let time = count.checked_mul(length).and_then(chrono::DateTime::from_timestamp_micros);
         let time = time.ok_or_else(|| Error::data(format!("a time of the partition `{}` has no date", self.name)))?;
-        Ok(time.format(pattern).to_string())
+        Ok(Some(time.format(pattern).to_string()))
+    }
+}
+
+/// Gives what the folders of a file say: the name and the value of each, without
+/// escapes, the outermost first. A value of nothing is NULL or an empty text.
+///
+/// `path` is relative to the table's folder. The columns of `date(ts)` and
+/// `hour(ts)` are among them.
+///
+/// ```
+/// use nexus_operators::sink::parquet::folder_values;
+///
+/// let path = "origin=a%2Fb/gate=__HIVE_DEFAULT_PARTITION__/flights-1-1-0.parquet";
+/// assert_eq!(folder_values(path), [("origin".into(), Some("a/b".into())), ("gate".into(), None)]);
+/// ```
+pub fn folder_values(path: &str) -> Vec<(String, Option<String>)> {
+    let (folders, _file) = path.rsplit_once('/').unwrap_or_default();
+    let pairs = folders.split('/').filter_map(|folder| folder.split_once('='));
+    pairs.map(|(name, value)| (unescape(name), (value != NULL_VALUE).then(|| unescape(value)))).collect()
+}
+
+fn unescape(text: &str) -> String {
+    percent_decode_str(text).decode_utf8_lossy().into_owned()
+}
+
+/// Names columns and their types as JSON.
+fn describe(schema: &Schema, columns: &[usize]) -> Option<String> {
+    let describe = |&column: &usize| {
+        let field = schema.field(column);
+        serde_json::json!({ "name": field.name(), "type": type_name(field.data_type()) })
+    };
+    let described: Vec<_> = columns.iter().map(describe).collect();
+    (!described.is_empty()).then(|| serde_json::Value::from(described).to_string())
+}
+
+/// Names the type of a partition column as a pipeline file does; a stored schema has few types.
+fn type_name(data_type: &DataType) -> String {
+    match data_type {
+        DataType::Boolean => "bool".into(),
+        DataType::Date32 => "date".into(),
+        DataType::Timestamp(_, Some(_)) => "timestamp".into(),
+        DataType::Timestamp(_, None) => "timestamp_ntz".into(),
+        DataType::Decimal32(precision, scale)
+        | DataType::Decimal64(precision, scale)
+        | DataType::Decimal128(precision, scale)
+        | DataType::Decimal256(precision, scale) => format!("decimal({precision}, {scale})"),
+        text if text.is_string() => "string".into(),
+        number => number.to_string().to_lowercase(),
     }
 }
 
@@ -273,5 +361,13 @@ fn escape(text: &str, path: &mut String) {
         } else {
             path.push(c);
         }
+    }
+}
+
+/// Appends `text` with each of its bytes escaped.
+fn escape_all(text: &str, path: &mut String) {
+    for byte in text.bytes() {
+        // As above.
+        let _ = write!(path, "%{byte:02X}");
     }
 }

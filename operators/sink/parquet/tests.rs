@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use arrow::array::{ArrayRef, AsArray, Int64Array, RecordBatch, StringArray, TimestampNanosecondArray};
+use arrow::array::{Array, ArrayRef, AsArray, Int64Array, RecordBatch, StringArray, TimestampNanosecondArray};
 use arrow::compute::cast;
 use arrow::datatypes::{DataType, Field, Int64Type, Schema, SchemaRef, TimeUnit};
 use parquet::arrow::arrow_reader::ParquetRecordBatchReaderBuilder;
@@ -242,7 +242,7 @@ async fn rows_go_to_the_folder_of_their_value() {
     );
     let rows = lake.read("origin=LGA/to-lake-3-7-1.parquet").await;
     assert_eq!(rows.iter().flat_map(ids).collect::<Vec<_>>(), [1, 5]);
-    assert_eq!(rows[0].schema().fields().len(), 2, "the partition's column stays in the file");
+    assert_eq!(rows[0].schema().fields().len(), 1, "the partition's column is left out of the file");
 }
 
 #[tokio::test]
@@ -349,11 +349,7 @@ async fn times_and_dictionaries_become_plain() {
     let utc = Some("UTC".into());
     assert_eq!(
         types,
-        [
-            DataType::Timestamp(TimeUnit::Microsecond, None),
-            DataType::Timestamp(TimeUnit::Microsecond, utc),
-            DataType::Utf8
-        ]
+        [DataType::Timestamp(TimeUnit::Microsecond, None), DataType::Timestamp(TimeUnit::Microsecond, utc)]
     );
     let micros = cast(read.column(0), &DataType::Int64).unwrap();
     assert_eq!(micros.as_primitive::<Int64Type>().value(0), 1_359_608_400_123_456);
@@ -367,6 +363,7 @@ async fn times_and_dictionaries_become_plain() {
             ("nexus.table", "flights"),
             ("nexus.generation", "3"),
             ("nexus.epoch", "1"),
+            ("nexus.partition_columns", r#"[{"name":"word","type":"string"}]"#),
             ("nexus.rows", "1"),
         ]
         .map(|(k, v)| (k.to_owned(), v.to_owned()))
@@ -395,69 +392,102 @@ async fn what_cannot_be_stored_is_refused_by_name() {
     assert!(text.contains("Float64"), "{text}");
     let text = refused(Field::new("x", DataType::Utf8, true), vec![PartitionBy::Date("x".into())]);
     assert!(text.contains("a timestamp or a date"), "{text}");
+    let both = ["x", "n"].map(|column| PartitionBy::Column(column.into()));
+    let text = refused(Field::new("x", DataType::Utf8, true), both.into());
+    assert!(text.contains("all of its columns"), "{text}");
 }
 
 #[tokio::test]
 async fn a_value_too_long_for_a_folder_is_bad_data() {
-    let lake = Lake::on_disk(settings(wide_schema(), vec![PartitionBy::Column("text".into())])).await;
+    let lake = Lake::on_disk(settings(texts([]).schema(), vec![PartitionBy::Column("text".into())])).await;
     let mut sink = lake.open().unwrap();
     let id = EpochId { generation: 1, epoch: 1 };
-    let error = sink.write(id, &wide(0)).await.unwrap_err();
+    let error = sink.write(id, &texts([Some("x".repeat(1000))])).await.unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Data);
-    let short = RecordBatch::try_new(wide_schema(), vec![Arc::new(StringArray::from(vec!["short"]))]).unwrap();
-    sink.write(id, &short).await.unwrap();
+    sink.write(id, &texts([Some("short".to_owned())])).await.unwrap();
     assert_eq!(sink.prepare(id).await.unwrap().rows, 1);
 }
 
 #[tokio::test]
 async fn many_partitions_and_no_rows_of_others() {
-    let schema = Arc::new(Schema::new(vec![Field::new("id", DataType::Int64, false)]));
-    let lake = Lake::on_disk(settings(schema.clone(), vec![PartitionBy::Column("id".into())])).await;
-    let ids: ArrayRef = Arc::new(Int64Array::from_iter_values((0..60).map(|n| n % 20)));
-    lake.land(1, &[RecordBatch::try_new(schema, vec![ids]).unwrap()]).await;
+    let ids = Int64Array::from_iter_values(0..60);
+    let gates = Int64Array::from_iter_values((0..60).map(|n| n % 20));
+    let batch = RecordBatch::try_from_iter([("gate", Arc::new(gates) as ArrayRef), ("id", Arc::new(ids))]).unwrap();
+    let lake = Lake::on_disk(settings(batch.schema(), vec![PartitionBy::Column("gate".into())])).await;
+    lake.land(1, &[batch]).await;
     for file in lake.files().await {
-        let value: i64 = file.strip_prefix("id=").unwrap().split('/').next().unwrap().parse().unwrap();
+        let gate: i64 = file.strip_prefix("gate=").unwrap().split('/').next().unwrap().parse().unwrap();
         let read: Vec<i64> = lake.read(&file).await.iter().flat_map(crate::testing::sink::ids).collect();
-        assert_eq!(read, [value; 3]);
+        assert_eq!(read, [gate, gate + 20, gate + 40]);
     }
+}
+
+#[tokio::test]
+async fn the_footer_tells_the_types_that_folders_do_not() {
+    let one: ArrayRef = Arc::new(Int64Array::from(vec![1]));
+    let types = [
+        (DataType::UInt64, "uint64"),
+        (DataType::Decimal128(9, 2), "decimal(9, 2)"),
+        (DataType::Boolean, "bool"),
+        (DataType::LargeUtf8, "string"),
+        (DataType::Date32, "date"),
+        (DataType::Timestamp(TimeUnit::Nanosecond, None), "timestamp_ntz"),
+        (DataType::Timestamp(TimeUnit::Second, Some("+02:00".into())), "timestamp"),
+    ];
+    for (data_type, name) in types {
+        let days = cast(&one, &DataType::Int32).unwrap();
+        let typed = cast(if data_type == DataType::Date32 { &days } else { &one }, &data_type).unwrap();
+        let batch = RecordBatch::try_from_iter([("of", typed), ("id", one.clone())]).unwrap();
+        let lake = Lake::new(Store::memory(), settings(batch.schema(), vec![PartitionBy::Column("of".into())]));
+        lake.land(1, &[batch]).await;
+        let file = lake.files().await.remove(0);
+        let keys = metadata_keys(&lake.reader(&file).await);
+        let (_, told) = keys.iter().find(|(key, _)| key == "nexus.partition_columns").unwrap();
+        let told: serde_json::Value = serde_json::from_str(told).unwrap();
+        assert_eq!(told, serde_json::json!([{ "name": "of", "type": name }]));
+    }
+}
+
+/// Makes rows with texts and their numbers.
+fn texts(values: impl IntoIterator<Item = Option<String>>) -> RecordBatch {
+    let texts: StringArray = values.into_iter().collect();
+    let ids = Int64Array::from_iter_values((0..).take(texts.len()));
+    let columns = [("text", Arc::new(texts) as ArrayRef, true), ("id", Arc::new(ids), false)];
+    RecordBatch::try_from_iter_with_nullable(columns).unwrap()
 }
 
 proptest::proptest! {
     #![proptest_config(proptest::prelude::ProptestConfig::with_cases(24))]
 
-    /// Whatever the values, the batches and the number of open files: each row is in the folder of its value, once.
+    /// Whatever the values, the batches and the number of open files: each row is in the folder of its value, once,
+    /// and the folder tells the value.
     #[test]
     fn every_row_is_in_the_folder_of_its_value(
-        batches in proptest::collection::vec(proptest::collection::vec(proptest::option::of("(?s).{0,6}|[a-c]"), 0..20), 1..6),
+        batches in proptest::collection::vec(proptest::collection::vec(proptest::option::of("(?s).{0,6}|[a-c]|__HIVE_DEFAULT_PARTITION__"), 0..20), 1..6),
         open_partitions_max in 1_usize..5,
     ) {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
         runtime.block_on(async {
-            let mut settings = settings(wide_schema(), vec![PartitionBy::Column("text".into())]);
-            settings.schema = Arc::new(Schema::new(vec![Field::new("text", DataType::Utf8, true)]));
+            let mut settings = settings(texts([]).schema(), vec![PartitionBy::Column("text".into())]);
             settings.open_partitions_max = open_partitions_max;
-            let lake = Lake::on_disk(settings.clone()).await;
-            let mut expected: Vec<Option<String>> = batches.iter().flatten().cloned().collect();
+            let lake = Lake::on_disk(settings).await;
+            let mut expected = Vec::new();
             let id = EpochId { generation: 1, epoch: 1 };
             let mut sink = lake.open().unwrap();
             for values in batches {
-                let column = Arc::new(StringArray::from(values));
-                sink.write(id, &RecordBatch::try_new(settings.schema.clone(), vec![column]).unwrap()).await.unwrap();
+                for (number, text) in (0_i64..).zip(&values) {
+                    expected.push((text.clone().filter(|text| !text.is_empty()), number));
+                }
+                sink.write(id, &texts(values)).await.unwrap();
             }
             if let Some(handle) = sink.prepare(id).await.unwrap().handle {
                 sink.committer().commit(id, &handle).await.unwrap();
             }
             let mut read = Vec::new();
             for file in lake.files().await {
-                let (folder, _) = file.split_once('/').unwrap();
-                let value = folder.strip_prefix("text=").unwrap();
-                let value = percent_encoding::percent_decode_str(value).decode_utf8().unwrap();
-                for batch in lake.read(&file).await {
-                    for text in batch.column(0).as_string::<i32>() {
-                        let named = text.filter(|text| !text.is_empty()).unwrap_or("__HIVE_DEFAULT_PARTITION__");
-                        assert_eq!(named, value);
-                        read.push(text.map(str::to_owned));
-                    }
+                let (_, value) = folder_values(&file).remove(0);
+                for number in lake.read(&file).await.iter().flat_map(ids) {
+                    read.push((value.clone(), number));
                 }
             }
             expected.sort();
