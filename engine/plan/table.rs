@@ -89,7 +89,12 @@ impl TablePlan {
     ) -> Result<Self, Refused> {
         let leaves = register(&state, readable).map_err(|e| sql_refused(&e))?;
         let logical = state.create_logical_plan(sql).await.map_err(|e| sql_refused(&e))?;
-        if !matches!(logical, LogicalPlan::Ddl(_) | LogicalPlan::Dml(_) | LogicalPlan::Statement(_)) {
+        use LogicalPlan as L;
+        let does_something_else = matches!(
+            logical,
+            L::Ddl(_) | L::Dml(_) | L::Statement(_) | L::Copy(_) | L::Explain(_) | L::Analyze(_) | L::DescribeTable(_)
+        );
+        if !does_something_else {
             return Self::of_query(state, (tier, name), sql, spec, readable, logical, &leaves).await;
         }
         Err(Refused::Sql { message: "a table is a query: it begins with SELECT or WITH".into(), at: Some((1, 1)) })

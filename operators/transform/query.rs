@@ -38,7 +38,7 @@ impl Query {
     pub async fn new(state: SessionState, logical: LogicalPlan, leaves: Vec<Arc<Leaf>>) -> Result<Self> {
         let tells_time = tells_time(&logical);
         let physical = plan(&state, &logical).await?;
-        let scans = leaves.iter().map(|leaf| count_scans(&physical, leaf)).collect();
+        let scans = count_scans(&physical, &leaves);
         Ok(Self { state, logical, physical, leaves, scans, tells_time, stale: false })
     }
 
@@ -67,11 +67,12 @@ impl Query {
     /// `now()` and its like are folded into the plan, so a query that uses them is planned in every epoch.
     pub async fn renew(&mut self) -> Result<bool> {
         let anew = self.stale || self.tells_time;
-        self.physical = if anew {
-            plan(&self.state, &self.logical).await?
+        if anew {
+            self.physical = plan(&self.state, &self.logical).await?;
+            self.scans = count_scans(&self.physical, &self.leaves);
         } else {
-            reset_plan_states(self.physical.clone()).map_err(failed)?
-        };
+            self.physical = reset_plan_states(self.physical.clone()).map_err(failed)?;
+        }
         self.stale = false;
         Ok(anew)
     }
@@ -110,11 +111,15 @@ async fn plan(state: &SessionState, logical: &LogicalPlan) -> Result<Arc<dyn Exe
     Ok(if one { physical } else { Arc::new(CoalescePartitionsExec::new(physical)) })
 }
 
-fn count_scans(plan: &Arc<dyn ExecutionPlan>, leaf: &Arc<Leaf>) -> usize {
-    let mut scans = 0;
+/// Counts how often a plan reads each leaf.
+fn count_scans(plan: &Arc<dyn ExecutionPlan>, leaves: &[Arc<Leaf>]) -> Vec<usize> {
+    let mut scans = vec![0; leaves.len()];
     let counted = plan.apply(|node| {
-        let scan = (node.as_ref() as &dyn std::any::Any).downcast_ref::<LeafExec>();
-        scans += usize::from(scan.is_some_and(|scan| Arc::ptr_eq(scan.leaf(), leaf)));
+        if let Some(scan) = (node.as_ref() as &dyn std::any::Any).downcast_ref::<LeafExec>() {
+            for (leaf, count) in leaves.iter().zip(&mut scans) {
+                *count += usize::from(Arc::ptr_eq(scan.leaf(), leaf));
+            }
+        }
         Ok(TreeNodeRecursion::Continue)
     });
     debug_assert!(counted.is_ok(), "counting does not fail");
