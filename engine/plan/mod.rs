@@ -185,7 +185,7 @@ impl Planning<'_> {
                 self.refuse(&[tier.name(), table], codes::TIER_ORDER, message, hint);
                 continue;
             }
-            let readable = Readable { streams: &streams, references };
+            let readable = Readable { streams: &streams, references, clock: &self.surroundings.clock };
             let state = session().map_err(|e| Refused::Sql { message: e.to_string(), at: None });
             let plan = match state {
                 Ok(state) => TablePlan::new(state, (*tier, table), sql, spec, &readable).await,

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use arrow::datatypes::SchemaRef;
+use chrono::DateTime;
 use datafusion::common::tree_node::{TreeNode, TreeNodeRecursion};
 use datafusion::execution::SendableRecordBatchStream;
 use datafusion::execution::session_state::SessionState;
@@ -12,6 +13,7 @@ use datafusion::physical_plan::execution_plan::reset_plan_states;
 use datafusion::physical_plan::{ExecutionPlan, ExecutionPlanProperties, execute_stream};
 
 use super::leaf::{Leaf, LeafExec, LeafSender};
+use crate::clock::SharedClock;
 use crate::error::{Error, Result};
 
 /// An epoch of a query that is running.
@@ -25,6 +27,7 @@ pub struct Running {
 /// A query over the channels of a stage.
 pub struct Query {
     state: SessionState,
+    clock: SharedClock,
     logical: LogicalPlan,
     physical: Arc<dyn ExecutionPlan>,
     leaves: Vec<Arc<Leaf>>,
@@ -35,11 +38,17 @@ pub struct Query {
 
 impl Query {
     /// Plans a query; `leaves` are its inputs, as they were registered with the session.
-    pub async fn new(state: SessionState, logical: LogicalPlan, leaves: Vec<Arc<Leaf>>) -> Result<Self> {
+    pub async fn new(
+        mut state: SessionState,
+        logical: LogicalPlan,
+        leaves: Vec<Arc<Leaf>>,
+        clock: SharedClock,
+    ) -> Result<Self> {
         let tells_time = tells_time(&logical);
+        set_time(&mut state, &clock);
         let physical = plan(&state, &logical).await?;
         let scans = count_scans(&physical, &leaves);
-        Ok(Self { state, logical, physical, leaves, scans, tells_time, stale: false })
+        Ok(Self { state, clock, logical, physical, leaves, scans, tells_time, stale: false })
     }
 
     /// Gives the columns of the rows that come out.
@@ -68,6 +77,7 @@ impl Query {
     pub async fn renew(&mut self) -> Result<bool> {
         let anew = self.stale || self.tells_time;
         if anew {
+            set_time(&mut self.state, &self.clock);
             self.physical = plan(&self.state, &self.logical).await?;
             self.scans = count_scans(&self.physical, &self.leaves);
         } else {
@@ -103,6 +113,11 @@ pub fn failed(error: datafusion::error::DataFusionError) -> Error {
         Df::Execution(_) | Df::ArrowError(..) => Error::data("a query failed on a row").because(error),
         _ => Error::internal("a query failed").because(error),
     }
+}
+
+/// Gives a session the time that `now()` tells.
+pub fn set_time(state: &mut SessionState, clock: &SharedClock) {
+    state.execution_props_mut().query_execution_start_time = DateTime::from_timestamp_micros(clock.now_us());
 }
 
 async fn plan(state: &SessionState, logical: &LogicalPlan) -> Result<Arc<dyn ExecutionPlan>> {

@@ -18,7 +18,7 @@ use nexus::operators::source::memory::MemorySource;
 use crate::world::Random;
 use compare::difference;
 use data::{NOTHING_CSV, SITES_CSV, below, streams};
-use run::{Trial, batch_answer};
+use run::{SOURCES, Trial, batch_answer};
 use shapes::{REFUSED, ROWS, Shape, Table, WINDOWS};
 
 /// Queries in one pipeline: enough to meet one another, few enough to start soon.
@@ -87,7 +87,7 @@ async fn what_cannot_stream_is_refused_and_says_why() {
 async fn refusal(folder: &Path, sql: &str) -> String {
     let at = folder.display();
     let file = format!(
-        "name: refused\nlake: {at}/lake\nreference:\n  \
+        "name: refused\nlake: {at}/lake\n{SOURCES}reference:\n  \
          sites: {{ path: {at}/sites.csv, columns: {{ site: string, region: string, weight: int64 }} }}\n\
          gold:\n  t:\n    sql: |\n      {sql}\n"
     );

@@ -25,6 +25,11 @@ const RUN_MAX: Duration = Duration::from_secs(300);
 /// Bytes at which an epoch is full: from each batch for itself to all at once.
 const EPOCH_BYTES: [&str; 4] = ["1B", "4KiB", "16KiB", "128MiB"];
 
+/// The sources, as the file has them; the rows of a memory source take their place.
+pub const SOURCES: &str = "sources:\n  \
+    events: { generate: { rows: 1, columns: { id: { sequence: {} } } } }\n  \
+    more: { generate: { rows: 1, columns: { id: { sequence: {} } } } }\n";
+
 /// A pipeline over some streams, whose tables end in memory.
 pub struct Trial {
     folder: TempDir,
@@ -42,7 +47,7 @@ impl Trial {
         let at = folder.path().display();
         let bytes = EPOCH_BYTES[below(random, EPOCH_BYTES.len())];
         let mut file = format!(
-            "name: oracle\nlake: {at}/lake\ncommit: {{ every: 30s, bytes: {bytes} }}\nreference:\n  \
+            "name: oracle\nlake: {at}/lake\ncommit: {{ every: 30s, bytes: {bytes} }}\n{SOURCES}reference:\n  \
              sites: {{ path: {at}/sites.csv, columns: {{ site: string, region: string, weight: int64 }} }}\n  \
              nothing: {{ path: {at}/nothing.csv, columns: {{ site: string }} }}\n"
         );
@@ -71,7 +76,7 @@ impl Trial {
     }
 
     async fn start(&self, random: &mut Random, streams: &[Stream]) -> Job {
-        let mut pipeline = Pipeline::parse(&self.file).unwrap_or_else(|e| panic!("{e}\n{}", self.file));
+        let mut pipeline = Pipeline::parse(&self.file).unwrap_or_else(|e| panic!("{e}"));
         for stream in streams {
             let columns = stream.columns().iter().map(|field| field.as_ref().clone()).collect();
             let source = MemorySource::batches(stream.partitions(random), Arc::new(SystemClock));
@@ -81,7 +86,7 @@ impl Trial {
         for (table, landed) in &self.tables {
             pipeline = pipeline.with_sink(table, "memory", Box::new(MemorySink::over(landed.clone())));
         }
-        pipeline.start().await.unwrap_or_else(|e| panic!("{e}\n{}", self.file))
+        pipeline.start().await.unwrap_or_else(|e| panic!("{e}"))
     }
 
     /// Runs to the end of input, stopping or dropping the job up to three times on the way. Gives the reports of those

@@ -306,8 +306,8 @@ pub const WINDOWS: &[Shape] = &[
         ("gold", "minutes_of_hour", "SELECT date_bin(INTERVAL '1 hour', t) AS w, sum(c) AS c FROM gold.minutes GROUP BY 1"),
     ]),
     Shape(&[
-        ("gold", "day_dates", "SELECT date_trunc('day', ts) AS start, CAST(date_trunc('day', ts) AS DATE) AS day, count(*) AS c
-          FROM events GROUP BY 1, 2"),
+        ("gold", "day_dates", "SELECT start, CAST(start AS DATE) AS day, c FROM (SELECT date_trunc('day', ts) AS start, count(*) AS c
+          FROM events GROUP BY 1)"),
         ("gold", "weeks_of_days", "SELECT date_trunc('week', start) AS w, sum(c) AS c, max(day) AS last FROM gold.day_dates GROUP BY 1"),
     ]),
     Shape(&[
