@@ -13,6 +13,7 @@ mod cloud;
 mod crash;
 mod endless;
 mod flights;
+mod oracle;
 mod pressure;
 mod readers;
 mod servers;

@@ -59,6 +59,9 @@ pub struct RunSettings {
 }
 
 /// A job that runs.
+///
+/// To drop it is to end it at once, as a crash would: nothing that was read is lost, and the next start goes on from
+/// the last commit.
 pub struct Job {
     progress: Arc<Progress>,
     stop: watch::Sender<bool>,
@@ -113,7 +116,14 @@ impl Job {
         Stopper(self.stop.clone())
     }
 
-    /// Waits until the job ends, and gives what it has committed.
+    /// Has the job drain: stop reading, commit what has been read, end. Windows stay open for the next start.
+    ///
+    /// [`wait`](Self::wait) tells when it has ended.
+    pub fn stop(&self) {
+        self.stop.send_replace(true);
+    }
+
+    /// Waits until the job ends, and gives what it has committed. Cancel-safe.
     pub async fn wait(&mut self) -> Result<Report> {
         let ended = (&mut self.done).await;
         let status = self.status();
@@ -124,8 +134,14 @@ impl Job {
     }
 }
 
+impl Drop for Job {
+    fn drop(&mut self) {
+        self.done.abort();
+    }
+}
+
 impl Stopper {
-    /// Has the job drain: stop reading, commit what has been read, end. Windows stay open for the next start.
+    /// Has the job drain, as [`Job::stop`] does.
     pub fn stop(&self) {
         self.0.send_replace(true);
     }

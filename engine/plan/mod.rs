@@ -183,7 +183,7 @@ impl<'a> Planning<'a> {
             if read.iter().any(refused) || !self.keeps_order(&name, tier, read) {
                 continue;
             }
-            let readable = Readable { streams: &streams, references };
+            let readable = Readable { streams: &streams, references, clock: &self.surroundings.clock };
             let plan = match session() {
                 Ok(state) => TablePlan::new(state, (tier, table), &self.sql(tier, table, spec), spec, &readable).await,
                 Err(error) => Err(Refused::Sql { message: error.to_string(), at: None }),

@@ -9,11 +9,12 @@ use datafusion::common::{DFSchema, TableReference};
 use datafusion::error::DataFusionError;
 use datafusion::execution::session_state::SessionState;
 use datafusion::logical_expr::{Expr, LogicalPlan};
+use nexus_operators::clock::SharedClock;
 use nexus_operators::transform::Transform;
 use nexus_operators::transform::aggregate::WindowedAggregate;
 use nexus_operators::transform::expect::{Otherwise, Rule};
 use nexus_operators::transform::leaf::{Leaf, StreamTable};
-use nexus_operators::transform::query::Query;
+use nexus_operators::transform::query::{Query, set_time};
 use nexus_operators::transform::rows::stored_schema;
 use nexus_operators::transform::unique::Unique;
 use nexus_operators::transform::window::{Width, Window};
@@ -30,6 +31,8 @@ pub struct Readable<'a> {
     pub streams: &'a BTreeMap<String, (SchemaRef, Option<usize>)>,
     /// Reference tables by name.
     pub references: &'a BTreeMap<String, Arc<ReferenceTable>>,
+    /// The time that `now()` tells.
+    pub clock: &'a SharedClock,
 }
 
 /// A table, planned.
@@ -59,6 +62,7 @@ pub struct TablePlan {
     /// The query as a plan over its leaves.
     pub logical: LogicalPlan,
     state: SessionState,
+    clock: SharedClock,
     leaves: Vec<Arc<Leaf>>,
     starts: BTreeMap<String, Expr>,
 }
@@ -89,15 +93,21 @@ pub enum Refused {
 impl TablePlan {
     /// Plans a table.
     pub async fn new(
-        state: SessionState,
+        mut state: SessionState,
         (tier, name): (Tier, &str),
         sql: &str,
         spec: &model::Table,
         readable: &Readable<'_>,
     ) -> Result<Self, Refused> {
+        set_time(&mut state, readable.clock);
         let leaves = register(&state, readable).map_err(|e| sql_refused(&e))?;
         let logical = state.create_logical_plan(sql).await.map_err(|e| sql_refused(&e))?;
-        if !matches!(logical, LogicalPlan::Ddl(_) | LogicalPlan::Dml(_) | LogicalPlan::Statement(_)) {
+        use LogicalPlan as L;
+        let does_something_else = matches!(
+            logical,
+            L::Ddl(_) | L::Dml(_) | L::Statement(_) | L::Copy(_) | L::Explain(_) | L::Analyze(_) | L::DescribeTable(_)
+        );
+        if !does_something_else {
             return Self::of_query(state, (tier, name), sql, spec, readable, logical, &leaves).await;
         }
         Err(Refused::Sql { message: "a table is a query: it begins with SELECT or WITH".into(), at: Some((1, 1)) })
@@ -122,7 +132,7 @@ impl TablePlan {
         let times: EventTimes = inputs.iter().map(|name| (name.clone(), time_name(readable, name))).collect();
         let Shape { window, event_time } = analyze(&optimised, &times).map_err(Refused::Unfit)?;
         let used: Vec<Arc<Leaf>> = inputs.iter().filter_map(|name| leaves.get(name).cloned()).collect();
-        let query = Query::new(state.clone(), logical.clone(), used.clone()).await;
+        let query = Query::new(state.clone(), logical.clone(), used.clone(), readable.clock.clone()).await;
         let schema = stored_schema(&query.map_err(|e| Refused::Sql { message: e.to_string(), at: None })?.schema());
         check_columns(&schema)?;
         let unique = spec.unique.as_ref().map(|unique| unique_plan(unique, &schema, event_time)).transpose()?;
@@ -142,6 +152,7 @@ impl TablePlan {
             starts: window.as_ref().map(|window| window.starts.clone()).unwrap_or_default(),
             window: window.map(|window| (window.group_index, window.width)),
             state,
+            clock: readable.clock.clone(),
         })
     }
 
@@ -173,7 +184,7 @@ impl TablePlan {
 
     /// Makes the query ready to run.
     pub async fn transform(&self) -> Result<Transform> {
-        let query = Query::new(self.state.clone(), self.logical.clone(), self.leaves.clone()).await?;
+        let query = Query::new(self.state.clone(), self.logical.clone(), self.leaves.clone(), self.clock.clone()).await?;
         Ok(match self.window {
             None => Transform::Stateless(Box::new(query)),
             Some((index, width)) => Transform::Windowed(Box::new(WindowedAggregate::new(query, index, width)?)),

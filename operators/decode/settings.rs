@@ -125,7 +125,10 @@ impl Plan {
         }
         let names = Names::new(declared.iter().map(|field| field.name().as_str()));
         let plan = Self { settings, declared, names, rescues, schema: Arc::new(Schema::new(fields)) };
-        plan.columns()?;
+        // Rows that are typed already may be of any type; nothing of them is decoded.
+        if plan.settings.format != FormatSettings::Batch {
+            plan.columns()?;
+        }
         Ok(plan)
     }
 

@@ -15,6 +15,8 @@ use datafusion::datasource::memory::MemorySourceConfig;
 use datafusion::execution::SendableRecordBatchStream;
 use datafusion::physical_expr::expressions::Column;
 use datafusion::physical_plan::aggregates::{AggregateExec, AggregateMode};
+use datafusion::physical_plan::execution_plan::reset_plan_states;
+use datafusion::physical_plan::scalar_subquery::ScalarSubqueryExec;
 use datafusion::physical_plan::{ExecutionPlan, collect, execute_stream};
 
 use super::leaf::LeafExec;
@@ -67,7 +69,7 @@ impl WindowedAggregate {
     /// Starts an epoch; what comes out goes to [`absorb`](Self::absorb).
     pub async fn start(&mut self) -> Result<Running> {
         self.query.renew().await?;
-        let lower = partial(find(self.query.physical())?)?;
+        let lower = with_subqueries(self.query.physical(), partial(find(self.query.physical())?)?);
         let inputs = self.query.connect();
         let rows = execute_stream(lower, self.query.session().task_ctx()).map_err(failed)?;
         Ok(Running { inputs, rows })
@@ -216,5 +218,22 @@ fn finish(plan: &Arc<dyn ExecutionPlan>, states: Vec<RecordBatch>) -> Result<Arc
         }
         Ok(Transformed::no(node))
     });
-    Ok(upper.map_err(failed)?.data)
+    // Subqueries have given their values to the lower part: here they are computed once more.
+    reset_plan_states(upper.map_err(failed)?.data).map_err(failed)
+}
+
+/// Puts the subqueries that stand above the aggregate of a plan above its lower part too, which may use their values.
+fn with_subqueries(plan: &Arc<dyn ExecutionPlan>, lower: Arc<dyn ExecutionPlan>) -> Arc<dyn ExecutionPlan> {
+    if as_aggregate(plan).is_some() {
+        return lower;
+    }
+    let below = plan.children().into_iter().find(|child| over_stream(child));
+    let lower = below.map_or(lower.clone(), |child| with_subqueries(child, lower));
+    match (plan.as_ref() as &dyn std::any::Any).downcast_ref::<ScalarSubqueryExec>() {
+        Some(above) => {
+            let (subqueries, results) = (above.subqueries().to_vec(), above.results().clone());
+            Arc::new(ScalarSubqueryExec::new(lower, subqueries, results))
+        }
+        None => lower,
+    }
 }

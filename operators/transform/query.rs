@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use arrow::datatypes::SchemaRef;
+use chrono::DateTime;
 use datafusion::common::tree_node::{TreeNode, TreeNodeRecursion};
 use datafusion::execution::SendableRecordBatchStream;
 use datafusion::execution::session_state::SessionState;
@@ -12,6 +13,7 @@ use datafusion::physical_plan::execution_plan::reset_plan_states;
 use datafusion::physical_plan::{ExecutionPlan, ExecutionPlanProperties, execute_stream};
 
 use super::leaf::{Leaf, LeafExec, LeafSender};
+use crate::clock::SharedClock;
 use crate::error::{Error, Result};
 
 /// An epoch of a query that is running.
@@ -25,6 +27,7 @@ pub struct Running {
 /// A query over the channels of a stage.
 pub struct Query {
     state: SessionState,
+    clock: SharedClock,
     logical: LogicalPlan,
     physical: Arc<dyn ExecutionPlan>,
     leaves: Vec<Arc<Leaf>>,
@@ -35,11 +38,17 @@ pub struct Query {
 
 impl Query {
     /// Plans a query; `leaves` are its inputs, as they were registered with the session.
-    pub async fn new(state: SessionState, logical: LogicalPlan, leaves: Vec<Arc<Leaf>>) -> Result<Self> {
+    pub async fn new(
+        mut state: SessionState,
+        logical: LogicalPlan,
+        leaves: Vec<Arc<Leaf>>,
+        clock: SharedClock,
+    ) -> Result<Self> {
         let tells_time = tells_time(&logical);
+        set_time(&mut state, &clock);
         let physical = plan(&state, &logical).await?;
-        let scans = leaves.iter().map(|leaf| count_scans(&physical, leaf)).collect();
-        Ok(Self { state, logical, physical, leaves, scans, tells_time, stale: false })
+        let scans = count_scans(&physical, &leaves);
+        Ok(Self { state, clock, logical, physical, leaves, scans, tells_time, stale: false })
     }
 
     /// Gives the columns of the rows that come out.
@@ -67,11 +76,13 @@ impl Query {
     /// `now()` and its like are folded into the plan, so a query that uses them is planned in every epoch.
     pub async fn renew(&mut self) -> Result<bool> {
         let anew = self.stale || self.tells_time;
-        self.physical = if anew {
-            plan(&self.state, &self.logical).await?
+        if anew {
+            set_time(&mut self.state, &self.clock);
+            self.physical = plan(&self.state, &self.logical).await?;
+            self.scans = count_scans(&self.physical, &self.leaves);
         } else {
-            reset_plan_states(self.physical.clone()).map_err(failed)?
-        };
+            self.physical = reset_plan_states(self.physical.clone()).map_err(failed)?;
+        }
         self.stale = false;
         Ok(anew)
     }
@@ -104,17 +115,26 @@ pub fn failed(error: datafusion::error::DataFusionError) -> Error {
     }
 }
 
+/// Gives a session the time that `now()` tells.
+pub fn set_time(state: &mut SessionState, clock: &SharedClock) {
+    state.execution_props_mut().query_execution_start_time = DateTime::from_timestamp_micros(clock.now_us());
+}
+
 async fn plan(state: &SessionState, logical: &LogicalPlan) -> Result<Arc<dyn ExecutionPlan>> {
     let physical = state.create_physical_plan(logical).await.map_err(failed)?;
     let one = physical.output_partitioning().partition_count() <= 1;
     Ok(if one { physical } else { Arc::new(CoalescePartitionsExec::new(physical)) })
 }
 
-fn count_scans(plan: &Arc<dyn ExecutionPlan>, leaf: &Arc<Leaf>) -> usize {
-    let mut scans = 0;
+/// Counts how often a plan reads each leaf.
+fn count_scans(plan: &Arc<dyn ExecutionPlan>, leaves: &[Arc<Leaf>]) -> Vec<usize> {
+    let mut scans = vec![0; leaves.len()];
     let counted = plan.apply(|node| {
-        let scan = (node.as_ref() as &dyn std::any::Any).downcast_ref::<LeafExec>();
-        scans += usize::from(scan.is_some_and(|scan| Arc::ptr_eq(scan.leaf(), leaf)));
+        if let Some(scan) = (node.as_ref() as &dyn std::any::Any).downcast_ref::<LeafExec>() {
+            for (leaf, count) in leaves.iter().zip(&mut scans) {
+                *count += usize::from(Arc::ptr_eq(scan.leaf(), leaf));
+            }
+        }
         Ok(TreeNodeRecursion::Continue)
     });
     debug_assert!(counted.is_ok(), "counting does not fail");

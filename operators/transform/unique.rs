@@ -1,6 +1,7 @@
 //! Deduplication: rows with the same key within a bound of event time are kept once.
 
-use std::collections::HashMap;
+use std::collections::hash_map::Entry;
+use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
 
 use arrow::array::{Array, ArrayRef, BooleanArray, Int64Array, RecordBatch, UInt64Array};
@@ -22,9 +23,18 @@ pub struct Unique {
     time: usize,
     within_us: i64,
     converter: RowConverter,
-    seen: HashMap<u128, i64>,
+    seen: Seen,
     log: Segments,
     fresh: Fresh,
+}
+
+/// The event times of the rows that were kept, by their key. A key may come again beyond the bound, and rows come in
+/// any order, so that a key has several times.
+#[derive(Default)]
+struct Seen {
+    newest_us: HashMap<u128, i64>,
+    /// All but the newest times of keys that have several: few.
+    others: BTreeSet<(u128, i64)>,
 }
 
 /// Keys of the open epoch, column by column.
@@ -45,7 +55,7 @@ impl Unique {
             time,
             within_us,
             converter,
-            seen: HashMap::new(),
+            seen: Seen::default(),
             log: Segments::default(),
             fresh: Fresh::default(),
         })
@@ -66,8 +76,7 @@ impl Unique {
             }
             let time_us = times.value(row);
             let hash = twox_hash::XxHash3_128::oneshot(key.as_ref());
-            let known =
-                self.seen.get(&hash).is_some_and(|seen| seen.abs_diff(time_us) <= self.within_us.unsigned_abs());
+            let known = self.seen.near(hash, time_us, self.within_us);
             if !known {
                 self.seen.insert(hash, time_us);
                 self.fresh.push(hash, time_us);
@@ -85,7 +94,7 @@ impl Unique {
         // The end of input is no time: rows that come in a later run may still repeat a key.
         if watermark_us != WATERMARK_END {
             let bound_us = watermark_us.saturating_sub(self.within_us);
-            self.seen.retain(|_, time_us| *time_us >= bound_us);
+            self.seen.forget_before(bound_us);
             self.log.take(|rows| Ok(times(rows)?.iter().map(|t| Some(t.is_some_and(|t| t < bound_us))).collect()))?;
         }
         self.log.add(std::mem::take(&mut self.fresh).into_batch()?);
@@ -98,7 +107,7 @@ impl Unique {
 
     /// Goes on from a snapshot.
     pub fn restore(&mut self, segments: Vec<Segment>) -> Result<()> {
-        self.seen.clear();
+        self.seen = Seen::default();
         for rows in segments.iter().flat_map(|segment| &segment.rows) {
             let (high, low, time_us) = (hashes(rows, 0)?, hashes(rows, 1)?, times(rows)?);
             for row in 0..rows.num_rows() {
@@ -112,7 +121,37 @@ impl Unique {
 
     /// Gives the memory that the keys take, in bytes.
     pub fn size_bytes(&self) -> usize {
-        self.seen.capacity() * size_of::<(u128, i64)>() + self.log.size_bytes()
+        self.seen.size_bytes() + self.log.size_bytes()
+    }
+}
+
+impl Seen {
+    fn near(&self, key: u128, time_us: i64, within_us: i64) -> bool {
+        let Some(newest_us) = self.newest_us.get(&key) else { return false };
+        if newest_us.abs_diff(time_us) <= within_us.unsigned_abs() {
+            return true;
+        }
+        let bounds = (key, time_us.saturating_sub(within_us))..=(key, time_us.saturating_add(within_us));
+        self.others.range(bounds).next().is_some()
+    }
+
+    fn insert(&mut self, key: u128, time_us: i64) {
+        match self.newest_us.entry(key) {
+            Entry::Vacant(free) => drop(free.insert(time_us)),
+            Entry::Occupied(mut newest) => {
+                self.others.insert((key, time_us.min(*newest.get())));
+                newest.insert(time_us.max(*newest.get()));
+            }
+        }
+    }
+
+    fn forget_before(&mut self, bound_us: i64) {
+        self.newest_us.retain(|_, time_us| *time_us >= bound_us);
+        self.others.retain(|(_, time_us)| *time_us >= bound_us);
+    }
+
+    fn size_bytes(&self) -> usize {
+        (self.newest_us.capacity() + self.others.len()) * size_of::<(u128, i64)>()
     }
 }
 
@@ -181,6 +220,17 @@ mod tests {
     }
 
     #[test]
+    fn a_key_that_was_kept_twice_is_known_at_both_times() {
+        let mut unique = unique();
+        assert_eq!(unique.first_seen(rows(&[1, 1], &[300, 100])).unwrap().num_rows(), 2, "200 apart");
+        assert_eq!(unique.first_seen(rows(&[1], &[310])).unwrap().num_rows(), 0, "10 after the first");
+        assert_eq!(unique.first_seen(rows(&[1], &[40])).unwrap().num_rows(), 0, "60 before the second");
+        assert_eq!(unique.first_seen(rows(&[1], &[600])).unwrap().num_rows(), 1);
+        assert_eq!(unique.first_seen(rows(&[1], &[150])).unwrap().num_rows(), 0, "50 after the second");
+        assert!(unique.size_bytes() > 0);
+    }
+
+    #[test]
     fn keys_survive_a_restart_and_are_forgotten_behind_the_watermark() {
         let mut before = unique();
         before.first_seen(rows(&[1, 2], &[0, 500])).unwrap();
@@ -194,6 +244,6 @@ mod tests {
         let segments = [(1, first.added), (2, second.added)];
         after.restore(segments.into_iter().map(|(epoch, rows)| Segment { epoch, rows }).collect()).unwrap();
         assert_eq!(after.first_seen(rows(&[2, 3, 4], &[501, 601, 601])).unwrap().num_rows(), 1, "only 4 is new");
-        assert_eq!(before.seen.len(), 2, "1 lies behind the watermark");
+        assert_eq!(before.seen.newest_us.len(), 2, "1 lies behind the watermark");
     }
 }

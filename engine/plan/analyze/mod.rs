@@ -1,0 +1,187 @@
+//! What a query means in a stream: which of its plans can run epoch by epoch,
+//! where its window is, and which column of the result carries event time.
+
+use std::collections::BTreeMap;
+
+use datafusion::common::TableReference;
+use datafusion::common::tree_node::TreeNodeRecursion;
+use datafusion::logical_expr::{Aggregate, Expr, JoinType, LogicalPlan};
+use nexus_operators::transform::window::Width;
+
+mod trace;
+mod window;
+
+#[cfg(test)]
+mod tests;
+
+use trace::carries_time;
+use window::find_window;
+
+/// Event-time columns by the name of the stream that has them; none if a stream has no event time.
+pub type EventTimes = BTreeMap<String, Option<String>>;
+
+/// What an analysis found.
+#[derive(Debug)]
+pub struct Shape {
+    /// The window of the aggregate, if the query has one.
+    pub window: Option<WindowShape>,
+    /// The column of the result that carries event time.
+    pub event_time: Option<usize>,
+}
+
+/// The window of a query's aggregate.
+#[derive(Debug)]
+pub struct WindowShape {
+    /// Place among the aggregate's keys.
+    pub group_index: usize,
+    /// How long the window is.
+    pub width: Width,
+    /// For each stream, the start of a row's window over the stream's columns.
+    pub starts: BTreeMap<String, Expr>,
+}
+
+/// Why a query cannot run in a stream, and what to write instead.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Unfit {
+    /// What is wrong.
+    pub message: String,
+    /// What to try.
+    pub hint: String,
+}
+
+impl Unfit {
+    fn new(message: impl Into<String>, hint: impl Into<String>) -> Self {
+        Self { message: message.into(), hint: hint.into() }
+    }
+}
+
+/// Gives the name under which a table is known: `tier.table`, or the bare name of a source or reference table.
+pub fn stream_name(table: &TableReference) -> String {
+    match table.schema() {
+        Some(schema) if schema != "public" => format!("{schema}.{}", table.table()),
+        _ => table.table().to_owned(),
+    }
+}
+
+/// Looks at an optimised plan over the streams that `times` names.
+pub fn analyze(plan: &LogicalPlan, times: &EventTimes) -> Result<Shape, Unfit> {
+    check(plan, times)?;
+    let window = match find_aggregate(plan, times)? {
+        Some(aggregate) => Some(find_window(aggregate, times)?),
+        None => None,
+    };
+    let event_time = (0..plan.schema().fields().len()).find(|index| carries_time(plan, *index, times, window.as_ref()));
+    Ok(Shape { window, event_time })
+}
+
+fn reads_stream(plan: &LogicalPlan, times: &EventTimes) -> bool {
+    let mut found = false;
+    let walked = plan.apply_with_subqueries(|node| {
+        if let LogicalPlan::TableScan(scan) = node {
+            found |= times.contains_key(&stream_name(&scan.table_name));
+        }
+        Ok(TreeNodeRecursion::Continue)
+    });
+    debug_assert!(walked.is_ok(), "looking does not fail");
+    found
+}
+
+/// Refuses what would not mean the same when it runs epoch by epoch.
+fn check(plan: &LogicalPlan, times: &EventTimes) -> Result<(), Unfit> {
+    if !reads_stream(plan, times) {
+        return Ok(());
+    }
+    match plan {
+        LogicalPlan::Join(join) => {
+            use JoinType as J;
+            let on_left = reads_stream(&join.left, times);
+            let on_right = reads_stream(&join.right, times);
+            if on_left && on_right {
+                return Err(Unfit::new(
+                    "a join of two streams",
+                    "rows that belong together may lie in different epochs; join with a reference table, or aggregate \
+                     both over the same window in one query with UNION ALL",
+                ));
+            }
+            let kept = matches!(
+                (on_left, join.join_type),
+                (_, J::Inner)
+                    | (true, J::Left | J::LeftSemi | J::LeftAnti | J::LeftMark)
+                    | (false, J::Right | J::RightSemi | J::RightAnti | J::RightMark)
+            );
+            if !kept {
+                return Err(Unfit::new(
+                    format!("a {} join that keeps the rows of a reference table", join.join_type),
+                    "they would come again in each epoch; keep the rows of the stream instead",
+                ));
+            }
+        }
+        LogicalPlan::Sort(_) => {
+            return Err(Unfit::new("ORDER BY over a stream", "a table has no order; leave ORDER BY out"));
+        }
+        LogicalPlan::Limit(_) => {
+            return Err(Unfit::new("LIMIT over a stream", "a stream has no first rows; filter with WHERE"));
+        }
+        LogicalPlan::Window(_) => {
+            return Err(Unfit::new(
+                "a window function (OVER) over a stream",
+                "rows of a frame may lie in different epochs; aggregate with GROUP BY date_bin(...), or use `unique`",
+            ));
+        }
+        LogicalPlan::RecursiveQuery(_) => {
+            return Err(Unfit::new("a recursive query over a stream", "write it without WITH RECURSIVE"));
+        }
+        LogicalPlan::Union(union) if !union.inputs.iter().all(|input| reads_stream(input, times)) => {
+            return Err(Unfit::new(
+                "a UNION of a stream with rows that come from no stream",
+                "the rows of a reference table, or constants, would come again in each epoch; join with them instead",
+            ));
+        }
+        _ => {}
+    }
+    let mut subquery_reads = false;
+    let looked = plan.apply_subqueries(|subquery| {
+        subquery_reads |= reads_stream(subquery, times);
+        Ok(TreeNodeRecursion::Continue)
+    });
+    debug_assert!(looked.is_ok(), "looking does not fail");
+    if subquery_reads {
+        return Err(Unfit::new(
+            "a subquery over a stream inside an expression",
+            "compute it in a table of its own with an event-time window",
+        ));
+    }
+    plan.inputs().into_iter().try_for_each(|input| check(input, times))
+}
+
+/// Finds the one aggregate over a stream.
+fn find_aggregate<'a>(plan: &'a LogicalPlan, times: &EventTimes) -> Result<Option<&'a Aggregate>, Unfit> {
+    let mut below: Vec<&Aggregate> = Vec::new();
+    for input in plan.inputs() {
+        below.extend(find_aggregate(input, times)?);
+    }
+    if below.len() > 1 {
+        return Err(Unfit::new(
+            "two aggregates over streams side by side",
+            "write each in a table of its own and bring them together with UNION ALL",
+        ));
+    }
+    let streams = plan.inputs().into_iter().filter(|input| reads_stream(input, times)).count();
+    if streams > 1 && !below.is_empty() {
+        return Err(Unfit::new(
+            "a UNION of an aggregate with other rows of a stream",
+            "write the aggregate in a table of its own and bring them together with UNION ALL",
+        ));
+    }
+    let LogicalPlan::Aggregate(here) = plan else { return Ok(below.pop()) };
+    if !reads_stream(plan, times) {
+        return Ok(None);
+    }
+    if !below.is_empty() {
+        return Err(Unfit::new(
+            "an aggregate over an aggregate in one query",
+            "write the inner one in a table of its own; windows over windows work from table to table",
+        ));
+    }
+    Ok(Some(here))
+}
