@@ -49,14 +49,14 @@ fn timed(run: impl FnOnce()) -> Duration {
 #[test]
 fn files_read_under_kills_give_the_same_tables() {
     let undisturbed = World::new().with_postgres();
-    let pipeline = files_pipeline(&undisturbed, &undisturbed.path("lake"), 20_000);
+    let pipeline = files_pipeline(&undisturbed, &undisturbed.path("lake"), "1MiB");
     let whole = timed(|| {
         undisturbed.run(&pipeline, &[]);
     });
 
     let world = World::new().with_postgres();
     let lake = world.path("lake");
-    let pipeline = files_pipeline(&world, &lake, 20_000);
+    let pipeline = files_pipeline(&world, &lake, "1MiB");
     kill_on_the_way(&world, &pipeline, &[], whole);
     world.run(&pipeline, &[]);
 
@@ -69,7 +69,7 @@ fn files_read_under_kills_give_the_same_tables() {
 fn a_stream_read_under_kills_gives_the_same_tables() {
     let world = cloud();
     let bucket = world.bucket("lake");
-    let pipeline = kinesis_pipeline(&world, &bucket, 20_000);
+    let pipeline = kinesis_pipeline(&world, &bucket, "2MiB");
 
     // No run ends before its five idle seconds, and reading comes before them.
     kill_on_the_way(&world, &pipeline, &["--until-idle", "5s"], Duration::from_secs(9));
@@ -85,7 +85,7 @@ fn a_stream_read_under_kills_gives_the_same_tables() {
 fn announced_objects_read_under_kills_give_the_same_tables() {
     let world = cloud();
     let bucket = world.bucket("lake");
-    let (pipeline, queue) = uploads_pipeline(&world, &bucket, 20_000);
+    let (pipeline, queue) = uploads_pipeline(&world, &bucket, "2MiB");
 
     kill_on_the_way(&world, &pipeline, &[], Duration::from_secs(12));
     // What a killed process held comes back when its visibility ends; only then is the source idle.

@@ -103,8 +103,8 @@ fn stop(table: &str, rule: &Rule, rows: &RecordBatch) -> Error {
 mod tests {
     use arrow::array::Int64Array;
     use arrow::datatypes::{Field, Schema};
-    use datafusion::logical_expr::{Operator, lit};
-    use datafusion::physical_expr::expressions::{binary, col};
+    use datafusion::logical_expr::Operator;
+    use datafusion::physical_expr::expressions::{binary, col, lit};
 
     use super::*;
 
@@ -116,12 +116,7 @@ mod tests {
 
     fn rule(name: &str, below: i64, otherwise: Otherwise) -> Rule {
         let schema = rows().schema();
-        let bound = datafusion::physical_expr::create_physical_expr(
-            &lit(below),
-            &datafusion::common::DFSchema::empty(),
-            &datafusion::execution::context::ExecutionProps::new(),
-        );
-        let condition = binary(col("x", &schema).unwrap(), Operator::Lt, bound.unwrap(), &schema).unwrap();
+        let condition = binary(col("x", &schema).unwrap(), Operator::Lt, lit(below), &schema).unwrap();
         Rule { name: name.into(), text: format!("x < {below}"), condition, otherwise }
     }
 
