@@ -421,12 +421,7 @@ struct Opening {
     read_to: Option<ReadTo>,
 }
 
-async fn read(
-    service: Arc<dyn Service>,
-    iterator: String,
-    records_max: u32,
-    opening: Opening,
-) -> Result<Batch, Fault> {
+async fn read(service: Arc<dyn Service>, iterator: String, records_max: u32, opening: Opening) -> Result<Batch, Fault> {
     let answer = service.records(&iterator, records_max).await?;
     let has_aggregates = opening.aggregated && answer.records.iter().any(|r| kpl::looks_aggregated(&r.data));
     if !has_aggregates {
