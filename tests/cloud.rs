@@ -35,12 +35,12 @@ fn departures_stream(world: &World) -> &'static str {
 }
 
 /// Gives a pipeline that reads the stream of departures into a bucket.
-pub fn kinesis_pipeline(world: &World, bucket: &str, commit_rows: u64) -> PathBuf {
+pub fn kinesis_pipeline(world: &World, bucket: &str, commit_bytes: &str) -> PathBuf {
     let stream = departures_stream(world);
     // Each shard holds its records in order, and the slowest shard holds the watermark back; a shard that a busy machine
     // starves must not be taken for an idle one.
     let head = format!(
-        "name: flights\nlake: s3://{bucket}\ncommit: {{ every: 1h, rows: {commit_rows} }}\nsources:\n  departures:\n    \
+        "name: flights\nlake: s3://{bucket}\ncommit: {{ every: 1h, bytes: {commit_bytes} }}\nsources:\n  departures:\n    \
          kinesis: {{ stream: {stream} }}\n    format: json\n{}    \
          event_time: {{ column: time_hour, lateness: 2h, idle: 1h }}\n",
         columns()
@@ -50,7 +50,7 @@ pub fn kinesis_pipeline(world: &World, bucket: &str, commit_rows: u64) -> PathBu
 
 /// Makes a landing bucket and puts the files into it, and gives a pipeline that reads them into another bucket, and the
 /// queue's URL.
-pub fn uploads_pipeline(world: &World, bucket: &str, commit_rows: u64) -> (PathBuf, String) {
+pub fn uploads_pipeline(world: &World, bucket: &str, commit_bytes: &str) -> (PathBuf, String) {
     let (landing, queue) = (world.bucket("landing"), unique("uploads"));
     // Messages of a killed process come back after 5 s; a living one keeps them away.
     let url = world.aws(&["announce", &landing, &queue, "5"]);
@@ -60,7 +60,7 @@ pub fn uploads_pipeline(world: &World, bucket: &str, commit_rows: u64) -> (PathB
     world.aws(&upload);
     // A queue gives its messages in no order: a row may come as late as the year is long.
     let head = format!(
-        "name: flights\nlake: s3://{bucket}\ncommit: {{ every: 2s, rows: {commit_rows} }}\nsources:\n  departures:\n    \
+        "name: flights\nlake: s3://{bucket}\ncommit: {{ every: 2s, bytes: {commit_bytes} }}\nsources:\n  departures:\n    \
          s3: {{ queue: \"{url}\", allow: [\"s3://{landing}/flights year=2013/\"], in_flight: 3 }}\n    \
          format: {{ csv: {{ \"null\": [\"NA\"] }} }}\n{}    \
          event_time: {{ column: time_hour, lateness: 400d }}\n",
@@ -73,7 +73,7 @@ pub fn uploads_pipeline(world: &World, bucket: &str, commit_rows: u64) -> (PathB
 fn the_flights_through_a_stream_of_three_shards() {
     let world = cloud();
     let bucket = world.bucket("lake");
-    let pipeline = kinesis_pipeline(&world, &bucket, 50_000);
+    let pipeline = kinesis_pipeline(&world, &bucket, "4MiB");
 
     let report = world.run(&pipeline, &["--until-idle", "5s"]);
 
@@ -93,7 +93,7 @@ fn the_flights_through_a_stream_of_three_shards() {
 fn the_flights_through_announced_objects() {
     let world = cloud();
     let bucket = world.bucket("lake");
-    let (pipeline, queue) = uploads_pipeline(&world, &bucket, 50_000);
+    let (pipeline, queue) = uploads_pipeline(&world, &bucket, "4MiB");
 
     let report = world.run(&pipeline, &["--until-idle", "8s"]);
 

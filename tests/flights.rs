@@ -191,7 +191,7 @@ fn changes<'a, T: PartialEq>(first: &'a BTreeMap<PathBuf, T>, second: &'a BTreeM
 fn a_table_in_many_epochs_equals_one_batch() {
     let world = World::new().with_postgres();
     let lake = world.path("lake");
-    let report = world.run(&files_pipeline(&world, &lake, 7_001), &[]);
+    let report = world.run(&files_pipeline(&world, &lake, "1MiB"), &[]);
 
     assert!(count(&report, "epochs") > 10, "{report:#}");
     check_bronze(&lake);
@@ -199,10 +199,10 @@ fn a_table_in_many_epochs_equals_one_batch() {
     check_same_gold(&world, &lake);
 }
 
-/// Writes a pipeline that reads the 12 files, commits after so many rows, and has gold also in Postgres.
-pub fn files_pipeline(world: &World, lake: &Path, commit_rows: u64) -> PathBuf {
+/// Writes a pipeline that reads the 12 files, commits after so many bytes, and has gold also in Postgres.
+pub fn files_pipeline(world: &World, lake: &Path, commit_bytes: &str) -> PathBuf {
     let head = format!(
-        "name: flights\nlake: {}\ncommit: {{ every: 1h, rows: {commit_rows} }}\nsources:\n  departures:\n    \
+        "name: flights\nlake: {}\ncommit: {{ every: 1h, bytes: {commit_bytes} }}\nsources:\n  departures:\n    \
          file: {{ path: {}/flights-2013-*.csv.gz }}\n    format: {{ csv: {{ \"null\": [\"NA\"] }} }}\n{}    \
          event_time: {{ column: time_hour, lateness: 2h }}\n",
         lake.display(),

@@ -217,11 +217,15 @@ impl Running {
     }
 
     /// Gives the most memory that the command has held so far, in bytes; nothing once it has ended.
+    ///
+    /// Pages of the program's own file do not count: they are 100 MiB in a debug build, and the system takes them back.
     pub fn peak_memory_bytes(&self) -> Option<u64> {
         let status = fs::read_to_string(format!("/proc/{}/status", self.child.id())).ok()?;
-        let line = status.lines().find_map(|l| l.strip_prefix("VmHWM:"))?;
-        let kib: u64 = line.trim().trim_end_matches(" kB").parse().expect("VmHWM is a number of kB");
-        Some(kib * 1024)
+        let kib = |name: &str| {
+            let line = status.lines().find_map(|l| l.strip_prefix(name))?;
+            Some(line.trim().trim_end_matches(" kB").parse::<u64>().expect("it is a number of kB"))
+        };
+        Some(kib("VmHWM:")?.saturating_sub(kib("RssFile:")?) * 1024)
     }
 
     fn read(&self, suffix: &str) -> String {

@@ -82,8 +82,9 @@ impl DecodeStage {
                 let reject = Reject { offset: chunk.first_offset(), raw: chunk.raw(), reason: error.to_string() };
                 Ok(Decoded { batches: Vec::new(), rejects: vec![reject] })
             }
-            decoded => decoded
-                .map_err(|error| error.while_doing(format!("could not decode records of source {}", self.name))),
+            decoded => {
+                decoded.map_err(|error| error.while_doing(format!("could not decode records of source {}", self.name)))
+            }
         }
     }
 
@@ -208,10 +209,14 @@ impl Watermark {
 #[cfg(test)]
 mod tests {
     use arrow::array::TimestampMicrosecondArray;
-    use arrow::datatypes::{Field, Schema};
-    use nexus_operators::batch::timestamp_type;
+    use arrow::datatypes::{Field, Schema, SchemaRef};
+    use bytes::Bytes;
+    use nexus_operators::Error;
+    use nexus_operators::batch::{Payload, RowGroup, timestamp_type};
+    use nexus_operators::clock::SystemClock;
 
     use super::*;
+    use crate::job::channel::channel;
 
     fn at(times_us: &[i64]) -> RecordBatch {
         let schema = Arc::new(Schema::new(vec![Field::new("at", timestamp_type(), true)]));
@@ -221,6 +226,50 @@ mod tests {
 
     fn watermark() -> Watermark {
         Watermark::new(Some(0), Duration::from_micros(10), Duration::from_secs(30), None)
+    }
+
+    /// A decoder of a file whose types cannot be the declared ones.
+    struct Misfit;
+
+    impl Decoder for Misfit {
+        fn schema(&self) -> SchemaRef {
+            Arc::new(Schema::empty())
+        }
+
+        fn decode(&self, _: &Chunk) -> Result<Decoded> {
+            Err(Error::data("column \"n\" is binary in the file"))
+        }
+    }
+
+    #[tokio::test]
+    async fn a_chunk_that_cannot_be_decoded_is_one_reject() {
+        let (read, from) = channel(1000);
+        let (quarantine, mut quarantined) = channel(1000);
+        let (reports, mut heard) = mpsc::unbounded_channel();
+        let stage = DecodeStage {
+            name: "files".into(),
+            decoder: Box::new(Misfit),
+            from,
+            to: Vec::new(),
+            quarantine,
+            reports,
+            watermark: watermark(),
+            progress: Arc::new(Progress::new("test", ["files"].into_iter(), [].into_iter())),
+            clock: Arc::new(SystemClock),
+        };
+        let group = RowGroup { file_len: 9, pieces: vec![(4, Bytes::from_static(b"PAR1"))], index: 3, first_row: 70 };
+        let chunk =
+            Chunk { partition: "a.parquet".into(), payload: Payload::RowGroup(group), read_at_us: 0, lag_ms: None };
+        read.send(Read::Chunk(chunk)).await.unwrap();
+        let closing = Closing { epoch: 1, last: true, end_of_input: true };
+        read.send(Read::Barrier { closing, reading: Vec::new(), ended: true, idle: false }).await.unwrap();
+        stage.run().await.unwrap();
+
+        let Some(Report::Decoded { counts, .. }) = heard.recv().await else { panic!("nothing was reported") };
+        assert_eq!((counts.records, counts.rows, counts.quarantined), (1, 0, 1));
+        let Some(Item::Batch(rows)) = quarantined.recv().await else { panic!("nothing was quarantined") };
+        let text = arrow::util::pretty::pretty_format_batches(&[rows]).unwrap().to_string();
+        assert!(["a.parquet", "| 70 ", "is binary in the file"].iter().all(|part| text.contains(part)), "{text}");
     }
 
     #[tokio::test(start_paused = true)]

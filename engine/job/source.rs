@@ -298,3 +298,75 @@ fn wait_or_fail(name: &str, error: nexus_operators::Error, standing: &mut Standi
     standing.pause = (standing.pause * 2).min(PAUSE_MAX);
     Ok(())
 }
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use async_trait::async_trait;
+    use nexus_operators::position::Position;
+
+    use super::*;
+    use crate::job::channel::channel;
+
+    /// A source that has read an object to its end, and found no record there.
+    struct AtEnd(Cut);
+
+    #[async_trait]
+    impl Source for AtEnd {
+        async fn open(&mut self, _: &Cut) -> Result<()> {
+            Ok(())
+        }
+
+        async fn next(&mut self) -> Result<SourceEvent> {
+            Ok(SourceEvent::Idle)
+        }
+
+        fn cut(&mut self) -> Cut {
+            std::mem::take(&mut self.0)
+        }
+
+        fn reading(&self) -> Vec<Arc<str>> {
+            Vec::new()
+        }
+
+        async fn committed(&mut self, _: &Cut) -> Result<()> {
+            Ok(())
+        }
+
+        async fn maintain(&mut self) -> Result<()> {
+            Ok(())
+        }
+
+        fn bounded(&self) -> bool {
+            false
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_position_that_moves_without_records_is_worth_a_commit() {
+        let moved = BTreeMap::from([("object".to_owned(), Position::Start)]);
+        let load = Arc::new(EpochLoad { bytes: AtomicU64::new(0), bytes_max: 1000, wake: Notify::new() });
+        let (to, _decoder) = channel(1000);
+        let (order, commands) = mpsc::unbounded_channel();
+        let (reports, mut heard) = mpsc::unbounded_channel();
+        let stage = SourceStage {
+            name: "uploads".into(),
+            source: Box::new(AtEnd(Cut { advanced: moved.clone(), forgotten: vec!["older".into()] })),
+            to,
+            commands,
+            reports,
+            load: load.clone(),
+            progress: Arc::new(Progress::new("test", ["uploads"].into_iter(), [].into_iter())),
+            idle_after: Duration::from_secs(1),
+        };
+        let running = tokio::spawn(stage.run());
+        load.wake.notified().await;
+        assert!(load.bytes.load(Ordering::Acquire) > 0, "the coordinator closes no epoch without a load");
+        order.send(Command::Barrier(Closing { epoch: 1, last: true, end_of_input: false })).unwrap();
+        let Some(Report::Cut { cut, .. }) = heard.recv().await else { panic!("the stage reports no cut") };
+        assert_eq!((cut.advanced, cut.forgotten), (moved, vec!["older".to_owned()]));
+        drop(order);
+        running.await.unwrap().unwrap();
+    }
+}

@@ -69,7 +69,7 @@ use crate::source::{Source, SourceEvent};
 /// since a call takes some tens of milliseconds and a shard has one a second.
 const REQUESTS_IN_FLIGHT_MAX: usize = 8;
 
-/// How long [`Source::next`] waits for records.
+/// How long [`Source::next`] waits for records, over all calls that were dropped meanwhile.
 const WAIT_MAX: Duration = Duration::from_secs(1);
 
 /// How long [`Source::maintain`] takes at most: some megabytes of answers come in that time.
@@ -147,6 +147,8 @@ pub struct KinesisSource {
     /// How many requests of readers are in flight or replied and not taken in.
     requests: usize,
     discovery: Discovery,
+    /// When to say that nothing has come. It is kept here, since `next` may be dropped more often than it may wait.
+    silent_at: Option<Instant>,
 }
 
 /// What a request came back with.
@@ -178,6 +180,7 @@ impl KinesisSource {
             replies: VecDeque::new(),
             requests: 0,
             discovery: Discovery::new(Instant::now()),
+            silent_at: None,
         }
     }
 
@@ -375,10 +378,14 @@ impl Source for KinesisSource {
         let Some(service) = self.service.clone() else {
             return Err(Error::internal("a kinesis source was read before it was opened"));
         };
-        let deadline = Instant::now() + WAIT_MAX;
+        let now = Instant::now();
+        // After a pause nothing is known before it has been asked again.
+        self.silent_at.take_if(|at| now.duration_since(*at) > WAIT_MAX);
+        let deadline = *self.silent_at.get_or_insert(now + WAIT_MAX);
         loop {
             while let Some(reply) = self.replies.pop_front() {
                 if let Some(chunk) = self.take_reply(reply)? {
+                    self.silent_at = None;
                     return Ok(SourceEvent::Chunk(chunk));
                 }
             }
@@ -394,6 +401,7 @@ impl Source for KinesisSource {
                 () = tokio::time::sleep_until(wake) => {}
             }
             if self.replies.is_empty() && Instant::now() >= deadline {
+                self.silent_at = None;
                 return Ok(self.nothing_read());
             }
         }

@@ -31,6 +31,16 @@ const TIP_STALE: Duration = Duration::from_secs(5);
 /// calls until the bytes are paid for.
 const SHARD_BYTES_PER_SECOND: u32 = 2 * 1024 * 1024;
 
+/// Bytes that an answer should have: what a shard gives in a second. The service would send up to 10 MB at once, which
+/// brings no more in the long run, needs five times the memory, and takes longer than a call may on a slow way.
+const ANSWER_BYTES: usize = 2 * 1024 * 1024;
+
+/// Records that an answer may have.
+const ANSWER_RECORDS_MAX: u32 = 10_000;
+
+/// Records of the first answer, which tells how large they are.
+const FIRST_RECORDS_MAX: u32 = 20;
+
 /// An iterator lives 5 minutes; one that is older than this is renewed before it is used.
 const ITERATOR_AGE_MAX: Duration = Duration::from_secs(270);
 
@@ -87,6 +97,8 @@ pub(super) struct Reader {
     bare_ends: u32,
     at_tip: bool,
     lag_ms: Option<u64>,
+    /// How many records the next answer may have.
+    records_max: u32,
     backoff: Backoff,
 }
 
@@ -144,8 +156,8 @@ pub(super) struct Batch {
     last_sequence: Option<String>,
     first_arrival_ms: Option<i64>,
     bytes: usize,
-    /// Whether the service gave no record at all.
-    empty: bool,
+    /// How many records the service gave.
+    given: usize,
     next: Option<String>,
     lag_ms: Option<u64>,
     children: Vec<ShardFacts>,
@@ -190,6 +202,7 @@ impl Reader {
             bare_ends: 0,
             at_tip: false,
             lag_ms: None,
+            records_max: FIRST_RECORDS_MAX,
             backoff: Backoff::default(),
         })
     }
@@ -236,14 +249,14 @@ impl Reader {
             let (shard, from) = (self.shard.clone(), self.from.clone());
             return Box::pin(async move { Reply::Iterator(service.iterator(&shard, &from).await) });
         };
-        let iterator = iterator.clone();
+        let (iterator, records_max) = (iterator.clone(), self.records_max);
         let opening = Opening {
             shard: self.shard.clone(),
             aggregated: self.reading.aggregated == Aggregated::Auto,
             hash_range: self.hash_range.clone(),
             read_to: self.read_to.clone(),
         };
-        Box::pin(async move { Reply::Records(read(service, iterator, opening).await) })
+        Box::pin(async move { Reply::Records(read(service, iterator, records_max, opening).await) })
     }
 
     /// Takes a reply in.
@@ -283,8 +296,12 @@ impl Reader {
         }
         self.backoff.succeeded();
         self.lag_ms = batch.lag_ms;
+        if let Some(record_bytes) = batch.bytes.checked_div(batch.given) {
+            let fitting = ANSWER_BYTES / record_bytes.max(1);
+            self.records_max = u32::try_from(fitting).unwrap_or(u32::MAX).clamp(1, ANSWER_RECORDS_MAX);
+        }
         let is_behind = batch.lag_ms.is_some_and(|lag_ms| lag_ms > 0);
-        self.at_tip = batch.empty && !is_behind && batch.next.is_some();
+        self.at_tip = batch.given == 0 && !is_behind && batch.next.is_some();
         let paid_for = Duration::from_secs(1) * u32::try_from(batch.bytes).unwrap_or(u32::MAX) / SHARD_BYTES_PER_SECOND;
         self.due = self.asked_at + paid_for.max(if is_behind { POLL_BEHIND } else { POLL_AT_TIP });
         let mut moved = Moved { records: batch.records, ..Moved::default() };
@@ -296,7 +313,7 @@ impl Reader {
             moved.position = self.move_start_time(now_ms);
         }
         let is_bare = batch.next.is_none() && batch.children.is_empty();
-        self.bare_ends = if is_bare && batch.empty { self.bare_ends + 1 } else { 0 };
+        self.bare_ends = if is_bare && batch.given == 0 { self.bare_ends + 1 } else { 0 };
         match batch.next {
             Some(next) => self.iterator = Some((next, now)),
             None if is_bare => {
@@ -311,6 +328,8 @@ impl Reader {
     /// Notes a failed request; it is an error only when nothing else has come for too long.
     fn failed(&mut self, error: Error, now: Instant) -> Step {
         self.at_tip = false;
+        // Where an answer takes too long, a smaller one comes through.
+        self.records_max = (self.records_max / 2).max(1);
         let Some(wait) = self.backoff.failed(now, (&self.shard, now)) else {
             self.due = now + POLL_AT_TIP;
             let minutes = GIVE_UP_AFTER.as_secs() / 60;
@@ -402,8 +421,8 @@ struct Opening {
     read_to: Option<ReadTo>,
 }
 
-async fn read(service: Arc<dyn Service>, iterator: String, opening: Opening) -> Result<Batch, Fault> {
-    let answer = service.records(&iterator).await?;
+async fn read(service: Arc<dyn Service>, iterator: String, records_max: u32, opening: Opening) -> Result<Batch, Fault> {
+    let answer = service.records(&iterator, records_max).await?;
     let has_aggregates = opening.aggregated && answer.records.iter().any(|r| kpl::looks_aggregated(&r.data));
     if !has_aggregates {
         return Ok(opening.open(answer));
@@ -420,7 +439,7 @@ impl Opening {
             last_sequence: None,
             first_arrival_ms: None,
             bytes: 0,
-            empty: answer.records.is_empty(),
+            given: answer.records.len(),
             next: answer.next,
             lag_ms: answer.lag_ms,
             children: answer.children,

@@ -34,8 +34,8 @@ pub(super) trait Service: Send + Sync {
     async fn list_shards(&self, page: ListPage<'_>) -> Result<ShardPage, Fault>;
     /// Gives an iterator, good for 5 minutes.
     async fn iterator(&self, shard: &str, from: &IteratorFrom) -> Result<String, Fault>;
-    /// Reads records from an iterator.
-    async fn records(&self, iterator: &str) -> Result<Answer, Fault>;
+    /// Reads at most so many records from an iterator.
+    async fn records(&self, iterator: &str, records_max: u32) -> Result<Answer, Fault>;
 }
 
 /// Which page of which list of shards.
@@ -244,8 +244,9 @@ impl Service for Kinesis {
         })
     }
 
-    async fn records(&self, iterator: &str) -> Result<Answer, Fault> {
-        let call = self.data.get_records().shard_iterator(iterator).set_stream_arn(self.arn());
+    async fn records(&self, iterator: &str, records_max: u32) -> Result<Answer, Fault> {
+        let limit = i32::try_from(records_max).unwrap_or(i32::MAX);
+        let call = self.data.get_records().shard_iterator(iterator).limit(limit).set_stream_arn(self.arn());
         let answer = call.send().await.map_err(|e| self.fault("read records", e))?;
         let raw = |record: aws_sdk_kinesis::types::Record| RawRecord {
             arrival_ms: record.approximate_arrival_timestamp.and_then(|t| t.to_millis().ok()),

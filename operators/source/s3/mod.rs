@@ -44,7 +44,7 @@ use crate::framing::Framing;
 use crate::position::{Cut, Position};
 use crate::store::{self, Encryption};
 
-/// How long `next` waits before it says that there is nothing.
+/// How long `next` waits before it says that there is nothing, over all calls that were dropped meanwhile.
 const WAIT: Duration = Duration::from_millis(900);
 
 /// Receives of a message after which an object that is missing or denied is given up: S3 is consistent, so the
@@ -92,6 +92,8 @@ pub struct S3Source {
     reading: Vec<Arc<str>>,
     rejects: VecDeque<Rejected>,
     moved: Cut,
+    /// When to say that nothing has come. It is kept here, since `next` may be dropped more often than it may wait.
+    silent_at: Option<Instant>,
 }
 
 /// Something that can never be read.
@@ -122,6 +124,7 @@ impl S3Source {
             reading: Vec::new(),
             rejects: VecDeque::new(),
             moved: Cut::default(),
+            silent_at: None,
         })
     }
 
@@ -320,9 +323,13 @@ impl Source for S3Source {
     }
 
     async fn next(&mut self) -> Result<SourceEvent> {
-        let deadline = Instant::now() + WAIT;
+        let now = Instant::now();
+        // After a pause nothing is known before it has been asked again.
+        self.silent_at.take_if(|at| now.duration_since(*at) > WAIT);
+        let deadline = *self.silent_at.get_or_insert(now + WAIT);
         loop {
             if let Some(rejected) = self.rejects.pop_front() {
+                self.silent_at = None;
                 return Ok(self.reject(rejected));
             }
             self.start()?;
@@ -331,6 +338,7 @@ impl Source for S3Source {
             tokio::select! {
                 Some((object, read)) = self.running.next(), if !self.running.is_empty() => {
                     if let Some(event) = self.took(object, read)? {
+                        self.silent_at = None;
                         return Ok(event);
                     }
                 }
@@ -339,7 +347,10 @@ impl Source for S3Source {
                         self.take(message);
                     }
                 }
-                () = tokio::time::sleep_until(deadline) => return Ok(self.nothing_read()),
+                () = tokio::time::sleep_until(deadline) => {
+                    self.silent_at = None;
+                    return Ok(self.nothing_read());
+                }
             }
         }
     }

@@ -238,3 +238,16 @@ async fn a_queue_that_is_not_there_is_an_error_of_the_file() {
     assert_eq!(error.kind(), crate::ErrorKind::Config, "{error}");
     assert!(error.to_string().contains("not-there"), "{error}");
 }
+
+#[tokio::test]
+async fn the_source_says_that_it_is_idle_though_next_is_dropped_often() {
+    let server = Server::start();
+    let queue = server.ministack.queue("dropped").await;
+    let mut source = server.source(&queue, VISIBILITY);
+    source.open(&Cut::default()).await.unwrap();
+    let started = tokio::time::Instant::now();
+    // An engine drops `next` whenever it has something else to ask of the source.
+    while !matches!(tokio::time::timeout(Duration::from_millis(100), source.next()).await, Ok(Ok(SourceEvent::Idle))) {
+        assert!(started.elapsed() < Duration::from_secs(20), "it never says that it is idle");
+    }
+}

@@ -256,7 +256,7 @@ impl Service for FakeStream {
         Ok(format!("{}|{index}|{}", shard.facts.id, self.now_ms()))
     }
 
-    async fn records(&self, iterator: &str) -> Result<Answer, Fault> {
+    async fn records(&self, iterator: &str, records_max: u32) -> Result<Answer, Fault> {
         // A call takes time, so that it can be dropped in the middle.
         tokio::time::sleep(Duration::from_millis(5)).await;
         let parts: Vec<_> = iterator.split('|').collect();
@@ -277,7 +277,7 @@ impl Service for FakeStream {
         }
         let shard = state.shard(id)?;
         let start = index.max(shard.trimmed);
-        let end = shard.records.len().min(start + RECORDS_PER_ANSWER);
+        let end = shard.records.len().min(start + RECORDS_PER_ANSWER.min(records_max as usize));
         let token = |index: usize| Some(format!("{id}|{index}|{now_ms}"));
         match broken {
             Some(Break::Gap) => {

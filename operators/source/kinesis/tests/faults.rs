@@ -324,3 +324,18 @@ async fn shards_are_asked_fast_when_behind_and_slowly_at_the_tip() {
     assert!(gaps.last().unwrap() >= &Duration::from_millis(990), "{gaps:?}");
     assert_eq!(stream.state().throttled, 0);
 }
+
+#[tokio::test(start_paused = true)]
+async fn the_source_says_that_it_is_idle_though_next_is_dropped_often() {
+    let stream = FakeStream::new(2);
+    stream.put(0..10).await;
+    let mut source = stream.source(settings());
+    source.open(&Cut::default()).await.unwrap();
+    let mut idle = 0;
+    for _ in 0..100 {
+        // An engine drops `next` whenever it has something else to ask of the source.
+        let dropped = tokio::time::timeout(Duration::from_millis(200), source.next()).await;
+        idle += usize::from(matches!(dropped, Ok(Ok(SourceEvent::Idle))));
+    }
+    assert!(idle >= 5, "idle was said {idle} times in 20 s");
+}

@@ -63,7 +63,7 @@ async fn failures_are_sorted_by_what_is_to_be_done() {
     ];
     for (status, body, expected) in cases {
         let kinesis = kinesis(status, body).await;
-        let fault = kinesis.records("iterator").await.unwrap_err();
+        let fault = kinesis.records("iterator", 10).await.unwrap_err();
         assert_eq!(name(&fault), expected, "{status} {body}");
         let fault = kinesis.iterator("shardId-0", &IteratorFrom::TrimHorizon).await.unwrap_err();
         assert_eq!(name(&fault), expected, "{status} {body}");
@@ -90,7 +90,7 @@ async fn a_service_that_is_not_there_is_busy() {
     let endpoint = format!("http://{}", listener.local_addr().unwrap());
     drop(listener);
     let kinesis = Kinesis::new(&config_of(&endpoint).await, "intake");
-    assert_eq!(name(&kinesis.records("iterator").await.unwrap_err()), "busy");
+    assert_eq!(name(&kinesis.records("iterator", 10).await.unwrap_err()), "busy");
     assert_eq!(name(&kinesis.retention().await.unwrap_err()), "busy");
 }
 
