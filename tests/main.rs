@@ -6,6 +6,7 @@
 
 #![allow(clippy::print_stdout, reason = "what a test prints is shown when it fails")]
 
+mod audit;
 mod bad_data;
 mod balance;
 mod cli;
