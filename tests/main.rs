@@ -13,6 +13,7 @@ mod cli;
 mod cloud;
 mod crash;
 mod endless;
+mod fail_points;
 mod flights;
 mod pressure;
 mod servers;
