@@ -1,27 +1,64 @@
-//! Fail points: places where a test may have the process die.
+//! Fail points: places where a test may have the process die. And mutations: steps that a test may have left out, to see
+//! that the tests would notice.
 //!
 //! Without feature `testing` they are empty. With it, the environment variable
 //! `NEXUS_FAIL_POINT` names one, as `name` or `name:n` for its n-th passing, and
-//! the process ends there as if it had been killed.
+//! the process ends there as if it had been killed; `NEXUS_MUTATION` names a step to leave out.
 
 /// The fail points, in the order of the commit protocol.
 pub const POINTS: &[&str] = &[
     "before_claim",
+    "before_start_record",
     "after_claim",
+    "before_sweep",
+    "after_sweep",
+    "after_write",
     "before_barrier",
     "before_snapshot",
     "after_snapshot",
     "before_prepare",
     "after_prepare",
     "before_record",
+    "before_checkpoint",
+    "after_checkpoint",
     "after_record",
     "before_commit",
+    "after_file",
+    "before_postgres_commit",
+    "after_postgres_commit",
     "after_commit",
-    "before_acknowledge",
-    "after_acknowledge",
     "before_committed_note",
     "after_committed_note",
+    "before_acknowledge",
+    "after_acknowledge",
 ];
+
+/// The mutations: steps of the commit protocol that a test may have left out or swapped, to see that it is noticed.
+pub const MUTATIONS: &[&str] = &[
+    "commit_before_record",
+    "done_before_commit",
+    "no_redo",
+    "no_sweep",
+    "no_note_in_postgres",
+    "no_positions",
+    "no_state",
+];
+
+/// Tells whether a step of the protocol is to be left out or swapped: never.
+#[cfg(not(feature = "testing"))]
+#[inline]
+pub const fn mutated(_: &str) -> bool {
+    false
+}
+
+/// Tells whether a step of the protocol is to be left out or swapped, as `NEXUS_MUTATION` says.
+#[cfg(feature = "testing")]
+pub fn mutated(name: &str) -> bool {
+    static WANTED: std::sync::OnceLock<Option<String>> = std::sync::OnceLock::new();
+
+    debug_assert!(MUTATIONS.contains(&name), "mutation {name} is not listed");
+    WANTED.get_or_init(|| std::env::var("NEXUS_MUTATION").ok()).as_deref() == Some(name)
+}
 
 /// Passes a fail point.
 #[cfg(not(feature = "testing"))]

@@ -6,12 +6,14 @@
 
 #![allow(clippy::print_stdout, reason = "what a test prints is shown when it fails")]
 
+mod audit;
 mod bad_data;
 mod balance;
 mod cli;
 mod cloud;
 mod crash;
 mod endless;
+mod fail_points;
 mod flights;
 mod oracle;
 mod pressure;

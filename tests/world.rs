@@ -325,6 +325,27 @@ impl Random {
         Self(seed)
     }
 
+    /// Takes a seed.
+    pub fn of(seed: u64) -> Self {
+        Self(seed)
+    }
+
+    /// Gives the seed, if no number was taken yet.
+    pub fn seed(&self) -> u64 {
+        self.0
+    }
+
+    /// Gives one of the numbers below `end`.
+    #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss, clippy::cast_precision_loss, reason = "small")]
+    pub fn below(&mut self, end: usize) -> usize {
+        (self.between(0.0, end as f64) as usize).min(end - 1)
+    }
+
+    /// Gives one of these.
+    pub fn one_of<T: Copy>(&mut self, these: &[T]) -> T {
+        these[self.below(these.len())]
+    }
+
     /// Gives a number from `low` up to `high` (SplitMix64, Steele and others 2014).
     pub fn between(&mut self, low: f64, high: f64) -> f64 {
         self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);

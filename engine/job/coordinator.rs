@@ -240,14 +240,23 @@ impl Coordinator {
             source.send(Command::Barrier(closing)).map_err(|_| closed())?;
         }
         let record = self.gather(closing.epoch).await?;
+        if fail::mutated("commit_before_record") {
+            self.order_commits(&record)?;
+            while self.ledger.committed_by_all(self.sinks.keys()) < record.epoch {
+                let report = self.reports.recv().await.ok_or_else(closed)?;
+                self.hear(report).await?;
+            }
+        }
         fail::point("before_record");
         self.store.commit(&mut self.state, &record).await?;
+        if fail::mutated("done_before_commit") {
+            let all = self.sinks.keys().map(|name| (name.clone(), record.epoch)).collect();
+            self.store.note_committed(self.generation, &all).await?;
+        }
         fail::point("after_record");
         self.progress.add(&record);
-        let id = EpochId { generation: self.generation, epoch: record.epoch };
-        for (name, prepared) in &record.sinks {
-            let queue = self.sinks.get(name).ok_or_else(|| Error::internal(format!("sink {name} is not known")))?;
-            queue.send((id, prepared.handle.clone())).map_err(|_| closed())?;
+        if !fail::mutated("commit_before_record") {
+            self.order_commits(&record)?;
         }
         self.ledger.open.push_back(OpenEpoch {
             epoch: record.epoch,
@@ -255,6 +264,16 @@ impl Coordinator {
             bytes: record.sinks.into_iter().map(|(name, prepared)| (name, prepared.bytes)).collect(),
         });
         self.settle().await
+    }
+
+    /// Has the sinks commit what they have prepared.
+    fn order_commits(&self, record: &CommitRecord) -> Result<()> {
+        let id = EpochId { generation: record.generation, epoch: record.epoch };
+        for (name, prepared) in &record.sinks {
+            let queue = self.sinks.get(name).ok_or_else(|| Error::internal(format!("sink {name} is not known")))?;
+            queue.send((id, prepared.handle.clone())).map_err(|_| closed())?;
+        }
+        Ok(())
     }
 
     /// Gathers what the stages report of an epoch.

@@ -35,7 +35,10 @@ impl SinkStage {
     pub async fn run(mut self) -> Result<()> {
         while let Some(item) = self.from.recv().await {
             match item {
-                Item::Batch(batch) => self.sink.write(self.open, &batch).await.map_err(|e| named(&self.name, e))?,
+                Item::Batch(batch) => {
+                    self.sink.write(self.open, &batch).await.map_err(|e| named(&self.name, e))?;
+                    fail::point("after_write");
+                }
                 Item::Barrier(barrier) => {
                     fail::point("before_prepare");
                     let prepared = self.sink.prepare(self.open).await.map_err(|e| named(&self.name, e))?;

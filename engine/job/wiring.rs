@@ -8,7 +8,7 @@ use nexus_operators::position::Cut;
 use nexus_operators::quarantine;
 use nexus_operators::sink::parquet::{ParquetCompression, ParquetSettings, ParquetSink, PartitionBy};
 use nexus_operators::sink::{EpochId, Prepared, Sink};
-use nexus_operators::{Error, Result};
+use nexus_operators::{Error, Result, fail};
 use tokio::sync::{Notify, mpsc, watch};
 
 use super::budget::Budget;
@@ -155,7 +155,8 @@ impl Wiring<'_> {
             None => plan.operator(&self.plan.loaded, &self.settings.clock)?,
         };
         let state = &self.restored.state;
-        let positions = state.positions.get(name).cloned().unwrap_or_else(Cut::default);
+        let positions = state.positions.get(name).filter(|_| !fail::mutated("no_positions"));
+        let positions = positions.cloned().unwrap_or_else(Cut::default);
         source.open(&positions).await.map_err(|e| e.while_doing(format!("could not open source {name}")))?;
         let quarantine = self.quarantine(name).await?;
         let (read, reads) = channel(self.budget.channel);
@@ -210,7 +211,9 @@ impl Wiring<'_> {
         let mut transform = plan.transform().await?;
         let mut unique = plan.unique()?;
         let memory = if plan.is_stateful() { Some(self.memory(plan)) } else { None };
-        if let (Some(memory), Some(state)) = (&memory, self.restored.state.tables.get(&name)) {
+        if let (Some(memory), Some(state), false) =
+            (&memory, self.restored.state.tables.get(&name), fail::mutated("no_state"))
+        {
             transform.restore(memory.windows.restore().await?, state.closed_until_us)?;
             if let Some(unique) = &mut unique {
                 unique.restore(memory.keys.restore().await?)?;
@@ -333,8 +336,11 @@ impl Wiring<'_> {
     async fn sink(&mut self, name: &str, sink: Box<dyn Sink>) -> Result<Sender<Item>> {
         let committer = sink.committer();
         let Restored { state, generation, undone, .. } = self.restored;
-        let swept = committer.sweep(*generation, &handles_of(undone, name)).await;
+        fail::point("before_sweep");
+        let oldest_kept = if fail::mutated("no_sweep") { 0 } else { *generation };
+        let swept = committer.sweep(oldest_kept, &handles_of(undone, name)).await;
         let swept = swept.map_err(|e| e.while_doing(format!("could not clear what a crash left behind in {name}")))?;
+        fail::point("after_sweep");
         if swept > 0 {
             tracing::info!(sink = name, swept, "removed what a crash had left behind");
         }

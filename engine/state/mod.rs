@@ -19,7 +19,7 @@ use bytes::Bytes;
 use nexus_operators::clock::SharedClock;
 use nexus_operators::position::Cut;
 use nexus_operators::store::Store;
-use nexus_operators::{Error, Result};
+use nexus_operators::{Error, Result, fail};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
@@ -103,6 +103,7 @@ impl StateStore {
         while !self.store.create(&generation_file(generation), json(&claim)?).await? {
             generation += 1;
         }
+        fail::point("before_start_record");
         loop {
             self.check_fence(generation).await?;
             let mut state = self.load().await?;
@@ -163,7 +164,9 @@ impl StateStore {
         }
         fold(state, record);
         if state.epoch.is_multiple_of(CHECKPOINT_EVERY) {
+            fail::point("before_checkpoint");
             self.store.put(&checkpoint_file(state.epoch), json(state)?).await?;
+            fail::point("after_checkpoint");
         }
         Ok(())
     }

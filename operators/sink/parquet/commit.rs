@@ -13,6 +13,7 @@ use serde::{Deserialize, Serialize};
 use super::place::{Objects, Place};
 use super::upload::Note;
 use crate::error::{Error, Result};
+use crate::fail;
 use crate::sink::{Committer, EpochId, Handle};
 use crate::store::{Entry, join, local};
 
@@ -126,6 +127,7 @@ impl Objects {
         let path = join(&self.prefix, &file.path);
         let parts = parts.into_iter().map(|content_id| PartId { content_id }).collect();
         let Err(error) = self.multipart.complete_multipart(&path, &id, parts).await else {
+            fail::point("after_file");
             return Ok(note);
         };
         // An earlier call may have completed it, and only its answer been lost.
@@ -207,6 +209,7 @@ async fn rename_all(table: PathBuf, staging: PathBuf, files: Vec<PreparedFile>) 
                 },
                 renamed => renamed?,
             }
+            fail::point("after_file");
         }
         for folder in folders {
             std::fs::File::open(folder)?.sync_all()?;

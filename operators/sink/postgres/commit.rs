@@ -14,6 +14,7 @@ use super::failure::failed;
 use super::spool;
 use super::table::{Table, Way, run};
 use crate::error::{Error, Result};
+use crate::fail;
 use crate::sink::{Committer, EpochId, Handle};
 use crate::store::Store;
 
@@ -123,7 +124,10 @@ impl PostgresCommitter {
             run(&transaction, "bring the rows into the table", &self.table.merge_sql()).await?;
         }
         // If the answer is lost the outcome is open: the next call reads it from nexus.commits.
-        transaction.commit().await.map_err(|e| failed("could not end the transaction", e))
+        fail::point("before_postgres_commit");
+        transaction.commit().await.map_err(|e| failed("could not end the transaction", e))?;
+        fail::point("after_postgres_commit");
+        Ok(())
     }
 
     /// Notes the epoch as committed, in the transaction that lands its rows.
@@ -141,7 +145,7 @@ impl PostgresCommitter {
             )
             .await
             .map_err(doing)?;
-        if noted == 0 {
+        if noted == 0 && !fail::mutated("no_note_in_postgres") {
             return Ok(Noted::Before);
         }
         let later = transaction
