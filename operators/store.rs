@@ -24,6 +24,8 @@ pub enum Encryption {
     SseS3,
     /// By a key in AWS KMS, named by id, alias or ARN.
     Kms(String),
+    /// As the bucket's own settings say: no encryption is asked for.
+    BucketDefault,
 }
 
 /// A folder of files. Names are relative to it, with `/` between their parts.
@@ -74,6 +76,22 @@ impl Store {
         Ok(Self { url: path.display().to_string(), backend: Backend::Local(path) })
     }
 
+    /// Gives the encryption that the folder's store takes: what is wanted, but SSE-S3 of a store that speaks S3 and
+    /// has no keys of its own.
+    pub async fn accepted_encryption(url: &str, wanted: &Encryption) -> Result<Encryption> {
+        #[cfg(feature = "s3")]
+        if url.starts_with("s3://") && *wanted == Encryption::SseS3 {
+            let (bucket, prefix) = bucket_of(url)?;
+            if !s3::takes_sse(&bucket, &prefix).await? {
+                tracing::warn!(url, "the store refuses SSE-S3; objects are encrypted as the bucket has it");
+                return Ok(Encryption::BucketDefault);
+            }
+        }
+        #[cfg(not(feature = "s3"))]
+        let _unused = url;
+        Ok(wanted.clone())
+    }
+
     /// Opens a store in memory, for tests and trials.
     pub fn memory() -> Self {
         let memory = Arc::new(object_store::memory::InMemory::new());
@@ -88,12 +106,8 @@ impl Store {
 
     #[cfg(feature = "s3")]
     async fn open_s3(url: &str, encryption: &Encryption) -> Result<Self> {
-        let parsed = url::Url::parse(url).map_err(|e| Error::config(format!("could not open {url}")).because(e))?;
-        let bucket =
-            parsed.host_str().ok_or_else(|| Error::config(format!("could not open {url}: it names no bucket")))?;
-        let s3 = Arc::new(s3::bucket(bucket, encryption).await?);
-        let prefix = Path::from_url_path(parsed.path())
-            .map_err(|e| Error::config(format!("could not open {url}")).because(e))?;
+        let (bucket, prefix) = bucket_of(url)?;
+        let s3 = Arc::new(s3::bucket(&bucket, encryption).await?);
         let url = url.trim_end_matches('/').to_owned();
         Ok(Self { url, backend: Backend::Object { objects: s3.clone(), multipart: s3, prefix } })
     }
@@ -287,6 +301,15 @@ impl fmt::Debug for Store {
     }
 }
 
+#[cfg(feature = "s3")]
+fn bucket_of(url: &str) -> Result<(String, Path)> {
+    let wrong = || Error::config(format!("could not open {url}"));
+    let parsed = url::Url::parse(url).map_err(|e| wrong().because(e))?;
+    let bucket = parsed.host_str().ok_or_else(|| Error::config(format!("could not open {url}: it names no bucket")))?;
+    let prefix = Path::from_url_path(parsed.path()).map_err(|e| wrong().because(e))?;
+    Ok((bucket.to_owned(), prefix))
+}
+
 /// Gives the path of `name` below `prefix`.
 ///
 /// Names are taken as they are, so that what [`Store::list`] gives can be read;
@@ -394,10 +417,14 @@ pub mod s3 {
     use async_trait::async_trait;
     use aws_credential_types::provider::{ProvideCredentials, SharedCredentialsProvider};
     use object_store::aws::{AmazonS3, AmazonS3Builder, AmazonS3ConfigKey, AwsCredential};
-    use object_store::{BackoffConfig, ClientOptions, CredentialProvider, RetryConfig};
+    use object_store::path::Path;
+    use object_store::{BackoffConfig, ClientOptions, CredentialProvider, ObjectStoreExt, PutPayload, RetryConfig};
 
     use super::Encryption;
     use crate::error::{Error, Result};
+
+    /// How often a write is tried again before a store is taken not to know SSE-S3.
+    const PROBE_RETRIES_MAX: usize = 2;
 
     /// How long a call to S3 is tried again before it fails: longer than a failover of the service.
     const RETRY_FOR: Duration = Duration::from_secs(15 * 60);
@@ -440,7 +467,32 @@ pub mod s3 {
                 builder.with_config(key, "AES256")
             }
             Encryption::Kms(key) => builder.with_sse_kms_encryption(key),
+            Encryption::BucketDefault => builder,
         })
+    }
+
+    /// Tells whether an endpoint that is not Amazon's takes objects with SSE-S3: some stores that speak S3 have no
+    /// keys of their own, and fail every such write.
+    ///
+    /// It writes and removes a small object below `prefix`.
+    pub(super) async fn takes_sse(bucket: &str, prefix: &Path) -> Result<bool> {
+        let config = crate::aws::config().await;
+        if endpoint(&config).is_none_or(|endpoint| endpoint.contains(".amazonaws.com")) {
+            return Ok(true);
+        }
+        let name = super::join(prefix, &format!("_nexus/probe-{}", std::process::id()));
+        let retry = RetryConfig { max_retries: PROBE_RETRIES_MAX, ..RetryConfig::default() };
+        let mut taken = [false; 2];
+        for (taken, encryption) in taken.iter_mut().zip([Encryption::SseS3, Encryption::BucketDefault]) {
+            let store = builder_with(&config, bucket, &encryption)?.with_retry(retry.clone()).build()?;
+            *taken = store.put(&name, PutPayload::from_static(b"probe")).await.is_ok();
+            if *taken {
+                store.delete(&name).await?;
+                break;
+            }
+        }
+        // Where neither is taken, encryption is not what is wrong.
+        Ok(taken != [false, true])
     }
 
     /// Finds the endpoint that the environment or the profile sets for S3, else for all services.

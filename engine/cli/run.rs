@@ -19,6 +19,9 @@ const SHOW_EVERY: Duration = Duration::from_millis(500);
 /// How often progress is logged where nobody watches.
 const LOG_EVERY: Duration = Duration::from_secs(30);
 
+/// What is logged unless `RUST_LOG` says otherwise. Calls to S3 that are tried again show why nothing seems to happen.
+const LOGGED: &str = "warn,nexus=info,nexus_operators=info,object_store::client::retry=info";
+
 /// Run a pipeline.
 #[derive(Debug, clap::Args)]
 pub struct Run {
@@ -76,7 +79,7 @@ fn span(text: &str) -> Result<Duration, String> {
 /// Logs go to standard error; `RUST_LOG` chooses what is logged.
 fn start_logs(format: LogFormat) {
     let filter =
-        EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("warn,nexus=info,nexus_operators=info"));
+        EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new(LOGGED));
     let logs = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
     let started = match format {
         LogFormat::Text => logs.with_ansi(terminal::errors_have_colour()).try_init(),

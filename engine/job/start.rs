@@ -33,6 +33,8 @@ pub async fn start(
     if Box::pin(nothing_to_do(&plan, &settings, &store)).await? {
         return Ok(None);
     }
+    let encryption = Store::accepted_encryption(&plan.loaded.state_root(), &encryption(&plan)).await?;
+    let store = open_state(&plan, settings.clock.clone(), &encryption).await?;
     fail::point("before_claim");
     let (generation, state) = store.claim().await?;
     fail::point("after_claim");
@@ -40,13 +42,17 @@ pub async fn start(
     let (committed, undone) = undone(&store, &state).await?;
     sweep_snapshots(&store, &state).await?;
     let ledger = Ledger::new(committed, undone.iter().map(open_epoch).collect());
-    let restored = Restored { store, state, generation, ledger, undone };
+    let restored = Restored { store, encryption, state, generation, ledger, undone };
     Box::pin(wire(plan, settings, restored, progress, stop)).await.map(Some)
 }
 
 /// Opens the state store of a pipeline.
 pub async fn state_store(plan: &Plan, clock: SharedClock) -> Result<StateStore> {
-    let folder = Store::open(&plan.loaded.state_root(), &encryption(plan)).await?;
+    open_state(plan, clock, &encryption(plan)).await
+}
+
+async fn open_state(plan: &Plan, clock: SharedClock, encryption: &Encryption) -> Result<StateStore> {
+    let folder = Store::open(&plan.loaded.state_root(), encryption).await?;
     Ok(StateStore::new(folder, plan.loaded.spec.name.clone(), clock))
 }
 
@@ -55,6 +61,7 @@ pub fn encryption(plan: &Plan) -> Encryption {
     match &plan.loaded.spec.encryption {
         model::Encryption::SseS3 => Encryption::SseS3,
         model::Encryption::Kms(key) => Encryption::Kms(key.clone()),
+        model::Encryption::BucketDefault => Encryption::BucketDefault,
     }
 }
 

@@ -8,6 +8,7 @@ use nexus_operators::position::Cut;
 use nexus_operators::quarantine;
 use nexus_operators::sink::parquet::{ParquetCompression, ParquetSettings, ParquetSink, PartitionBy};
 use nexus_operators::sink::{EpochId, Prepared, Sink};
+use nexus_operators::store::Encryption;
 use nexus_operators::{Error, Result, fail};
 use tokio::sync::{Notify, mpsc, watch};
 
@@ -35,6 +36,8 @@ use crate::state::{State, StateStore};
 pub struct Restored {
     /// The state store.
     pub store: StateStore,
+    /// How objects on S3 are encrypted, as far as the store takes it.
+    pub encryption: Encryption,
     /// The fold of all records.
     pub state: State,
     /// This process's number.
@@ -292,7 +295,7 @@ impl Wiring<'_> {
     }
 
     async fn parquet(&mut self, sink: &str, settings: ParquetSettings) -> Result<Sender<Item>> {
-        let ParquetPlace { table, staging, notes } = parquet_place(self.plan, &self.restored.store, sink).await?;
+        let ParquetPlace { table, staging, notes } = parquet_place(self.plan, &self.restored.store, &self.restored.encryption, sink).await?;
         self.sink(sink, Box::new(ParquetSink::new(settings, table, staging, notes)?)).await
     }
 

@@ -110,6 +110,8 @@ pub enum Encryption {
     SseS3,
     /// By this key in AWS KMS: its id, alias or ARN.
     Kms(String),
+    /// As the bucket's own settings say.
+    BucketDefault,
 }
 
 /// When an epoch is committed: whichever limit is reached first.
