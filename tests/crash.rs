@@ -78,7 +78,7 @@ fn a_stream_read_under_kills_gives_the_same_tables() {
     let lake = world.download(&[&bucket]);
     check_tables(&lake);
     check_same_gold(&world, &lake);
-    assert_eq!(world.aws(&["uploads", &bucket]), "0", "multipart uploads of killed processes were not swept");
+    assert_eq!(world.aws(&["parts", &bucket]), "0", "multipart uploads of killed processes were not swept");
 }
 
 #[test]
@@ -98,7 +98,7 @@ fn announced_objects_read_under_kills_give_the_same_tables() {
     let lake = world.download(&[&bucket]);
     check_tables(&lake);
     check_same_gold(&world, &lake);
-    assert_eq!(world.aws(&["uploads", &bucket]), "0", "multipart uploads of killed processes were not swept");
+    assert_eq!(world.aws(&["parts", &bucket]), "0", "multipart uploads of killed processes were not swept");
 }
 
 #[test]

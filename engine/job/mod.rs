@@ -19,7 +19,7 @@ use std::time::Duration;
 use nexus_operators::clock::SharedClock;
 use nexus_operators::sink::Sink;
 use nexus_operators::source::Source;
-use nexus_operators::{Error, Result};
+use nexus_operators::{Error, ErrorKind, Result};
 use tokio::runtime::Runtime;
 use tokio::sync::watch;
 use tokio::task::{JoinError, JoinSet};
@@ -45,6 +45,9 @@ pub use start::{encryption, state_store};
 
 /// How long after a first error other stages may name a cause that lies deeper.
 const CAUSE_WAIT: Duration = Duration::from_millis(200);
+
+/// How long a failed run takes to look whether another process has taken over.
+const FENCE_WAIT: Duration = Duration::from_secs(5);
 
 /// What a run is told beside the pipeline.
 pub struct RunSettings {
@@ -181,8 +184,24 @@ impl Drop for CpuRuntime {
     }
 }
 
-/// Runs all tasks until the coordinator is done or one of them fails.
+/// Runs all tasks, and finds out what lies behind an error.
 async fn supervise(wired: Wired) -> Result<()> {
+    let (store, generation) = (wired.coordinator.store.clone(), wired.coordinator.generation);
+    let Err(error) = run(wired).await else { return Ok(()) };
+    // A newer process removes what this one has staged and not recorded, so any stage may be the first to stumble over
+    // it. What is wrong then is not what the stage says.
+    let fence = tokio::time::timeout(FENCE_WAIT, store.check_fence(generation)).await;
+    match fence {
+        Ok(Err(fenced)) if fenced.kind() == ErrorKind::Fenced => {
+            tracing::info!(%error, "a stage failed after another process had taken over");
+            Err(fenced)
+        }
+        _ => Err(error),
+    }
+}
+
+/// Runs all tasks until the coordinator is done or one of them fails.
+async fn run(wired: Wired) -> Result<()> {
     let mut tasks: JoinSet<(String, Result<()>)> = JoinSet::new();
     let Wired { cpu, stages, commits, coordinator } = wired;
     let handle = cpu.0.as_ref().map(|runtime| runtime.handle().clone());

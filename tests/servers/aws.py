@@ -69,6 +69,15 @@ def uploads(args):
     print(len(boto3.client("s3").list_multipart_uploads(Bucket=args.bucket).get("Uploads", [])))
 
 
+def parts(args):
+    """Prints how many of these uploads hold parts. One that a process began in the moment of its death, before it could
+    note the upload's id, holds none, and nobody can find it but the bucket's own lifecycle rule."""
+    s3 = boto3.client("s3")
+    begun = s3.list_multipart_uploads(Bucket=args.bucket).get("Uploads", [])
+    held = (s3.list_parts(Bucket=args.bucket, Key=u["Key"], UploadId=u["UploadId"]).get("Parts", []) for u in begun)
+    print(sum(1 for found in held if found))
+
+
 def stream(args):
     kinesis = boto3.client("kinesis", config=PATIENT)
     kinesis.create_stream(StreamName=args.name, ShardCount=args.shards)
@@ -135,6 +144,7 @@ def main():
     verb(depth, "url")
     verb(download, "bucket", "prefix", "folder")
     verb(uploads, "bucket")
+    verb(parts, "bucket")
     verb(stream, "name", "shards")
     verb(put, "name", "pack", file="+")
     args = parser.parse_args()
