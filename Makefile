@@ -11,7 +11,9 @@ PIPELINE ?= pipelines/flights.yaml
 # The tests start real servers; they find them here.
 export NEXUS_TEST_ENV ?= $(TEST_ENV)
 
-.PHONY: help run check build test test-env test-rust lint fmt fmt-check doc bench deny clean
+SOAK_CRASHES ?= 500
+
+.PHONY: help run check build test test-env test-rust soak lint fmt fmt-check doc bench deny clean
 
 help: ## Lists these targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -37,6 +39,10 @@ test-rust:
 	done
 	$(CARGO) test --workspace --all-features --locked --doc
 	$(CARGO) test --workspace --all-features --locked --lib --bins --examples --tests
+
+soak: test-env ## Kills and restarts pipelines 500 times (SOAK_CRASHES), and proves each time that nothing is lost or doubled
+	NEXUS_TEST_CRASHES=$(SOAK_CRASHES) $(CARGO) test --workspace --all-features --locked --test nexus \
+		fail_points::killed_at_every_step -- --nocapture
 
 lint: ## Runs clippy; a warning is an error
 	$(CARGO) clippy --workspace --all-targets --all-features --locked -- -D warnings

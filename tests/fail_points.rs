@@ -13,6 +13,7 @@ use std::sync::{Mutex, OnceLock};
 use nexus_operators::fail::{MUTATIONS, POINTS};
 use serde_json::Value;
 
+use crate::servers::unique;
 use crate::world::{Finished, Random, World, ask};
 
 /// Runs of `make test`: each fail point twice, and once more for some.
@@ -32,6 +33,10 @@ enum Kind {
     Bucket,
     /// Generated rows, at a rate, into a lake and Postgres.
     Generated,
+    /// A stream of three shards, into a lake.
+    Stream,
+    /// Objects that a queue announces, into a lake.
+    Announced,
     /// So many small files that a checkpoint is written.
     Checkpoint,
 }
@@ -47,7 +52,10 @@ struct Tables {
 struct Scene {
     kind: Kind,
     world: World,
+    /// The bucket that the lake is in.
     bucket: Option<String>,
+    /// What the source says of where it reads.
+    source: String,
 }
 
 impl Kind {
@@ -57,7 +65,19 @@ impl Kind {
             "before_checkpoint" | "after_checkpoint" => &[Kind::Checkpoint],
             "before_postgres_commit" | "after_postgres_commit" => &[Kind::Postgres, Kind::Generated],
             "before_snapshot" | "after_snapshot" => &[Kind::Lake, Kind::Postgres, Kind::Bucket],
-            _ => &[Kind::Lake, Kind::Postgres, Kind::Bucket, Kind::Generated],
+            // Streams and queues make a run wait until they are idle, so they are picked less often.
+            _ => &[
+                Kind::Lake,
+                Kind::Lake,
+                Kind::Postgres,
+                Kind::Postgres,
+                Kind::Bucket,
+                Kind::Bucket,
+                Kind::Generated,
+                Kind::Generated,
+                Kind::Stream,
+                Kind::Announced,
+            ],
         }
     }
 
@@ -84,6 +104,7 @@ impl Kind {
 impl Scene {
     fn new(kind: Kind) -> Self {
         let (mut world, mut bucket) = (World::new(), None);
+        let mut source = "file: { path: events-*.json }".to_owned();
         match kind {
             Kind::Lake | Kind::Checkpoint => {}
             Kind::Postgres | Kind::Generated => world = world.with_postgres(),
@@ -91,11 +112,25 @@ impl Scene {
                 world = world.with_aws();
                 bucket = Some(world.bucket("lake"));
             }
+            Kind::Stream => {
+                world = world.with_aws().with_kinesis();
+                source = format!("kinesis: {{ stream: {} }}", events_stream(&world));
+            }
+            Kind::Announced => {
+                world = world.with_aws();
+                let landing = world.bucket("landing");
+                // Messages of a killed process come back after 5 s.
+                let queue = world.aws(&["announce", &landing, &unique("crash"), "5"]);
+                let files = write_events(&world, kind);
+                let files = files.iter().map(String::as_str);
+                world.aws(&["upload", &landing, "in/"].into_iter().chain(files).collect::<Vec<_>>());
+                source = format!("s3: {{ queue: \"{queue}\", allow: [\"s3://{landing}/in/\"], in_flight: 3 }}");
+            }
         }
-        if kind != Kind::Generated {
+        if matches!(kind, Kind::Lake | Kind::Checkpoint | Kind::Postgres | Kind::Bucket) {
             write_events(&world, kind);
         }
-        Self { kind, world, bucket }
+        Self { kind, world, bucket, source }
     }
 
     /// Writes the pipeline file: the same pipeline, with another limit for its epochs.
@@ -109,21 +144,33 @@ impl Scene {
             Kind::Generated => head + &format!("commit: {{ every: {}ms }}\n", 20 + bytes % 100) + GENERATED,
             kind => {
                 let tables = if kind == Kind::Postgres { FILES.to_owned() } else { without_postgres(FILES) };
+                let tables = tables.replace("file: { path: events-*.json }", &self.source);
+                // Shards and queues give their rows in no order: none may count as late.
+                let in_order = matches!(kind, Kind::Lake | Kind::Checkpoint | Kind::Postgres | Kind::Bucket);
+                let lateness = if in_order { "10m" } else { "1d, idle: 1h" };
+                let tables = tables.replace("lateness: 10m", &format!("lateness: {lateness}"));
                 head + &format!("commit: {{ every: 1h, bytes: {bytes}B }}\n") + &tables
             }
         };
         self.world.file("crash.yaml", &text)
     }
 
-    fn nexus(&self, verb: &str, bytes: u64) -> Finished {
+    /// Runs the pipeline until its input ends: a queue's input when what killed processes held has come back.
+    fn run(&self, bytes: u64) -> Finished {
         let pipeline = self.pipeline(bytes);
-        self.world.nexus(&[verb, pipeline.to_str().expect("the tests' paths are UTF-8")])
+        let mut args = vec!["run", pipeline.to_str().expect("the tests' paths are UTF-8")];
+        match self.kind {
+            Kind::Stream => args.extend(["--until-idle", "3s"]),
+            Kind::Announced => args.extend(["--until-idle", "9s"]),
+            _ => {}
+        }
+        self.world.nexus(&args)
     }
 
     /// Runs the command so that it dies at the n-th passing of a fail point; tells whether it did.
     fn dies(&mut self, point: &str, passing: usize, bytes: u64) -> Result<bool, String> {
         self.world.set("NEXUS_FAIL_POINT", &format!("{point}:{passing}"));
-        let finished = self.nexus("run", bytes);
+        let finished = self.run(bytes);
         self.world.set("NEXUS_FAIL_POINT", "");
         match finished.status.code() {
             None if finished.stderr.contains("fail point reached") => Ok(true),
@@ -134,7 +181,7 @@ impl Scene {
 
     /// Runs the command to its end, and compares what it has left with what it should.
     fn ends_whole(&self, bytes: u64) -> Result<(), String> {
-        let finished = self.nexus("run", bytes);
+        let finished = self.run(bytes);
         if finished.status.code() != Some(0) {
             return Err(format!("the last run failed:\n{}", finished.said()));
         }
@@ -142,7 +189,8 @@ impl Scene {
     }
 
     fn is_whole(&self) -> Result<(), String> {
-        let audit = self.nexus("audit", 1);
+        let pipeline = self.pipeline(1);
+        let audit = self.world.nexus(&["audit", pipeline.to_str().expect("the tests' paths are UTF-8")]);
         if audit.status.code() != Some(0) {
             return Err(format!("the audit is not whole:\n{}", audit.said()));
         }
@@ -166,7 +214,7 @@ impl Scene {
         let (sql, postgres) = match self.kind {
             Kind::Generated => (GENERATED_LAKE_SQL, Some(GENERATED_POSTGRES_SQL)),
             Kind::Postgres => (FILES_LAKE_SQL, Some(FILES_POSTGRES_SQL)),
-            Kind::Lake | Kind::Bucket | Kind::Checkpoint => (FILES_LAKE_SQL, None),
+            _ => (FILES_LAKE_SQL, None),
         };
         let texts = |rows: Vec<Value>| {
             let mut texts: Vec<String> = rows.iter().map(Value::to_string).collect();
@@ -178,9 +226,10 @@ impl Scene {
     }
 }
 
-/// Rows, doubles of some, and lines that are none, in the order of time.
-fn write_events(world: &World, kind: Kind) {
+/// Writes files with rows, doubles of some, and lines that are none, in the order of time; gives their paths.
+fn write_events(world: &World, kind: Kind) -> Vec<String> {
     let (files, rows) = kind.files();
+    let mut paths = Vec::with_capacity(files);
     for file in 0..files {
         let mut lines = String::new();
         for row in 0..rows {
@@ -200,8 +249,22 @@ fn write_events(world: &World, kind: Kind) {
         if file % 3 == 0 {
             let _ = writeln!(lines, "{{\"n\":\"of file {file}\"}}");
         }
-        world.file(&format!("events-{file:03}.json"), &lines);
+        paths.push(world.file(&format!("events-{file:03}.json"), &lines).display().to_string());
     }
+    paths
+}
+
+/// Gives a stream that holds the events. Reading takes nothing away, so the runs share it.
+fn events_stream(world: &World) -> &'static str {
+    static STREAM: OnceLock<String> = OnceLock::new();
+    STREAM.get_or_init(|| {
+        let stream = unique("crash");
+        world.aws(&["stream", &stream, "3"]);
+        let files = write_events(world, Kind::Stream);
+        let files = files.iter().map(String::as_str);
+        world.aws(&["put", &stream, "5"].into_iter().chain(files).collect::<Vec<_>>());
+        stream
+    })
 }
 
 const FILES: &str = "sources:
@@ -280,7 +343,7 @@ fn undisturbed(kind: Kind) -> &'static Tables {
     let of_kind = *KNOWN.lock().expect("no test panics here").entry(kind).or_insert_with(|| Box::leak(Box::default()));
     of_kind.get_or_init(|| {
         let scene = Scene::new(kind);
-        scene.nexus("run", 1 << 20).expect_code(0);
+        scene.run(1 << 20).expect_code(0);
         let tables = scene.tables();
         assert!(tables.lake.len() > 100, "too few rows to prove anything: {tables:?}");
         tables
@@ -362,6 +425,21 @@ fn killed_at_every_step() {
         assert!(times > 0 || runs < RUNS, "no run has reached {point}");
     }
     println!("{:4} kills in {runs} runs", reached.len());
+}
+
+#[test]
+fn every_kind_of_source_and_lake_is_killed_and_whole() {
+    for kind in [Kind::Stream, Kind::Announced, Kind::Bucket] {
+        let mut scene = Scene::new(kind);
+        // After the record and before the commit of all; then with half of an epoch's files committed.
+        for (point, bytes) in [("after_record", 3_000), ("after_file", 9_000)] {
+            assert_eq!(scene.dies(point, 2, bytes), Ok(true), "{kind:?} has not come to {point}");
+        }
+        scene.ends_whole(5_000).unwrap_or_else(|why| panic!("{kind:?}: {why}"));
+        if let Some(bucket) = &scene.bucket {
+            assert_eq!(scene.world.aws(&["uploads", bucket]), "0", "uploads of killed processes were not swept");
+        }
+    }
 }
 
 /// Kills a pipeline with Postgres at a fail point, in its second epoch, and has it end with other cuts.

@@ -230,7 +230,7 @@ impl S3Source {
                 Ok(Some(SourceEvent::Chunk(Chunk { partition, payload, read_at_us, lag_ms: None })))
             }
             Read::Step(Step::End | Step::Incomplete) => {
-                let offset = object.reader.as_ref().map_or(0, |reader| reader.offset());
+                let offset = object.reader.as_ref().map_or(object.offset, |reader| reader.offset());
                 self.done(&object.name, offset);
                 Ok(None)
             }
@@ -241,7 +241,9 @@ impl S3Source {
                 Ok(None)
             }
             Read::Missing(reason) | Read::Unreadable(reason) => {
-                let (offset, rest) = object.reader.as_ref().map_or((0, Bytes::new()), |r| (r.offset(), r.rest()));
+                // An object that has vanished since a part of it was read stays where it was.
+                let unread = (object.offset, Bytes::new());
+                let (offset, rest) = object.reader.as_ref().map_or(unread, |r| (r.offset(), r.rest()));
                 let raw = if rest.is_empty() { object.body } else { rest };
                 Ok(Some(self.reject(Rejected { partition: object.name, offset, raw, reason })))
             }
