@@ -20,7 +20,7 @@ use super::shapes::Table;
 use crate::world::Random;
 
 /// How long one run may take; a debug build on a busy machine is slow.
-const RUN_MAX: Duration = Duration::from_secs(300);
+const RUN_MAX: Duration = Duration::from_secs(60);
 
 /// Bytes at which an epoch is full: from each batch for itself to all at once.
 const EPOCH_BYTES: [&str; 4] = ["1B", "4KiB", "16KiB", "128MiB"];
