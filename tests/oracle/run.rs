@@ -126,10 +126,7 @@ async fn ended(job: &mut Job, holds: impl Fn(&Job) -> bool) -> Option<Report> {
 }
 
 /// Gives what DataFusion answers to the tables' queries over all rows, by the table's name.
-pub async fn batch_answer(
-    streams: &[(&str, RecordBatch)],
-    tables: &[Table],
-) -> BTreeMap<String, Vec<RecordBatch>> {
+pub async fn batch_answer(streams: &[(&str, RecordBatch)], tables: &[Table]) -> BTreeMap<String, Vec<RecordBatch>> {
     let session = SessionContext::new();
     for (name, rows) in streams.iter().cloned().chain(references()) {
         session.register_batch(name, rows).expect("the name is free");
