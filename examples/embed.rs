@@ -15,7 +15,7 @@ use std::error::Error as StdError;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use arrow::array::{Array, AsArray, Float64Array, RecordBatch};
+use arrow::array::{AsArray, Float64Array, RecordBatch};
 use arrow::datatypes::{DataType, Float64Type};
 use async_trait::async_trait;
 use datafusion::common::cast::as_float64_array;
