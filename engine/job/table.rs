@@ -137,12 +137,15 @@ impl TableStage {
         let closed_until_us = self.transform.closed_until_us();
         let Running { inputs, mut rows } = self.transform.start().await?;
         let arriving = self.intake.feed(inputs, closed_until_us);
+        // The plan may end before its input does (a join with nothing): what it held must not hold the input back.
         let leaving = async {
             while let Some(batch) = rows.next().await {
                 if let Some(batch) = self.transform.absorb(batch.map_err(failed)?) {
                     self.outlet.pass(batch, &mut tally).await?;
                 }
             }
+            drop(rows);
+            self.transform.query().disconnect();
             Ok::<_, Error>(())
         };
         // Both run side by side: the query takes rows while they arrive.

@@ -184,7 +184,8 @@ impl TablePlan {
 
     /// Makes the query ready to run.
     pub async fn transform(&self) -> Result<Transform> {
-        let query = Query::new(self.state.clone(), self.logical.clone(), self.leaves.clone(), self.clock.clone()).await?;
+        let query =
+            Query::new(self.state.clone(), self.logical.clone(), self.leaves.clone(), self.clock.clone()).await?;
         Ok(match self.window {
             None => Transform::Stateless(Box::new(query)),
             Some((index, width)) => Transform::Windowed(Box::new(WindowedAggregate::new(query, index, width)?)),

@@ -90,6 +90,11 @@ impl Leaf {
         LeafSender(feeds)
     }
 
+    /// Drops the streams that no scan has taken.
+    pub fn disconnect(&self) {
+        self.lock().clear();
+    }
+
     fn stream(&self, rows: impl Stream<Item = Item> + Send + 'static) -> SendableRecordBatchStream {
         Box::pin(RecordBatchStreamAdapter::new(self.schema.clone(), rows))
     }

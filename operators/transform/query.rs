@@ -95,6 +95,11 @@ impl Query {
         Ok(Running { inputs, rows })
     }
 
+    /// Ends the input of an epoch whose rows have all come out: what is sent from now on goes nowhere.
+    pub fn disconnect(&self) {
+        self.leaves.iter().for_each(|leaf| leaf.disconnect());
+    }
+
     /// Connects a new epoch to the inputs.
     pub fn connect(&self) -> Vec<LeafSender> {
         let elastic = self.scans.iter().sum::<usize>() > 1;

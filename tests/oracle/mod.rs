@@ -10,15 +10,19 @@ mod data;
 mod run;
 mod shapes;
 
+use std::collections::BTreeSet;
 use std::path::Path;
 
+use arrow::array::{Array, AsArray, BooleanArray, Int64Array, RecordBatch, TimestampMicrosecondArray, UInt64Array};
+use arrow::compute::{cast, filter_record_batch, take_record_batch};
+use arrow::datatypes::DataType;
 use nexus::Pipeline;
 use nexus::operators::source::memory::MemorySource;
 
 use crate::world::Random;
 use compare::difference;
-use data::{NOTHING_CSV, SITES_CSV, below, streams};
-use run::{SOURCES, Trial, batch_answer};
+use data::{NOTHING_CSV, SITES_CSV, Stream, below, streams};
+use run::{SOURCES, Trial, batch_answer, stored};
 use shapes::{REFUSED, ROWS, Shape, Table, WINDOWS};
 
 /// Queries in one pipeline: enough to meet one another, few enough to start soon.
@@ -53,7 +57,8 @@ async fn tables_equal_the_batch_answer_however_the_input_is_cut() {
             let plain: Vec<_> = tables.iter().map(|table| (*table, "")).collect();
             let trial = Trial::new(&mut random, &plain);
             let reports = trial.run(&mut random, &streams).await;
-            let late: u64 = reports.iter().flat_map(|report| report.tables.values()).map(|table| table.counts.late).sum();
+            let late: u64 =
+                reports.iter().flat_map(|report| report.tables.values()).map(|table| table.counts.late).sum();
             assert_eq!(late, 0, "no row comes later than it may");
             let rows: Vec<_> = streams.iter().map(|stream| (stream.name, stream.rows.clone())).collect();
             for (name, wanted) in batch_answer(&rows, &tables).await {
@@ -66,6 +71,108 @@ async fn tables_equal_the_batch_answer_however_the_input_is_cut() {
     }
     println!("{asked} tables compared");
     assert!(wrong.is_empty(), "{} of {asked} tables are wrong:\n{}", wrong.len(), wrong.join("\n"));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn late_rows_are_quarantined_and_the_others_answered() {
+    const TABLE: Table = (
+        "gold",
+        "hours",
+        "SELECT date_bin(INTERVAL '1 hour', ts) AS w, site, count(*) AS c, sum(v) AS s FROM events GROUP BY 1, 2",
+    );
+    let mut random = Random::seeded();
+    let mut late = 0;
+    for _ in 0..4 * cases() {
+        let [mut events, _] = streams(&mut random);
+        events.lateness /= 10;
+        let trial = Trial::new(&mut random, &[(TABLE, "")]);
+        let streams = [events];
+        trial.run(&mut random, &streams).await;
+        let quarantine = stored(&trial.lake().join("_quarantine/gold.hours")).await;
+        let ids = quarantined_ids(&quarantine);
+        assert_eq!(quarantine.iter().map(RecordBatch::num_rows).sum::<usize>(), ids.len(), "each late row once");
+        late += ids.len();
+        let accepted = without(&streams[0].rows, &ids);
+        for (name, wanted) in batch_answer(&[("events", accepted)], &[TABLE]).await {
+            assert_eq!(difference(&trial.landed(&name), &wanted), None, "with {} late rows", ids.len());
+        }
+    }
+    assert!(late > 0, "no row was late: the test shows nothing");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn duplicates_and_rules_mean_the_same_over_restarts() {
+    const ONCE: Table = ("silver", "once", "SELECT id, ts, site, v, n FROM events");
+    const KEPT: Table = ("silver", "once", "SELECT id, ts, site, v, n FROM events WHERE v > -20 AND n < 9");
+    const HOURS: Table = (
+        "gold",
+        "once_hours",
+        "SELECT date_bin(INTERVAL '1 hour', ts) AS w, count(*) AS c, sum(v) AS s FROM silver.once GROUP BY 1",
+    );
+    let mut random = Random::seeded();
+    let (mut repeated, mut broken) = (0, 0);
+    for _ in 0..4 * cases() {
+        let [mut events, _] = streams(&mut random);
+        let original = events.rows.clone();
+        let within_ms = repeat_some(&mut random, &mut events);
+        repeated += events.rows.num_rows() - original.num_rows();
+        let options = format!(
+            "\n    unique: {{ key: [id], within: {within_ms}ms }}\n    expect:\n      \
+             warm: {{ that: v > -20, else: drop }}\n      low: {{ that: n < 9, else: quarantine }}"
+        );
+        let trial = Trial::new(&mut random, &[(ONCE, options.as_str()), (HOURS, "")]);
+        trial.run(&mut random, &[events]).await;
+        broken += quarantined_ids(&stored(&trial.lake().join("_quarantine/silver.once")).await).len();
+        for (name, wanted) in batch_answer(&[("events", original.clone())], &[KEPT, HOURS]).await {
+            assert_eq!(difference(&trial.landed(&name), &wanted), None, "{name} with keys kept for {within_ms} ms");
+        }
+    }
+    assert!(repeated > 0 && broken > 0, "{repeated} repeated, {broken} broken: the test shows nothing");
+}
+
+/// Sends some rows again, a few rows behind; gives for how many milliseconds of event time a key has to be known.
+fn repeat_some(random: &mut Random, stream: &mut Stream) -> i64 {
+    let times: &TimestampMicrosecondArray = stream.rows.column(1).as_primitive();
+    let rows = stream.rows.num_rows();
+    let mut order: Vec<usize> = Vec::new();
+    let mut behind: Vec<usize> = Vec::new();
+    for row in 0..rows {
+        order.push(row);
+        if times.is_valid(row) && below(random, 4) == 0 {
+            behind.push(row);
+        }
+        if below(random, 3) == 0 {
+            order.append(&mut behind);
+        }
+    }
+    let (mut newest_us, mut longest_us) = (i64::MIN, 0);
+    for row in order.iter().copied().filter(|row| times.is_valid(*row)) {
+        newest_us = newest_us.max(times.value(row));
+        longest_us = longest_us.max(newest_us - times.value(row));
+    }
+    let order = UInt64Array::from_iter_values(order.into_iter().map(|row| row as u64));
+    stream.rows = take_record_batch(&stream.rows, &order).expect("the rows are there");
+    longest_us / 1000 + 1
+}
+
+/// Gives the identifiers of quarantined rows.
+fn quarantined_ids(quarantine: &[RecordBatch]) -> BTreeSet<i64> {
+    let mut ids = BTreeSet::new();
+    for batch in quarantine {
+        let raw = batch.column_by_name("raw").expect("a quarantine has the raw row");
+        let raw = cast(raw, &DataType::Binary).expect("it is bytes");
+        for document in raw.as_binary::<i32>().iter().flatten() {
+            let row: serde_json::Value = serde_json::from_slice(document).expect("a row is JSON");
+            ids.insert(row["id"].as_i64().expect("each row has an identifier"));
+        }
+    }
+    ids
+}
+
+fn without(rows: &RecordBatch, ids: &BTreeSet<i64>) -> RecordBatch {
+    let id: &Int64Array = rows.column(0).as_primitive();
+    let kept: BooleanArray = id.iter().map(|id| Some(id.is_none_or(|id| !ids.contains(&id)))).collect();
+    filter_record_batch(rows, &kept).expect("the rows are there")
 }
 
 #[tokio::test]

@@ -20,7 +20,7 @@ use super::shapes::Table;
 use crate::world::Random;
 
 /// How long one run may take; a debug build on a busy machine is slow.
-const RUN_MAX: Duration = Duration::from_secs(300);
+const RUN_MAX: Duration = Duration::from_secs(60);
 
 /// Bytes at which an epoch is full: from each batch for itself to all at once.
 const EPOCH_BYTES: [&str; 4] = ["1B", "4KiB", "16KiB", "128MiB"];
@@ -126,10 +126,7 @@ async fn ended(job: &mut Job, holds: impl Fn(&Job) -> bool) -> Option<Report> {
 }
 
 /// Gives what DataFusion answers to the tables' queries over all rows, by the table's name.
-pub async fn batch_answer(
-    streams: &[(&str, RecordBatch)],
-    tables: &[Table],
-) -> BTreeMap<String, Vec<RecordBatch>> {
+pub async fn batch_answer(streams: &[(&str, RecordBatch)], tables: &[Table]) -> BTreeMap<String, Vec<RecordBatch>> {
     let session = SessionContext::new();
     for (name, rows) in streams.iter().cloned().chain(references()) {
         session.register_batch(name, rows).expect("the name is free");

@@ -50,7 +50,11 @@ pub const ROWS: &[Shape] = &[
         "twice",
         "SELECT id, 'v' AS why FROM events WHERE v > 0 UNION ALL SELECT id, 'n' FROM events WHERE n > 2",
     )]),
-    one(&[("silver", "inner_joined", "SELECT e.id, s.region, e.v * s.weight AS wv FROM events e JOIN sites s USING (site)")]),
+    one(&[(
+        "silver",
+        "inner_joined",
+        "SELECT e.id, s.region, e.v * s.weight AS wv FROM events e JOIN sites s USING (site)",
+    )]),
     one(&[(
         "silver",
         "left_joined",
@@ -70,7 +74,11 @@ pub const ROWS: &[Shape] = &[
         "SELECT id FROM events e WHERE n > 7 OR EXISTS (SELECT 1 FROM sites s WHERE s.site = e.site AND weight = 2)",
     )]),
     one(&[("silver", "unequal", "SELECT e.id, s.site AS other FROM events e LEFT JOIN sites s ON e.n > s.weight + 5")]),
-    one(&[("silver", "crossed", "SELECT e.id, m.most FROM events e CROSS JOIN (SELECT max(weight) AS most FROM sites) m")]),
+    one(&[(
+        "silver",
+        "crossed",
+        "SELECT e.id, m.most FROM events e CROSS JOIN (SELECT max(weight) AS most FROM sites) m",
+    )]),
     one(&[("silver", "above_mean", "SELECT id, n FROM events WHERE n > (SELECT avg(weight) FROM sites)")]),
     one(&[(
         "silver",
@@ -81,7 +89,11 @@ pub const ROWS: &[Shape] = &[
     one(&[("silver", "left_with_nothing", "SELECT e.id, x.site FROM events e LEFT JOIN nothing x USING (site)")]),
     one(&[("silver", "anti_with_nothing", "SELECT id FROM events WHERE site NOT IN (SELECT site FROM nothing)")]),
     one(&[("silver", "never", "SELECT id FROM events WHERE n > 1 AND n < 1")]),
-    one(&[("silver", "now_and_then", "SELECT id FROM events WHERE now() > TIMESTAMP '2020-01-01T00:00:00Z' AND n > 3")]),
+    one(&[(
+        "silver",
+        "now_and_then",
+        "SELECT id FROM events WHERE now() > TIMESTAMP '2020-01-01T00:00:00Z' AND n > 3",
+    )]),
     one(&[("silver", "not_any_more", "SELECT id FROM events WHERE now() < TIMESTAMP '2020-01-01T00:00:00Z'")]),
     one(&[("silver", "unnested", "SELECT id, ts, unnest(tags) AS tag FROM events")]),
     one(&[(
@@ -90,7 +102,11 @@ pub const ROWS: &[Shape] = &[
         "WITH good AS (SELECT id, v, n FROM events WHERE ok), big AS (SELECT * FROM good WHERE v > 10)
          SELECT id, v - n AS d FROM (SELECT * FROM big) AS b WHERE n IS NOT NULL",
     )]),
-    one(&[("silver", "arrays", "SELECT id, array_length(tags) AS many, tags[1] AS first, make_array(n, 1) AS pair FROM events")]),
+    one(&[(
+        "silver",
+        "arrays",
+        "SELECT id, array_length(tags) AS many, tags[1] AS first, make_array(n, 1) AS pair FROM events",
+    )]),
 ];
 
 /// What is grouped by windows of event time.
@@ -332,27 +348,81 @@ pub const REFUSED: &[(&str, &str)] = &[
     ("SELECT DISTINCT site FROM events", "an aggregate without a window"),
     ("SELECT extract(hour FROM ts) AS h, count(*) AS c FROM events GROUP BY 1", "an aggregate without a window"),
     ("SELECT CAST(ts AS TIME) AS t, count(*) AS c FROM events GROUP BY 1", "an aggregate without a window"),
-    ("SELECT date_bin(INTERVAL '1 hour', ts)::DATE AS d, count(*) AS c FROM events GROUP BY 1", "an aggregate without a window"),
-    ("SELECT date_bin(INTERVAL '1 hour', ts::DATE) AS d, count(*) AS c FROM events GROUP BY 1", "an aggregate without a window"),
-    ("SELECT date_trunc('day', ts::TIMESTAMP AT TIME ZONE 'Asia/Tokyo') AS d, count(*) AS c FROM events GROUP BY 1", "an aggregate without a window"),
-    ("SELECT date_bin(INTERVAL '1 hour', ts + INTERVAL '1 day') AS d, count(*) AS c FROM events GROUP BY 1", "an aggregate without a window"),
-    ("SELECT date_bin(INTERVAL '1 month', ts, TIMESTAMP '2024-01-31T00:00:00Z') AS d, count(*) AS c FROM events GROUP BY 1", "a window of months"),
-    ("SELECT id, region FROM events e RIGHT JOIN sites s ON e.site = s.site", "join that keeps the rows of a reference table"),
-    ("SELECT id, region FROM events e FULL JOIN sites s ON e.site = s.site", "join that keeps the rows of a reference table"),
+    (
+        "SELECT date_bin(INTERVAL '1 hour', ts)::DATE AS d, count(*) AS c FROM events GROUP BY 1",
+        "an aggregate without a window",
+    ),
+    (
+        "SELECT date_bin(INTERVAL '1 hour', ts::DATE) AS d, count(*) AS c FROM events GROUP BY 1",
+        "an aggregate without a window",
+    ),
+    (
+        "SELECT date_trunc('day', ts::TIMESTAMP AT TIME ZONE 'Asia/Tokyo') AS d, count(*) AS c FROM events GROUP BY 1",
+        "an aggregate without a window",
+    ),
+    (
+        "SELECT date_bin(INTERVAL '1 hour', ts + INTERVAL '1 day') AS d, count(*) AS c FROM events GROUP BY 1",
+        "an aggregate without a window",
+    ),
+    (
+        "SELECT date_bin(INTERVAL '1 month', ts, TIMESTAMP '2024-01-31T00:00:00Z') AS d, count(*) AS c FROM events GROUP BY 1",
+        "a window of months",
+    ),
+    (
+        "SELECT id, region FROM events e RIGHT JOIN sites s ON e.site = s.site",
+        "join that keeps the rows of a reference table",
+    ),
+    (
+        "SELECT id, region FROM events e FULL JOIN sites s ON e.site = s.site",
+        "join that keeps the rows of a reference table",
+    ),
     ("SELECT site FROM sites WHERE site IN (SELECT site FROM events)", "join that keeps the rows of a reference table"),
-    ("SELECT site FROM sites s WHERE NOT EXISTS (SELECT 1 FROM events e WHERE e.site = s.site)", "join that keeps the rows of a reference table"),
-    ("SELECT date_bin(INTERVAL '1 hour', ts) AS w, site, count(*) AS c FROM events GROUP BY GROUPING SETS ((w), (w, site))", "GROUPING SETS"),
-    ("SELECT date_bin(INTERVAL '1 hour', ts) AS w, site, count(*) AS c FROM events GROUP BY ROLLUP (w, site)", "GROUPING SETS"),
-    ("SELECT w, max(c) AS m FROM (SELECT date_bin(INTERVAL '1 hour', ts) AS w, site, count(*) AS c FROM events GROUP BY 1, 2) GROUP BY w", "an aggregate over an aggregate"),
+    (
+        "SELECT site FROM sites s WHERE NOT EXISTS (SELECT 1 FROM events e WHERE e.site = s.site)",
+        "join that keeps the rows of a reference table",
+    ),
+    (
+        "SELECT date_bin(INTERVAL '1 hour', ts) AS w, site, count(*) AS c FROM events GROUP BY GROUPING SETS ((w), (w, site))",
+        "GROUPING SETS",
+    ),
+    (
+        "SELECT date_bin(INTERVAL '1 hour', ts) AS w, site, count(*) AS c FROM events GROUP BY ROLLUP (w, site)",
+        "GROUPING SETS",
+    ),
+    (
+        "SELECT w, max(c) AS m FROM (SELECT date_bin(INTERVAL '1 hour', ts) AS w, site, count(*) AS c FROM events GROUP BY 1, 2) GROUP BY w",
+        "an aggregate over an aggregate",
+    ),
     ("SELECT id, (SELECT max(v) FROM more) AS m FROM events", "a subquery over a stream"),
     ("SELECT id FROM events WHERE v > (SELECT avg(v) FROM events)", "a subquery over a stream"),
     ("SELECT id, site FROM events UNION ALL SELECT weight, site FROM sites", "rows that come from no stream"),
     ("SELECT id FROM events UNION ALL SELECT 1", "rows that come from no stream"),
-    ("SELECT date_bin(INTERVAL '1 hour', t) AS w, count(*) AS c FROM (SELECT ts AS t FROM events UNION ALL SELECT now() FROM sites) GROUP BY 1", "rows that come from no stream"),
-    ("SELECT date_bin(INTERVAL '1 hour', ts) AS w, count(*) AS c FROM events GROUP BY 1 UNION ALL SELECT at, n FROM more", "an aggregate with other rows"),
-    ("SELECT date_trunc('day', ts) AS w, count(*) AS c FROM events GROUP BY 1 UNION ALL SELECT date_trunc('day', at), count(*) FROM more GROUP BY 1", "two aggregates"),
-    ("SELECT w, count(*) AS c FROM (SELECT date_bin(INTERVAL '1 hour', ts) AS w FROM events UNION ALL SELECT date_bin(INTERVAL '1 day', at) FROM more) GROUP BY 1", "different windows"),
-    ("SELECT w, count(*) AS c FROM (SELECT date_bin(INTERVAL '1 hour', ts) AS w FROM events UNION ALL SELECT date_bin(INTERVAL '1 hour', ts, TIMESTAMP '2024-01-01T00:30:00Z') FROM events) GROUP BY 1", "different windows"),
-    ("SELECT w, count(*) AS c FROM (SELECT ts AS w FROM events UNION ALL SELECT unnest(make_array(at)) FROM more) GROUP BY 1", "an aggregate without a window"),
-    ("WITH RECURSIVE r AS (SELECT id FROM events UNION ALL SELECT id + 1 FROM r WHERE id < 3) SELECT id FROM r", "a recursive query"),
+    (
+        "SELECT date_bin(INTERVAL '1 hour', t) AS w, count(*) AS c FROM (SELECT ts AS t FROM events UNION ALL SELECT now() FROM sites) GROUP BY 1",
+        "rows that come from no stream",
+    ),
+    (
+        "SELECT date_bin(INTERVAL '1 hour', ts) AS w, count(*) AS c FROM events GROUP BY 1 UNION ALL SELECT at, n FROM more",
+        "an aggregate with other rows",
+    ),
+    (
+        "SELECT date_trunc('day', ts) AS w, count(*) AS c FROM events GROUP BY 1 UNION ALL SELECT date_trunc('day', at), count(*) FROM more GROUP BY 1",
+        "two aggregates",
+    ),
+    (
+        "SELECT w, count(*) AS c FROM (SELECT date_bin(INTERVAL '1 hour', ts) AS w FROM events UNION ALL SELECT date_bin(INTERVAL '1 day', at) FROM more) GROUP BY 1",
+        "different windows",
+    ),
+    (
+        "SELECT w, count(*) AS c FROM (SELECT date_bin(INTERVAL '1 hour', ts) AS w FROM events UNION ALL SELECT date_bin(INTERVAL '1 hour', ts, TIMESTAMP '2024-01-01T00:30:00Z') FROM events) GROUP BY 1",
+        "different windows",
+    ),
+    (
+        "SELECT w, count(*) AS c FROM (SELECT ts AS w FROM events UNION ALL SELECT unnest(make_array(at)) FROM more) GROUP BY 1",
+        "an aggregate without a window",
+    ),
+    (
+        "WITH RECURSIVE r AS (SELECT id FROM events UNION ALL SELECT id + 1 FROM r WHERE id < 3) SELECT id FROM r",
+        "a recursive query",
+    ),
 ];

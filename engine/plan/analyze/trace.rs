@@ -48,12 +48,7 @@ pub(super) fn trace(plan: &LogicalPlan, expr: Expr) -> Option<Vec<Traced>> {
 }
 
 /// Tells whether a column of the result carries event time: a stream's own, or the start of the window.
-pub(super) fn carries_time(
-    plan: &LogicalPlan,
-    index: usize,
-    times: &EventTimes,
-    window: Option<&WindowShape>,
-) -> bool {
+pub(super) fn carries_time(plan: &LogicalPlan, index: usize, times: &EventTimes, window: Option<&WindowShape>) -> bool {
     let (qualifier, field) = plan.schema().qualified_field(index);
     if !matches!(field.data_type(), DataType::Timestamp(..)) {
         return false;

@@ -27,9 +27,9 @@ pub(super) fn find_window(aggregate: &Aggregate, times: &EventTimes) -> Result<W
     if aggregate.group_expr.iter().any(|key| matches!(key, Expr::GroupingSet(_))) {
         return Err(Unfit::new("GROUPING SETS, ROLLUP or CUBE over a stream", "write one table for each set of keys"));
     }
-    for (group_index, key) in aggregate.group_expr.iter().enumerate() {
-        if let Some((width, starts)) = key_window(aggregate, key, times)? {
-            return Ok(WindowShape { group_index, width, starts });
+    for group_index in 0..aggregate.group_expr.len() {
+        if let Some(window) = key_window(aggregate, group_index, times)? {
+            return Ok(window);
         }
     }
     let with_time: Vec<String> =
@@ -43,11 +43,8 @@ pub(super) fn find_window(aggregate: &Aggregate, times: &EventTimes) -> Result<W
 }
 
 /// Tells the window that a key of an aggregate is, and how each stream's rows fall into it.
-fn key_window(
-    aggregate: &Aggregate,
-    key: &Expr,
-    times: &EventTimes,
-) -> Result<Option<(Width, BTreeMap<String, Expr>)>, Unfit> {
+fn key_window(aggregate: &Aggregate, group_index: usize, times: &EventTimes) -> Result<Option<WindowShape>, Unfit> {
+    let Some(key) = aggregate.group_expr.get(group_index) else { return Ok(None) };
     let Some(parts) = trace(&aggregate.input, key.clone()) else { return Ok(None) };
     let mut width = None;
     let mut starts: BTreeMap<String, Expr> = BTreeMap::new();
@@ -66,7 +63,7 @@ fn key_window(
         width = Some(found);
         starts.insert(part.stream, part.expr);
     }
-    Ok(width.map(|width| (width, starts)))
+    Ok(width.map(|width| WindowShape { group_index, width, starts }))
 }
 
 /// Tells how long the window is that starts at `start`, if `start` is the start of a window of the column `time`.
