@@ -10,6 +10,27 @@
 //! commit records ([`state`]). [`Pipeline`] brings these together for services
 //! that embed the engine.
 //!
+//! ```
+//! # #[tokio::main]
+//! # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! # let lake = tempfile::tempdir()?;
+//! let file = format!("
+//! name: hello
+//! lake: {}
+//! sources:
+//!   numbers: {{ generate: {{ rows: 10, columns: {{ n: {{ sequence: {{}} }} }} }} }}
+//! silver:
+//!   even: {{ sql: SELECT n FROM numbers WHERE n % 2 = 0 }}
+//! ", lake.path().display());
+//! let mut job = nexus::Pipeline::parse(&file)?.start().await?;
+//! let report = job.wait().await?;
+//! assert_eq!(report.tables["silver.even"].counts.rows_out, 5);
+//! # Ok(()) }
+//! ```
+//!
+//! A service's own sources, sinks and functions join by [`Pipeline::with_source`], [`Pipeline::with_rows`],
+//! [`Pipeline::with_sink`] and [`Pipeline::with_function`]: see `examples/embed.rs`.
+//!
 //! Invariant: the engine wires and drives operators, and never looks into a row.
 
 pub mod audit;

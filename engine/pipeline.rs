@@ -30,23 +30,6 @@ pub enum BuildError {
 }
 
 /// A pipeline in the making: a file, and what an embedding service adds to it.
-///
-/// ```
-/// # async fn run() -> Result<(), Box<dyn std::error::Error>> {
-/// let file = "
-/// name: hello
-/// lake: /tmp/hello-lake
-/// sources:
-///   numbers: { generate: { rows: 10, columns: { n: { sequence: {} } } } }
-/// bronze:
-///   numbers: { from: numbers }
-/// ";
-/// let mut job = nexus::Pipeline::parse(file)?.start().await?;
-/// let report = job.wait().await?;
-/// assert_eq!(report.tables["bronze.numbers"].counts.rows_out, 10);
-/// # Ok(())
-/// # }
-/// ```
 pub struct Pipeline {
     loaded: Loaded,
     clock: SharedClock,
