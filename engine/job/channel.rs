@@ -4,8 +4,6 @@
 //! which stops polling: that is all there is to backpressure.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::Instant;
 
 use arrow::array::RecordBatch;
 use nexus_operators::{Error, Result};
@@ -52,38 +50,26 @@ impl Weigh for Item {
     }
 }
 
-/// How full a channel is, and how long it has held its sender back.
-#[derive(Debug, Default)]
-pub struct Gauge {
-    /// Bytes in the channel.
-    pub bytes: AtomicU64,
-    /// Microseconds that senders have waited, since the start.
-    pub blocked_us: AtomicU64,
-}
-
 /// The sending half. When all are dropped, the receiver gets what is left, and then nothing.
 #[derive(Debug)]
 pub struct Sender<T> {
     items: mpsc::Sender<(T, OwnedSemaphorePermit)>,
     room: Arc<Semaphore>,
     permits_max: usize,
-    gauge: Arc<Gauge>,
 }
 
 /// The receiving half. When it is dropped, sending fails.
 #[derive(Debug)]
 pub struct Receiver<T> {
     items: mpsc::Receiver<(T, OwnedSemaphorePermit)>,
-    gauge: Arc<Gauge>,
 }
 
 /// Makes a channel that holds at most `bytes_max` bytes, or one item if that is larger.
 pub fn channel<T: Weigh>(bytes_max: usize) -> (Sender<T>, Receiver<T>) {
     let permits_max = (bytes_max / PERMIT_BYTES).clamp(1, Semaphore::MAX_PERMITS.min(u32::MAX as usize));
     let (sender, receiver) = mpsc::channel(ITEMS_MAX);
-    let gauge = Arc::new(Gauge::default());
     let room = Arc::new(Semaphore::new(permits_max));
-    (Sender { items: sender, room, permits_max, gauge: gauge.clone() }, Receiver { items: receiver, gauge })
+    (Sender { items: sender, room, permits_max }, Receiver { items: receiver })
 }
 
 impl<T> Clone for Sender<T> {
@@ -92,7 +78,6 @@ impl<T> Clone for Sender<T> {
             items: self.items.clone(),
             room: self.room.clone(),
             permits_max: self.permits_max,
-            gauge: self.gauge.clone(),
         }
     }
 }
@@ -103,31 +88,15 @@ impl<T: Weigh> Sender<T> {
         let bytes = item.weight_bytes();
         let permits = bytes.div_ceil(PERMIT_BYTES).min(self.permits_max);
         let permits = u32::try_from(permits).unwrap_or(u32::MAX);
-        let permit = match self.room.clone().try_acquire_many_owned(permits) {
-            Ok(permit) => permit,
-            Err(_) => {
-                let since = Instant::now();
-                let permit = self.room.clone().acquire_many_owned(permits).await.map_err(|_| closed())?;
-                let waited_us = u64::try_from(since.elapsed().as_micros()).unwrap_or(u64::MAX);
-                self.gauge.blocked_us.fetch_add(waited_us, Ordering::Relaxed);
-                permit
-            }
-        };
-        self.gauge.bytes.fetch_add(bytes as u64, Ordering::Relaxed);
+        let permit = self.room.clone().acquire_many_owned(permits).await.map_err(|_| closed())?;
         self.items.send((item, permit)).await.map_err(|_| closed())
-    }
-
-    /// Gives the channel's gauge.
-    pub fn gauge(&self) -> &Arc<Gauge> {
-        &self.gauge
     }
 }
 
-impl<T: Weigh> Receiver<T> {
+impl<T> Receiver<T> {
     /// Receives the next item; nothing when all senders are gone. Cancel-safe.
     pub async fn recv(&mut self) -> Option<T> {
         let (item, permit) = self.items.recv().await?;
-        self.gauge.bytes.fetch_sub(item.weight_bytes() as u64, Ordering::Relaxed);
         drop(permit);
         Some(item)
     }
