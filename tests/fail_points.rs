@@ -367,18 +367,6 @@ fn killed_at_every_step() {
     println!("{:4} kills in {runs} runs", reached.len());
 }
 
-#[test]
-fn uploads_of_killed_processes_are_swept() {
-    let mut scene = Scene::new(Kind::Bucket);
-    // With the parts of an epoch sent; after the record and before the commit; with half of an epoch's files committed.
-    for (point, bytes) in [("after_prepare", 3_000), ("after_record", 3_000), ("after_file", 9_000)] {
-        assert_eq!(scene.dies(point, 2, bytes), Ok(true), "{point} was not reached");
-    }
-    scene.ends_whole(5_000).unwrap_or_else(|why| panic!("{why}"));
-    let bucket = scene.bucket.as_ref().expect("the lake is in one");
-    assert_eq!(scene.world.aws(&["uploads", bucket]), "0", "uploads were left open");
-}
-
 /// Kills a pipeline with Postgres at a fail point, in its second epoch, and has it end with other cuts.
 fn killed_at(point: &str) {
     let mut scene = Scene::new(Kind::Postgres);
