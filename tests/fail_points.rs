@@ -13,7 +13,6 @@ use std::sync::{Mutex, OnceLock};
 use nexus_operators::fail::{MUTATIONS, POINTS};
 use serde_json::Value;
 
-use crate::servers::unique;
 use crate::world::{Finished, Random, World, ask};
 
 /// Runs of `make test`: each fail point twice, and once more for some.
@@ -33,10 +32,6 @@ enum Kind {
     Bucket,
     /// Generated rows, at a rate, into a lake and Postgres.
     Generated,
-    /// A stream of three shards, into a lake.
-    Stream,
-    /// Objects that a queue announces, into a lake.
-    Announced,
     /// So many small files that a checkpoint is written.
     Checkpoint,
 }
@@ -54,8 +49,6 @@ struct Scene {
     world: World,
     /// The bucket that the lake is in.
     bucket: Option<String>,
-    /// What the source says of where it reads.
-    source: String,
 }
 
 impl Kind {
@@ -65,19 +58,7 @@ impl Kind {
             "before_checkpoint" | "after_checkpoint" => &[Kind::Checkpoint],
             "before_postgres_commit" | "after_postgres_commit" => &[Kind::Postgres, Kind::Generated],
             "before_snapshot" | "after_snapshot" => &[Kind::Lake, Kind::Postgres, Kind::Bucket],
-            // Streams and queues make a run wait until they are idle, so they are picked less often.
-            _ => &[
-                Kind::Lake,
-                Kind::Lake,
-                Kind::Postgres,
-                Kind::Postgres,
-                Kind::Bucket,
-                Kind::Bucket,
-                Kind::Generated,
-                Kind::Generated,
-                Kind::Stream,
-                Kind::Announced,
-            ],
+            _ => &[Kind::Lake, Kind::Postgres, Kind::Bucket, Kind::Generated],
         }
     }
 
@@ -104,7 +85,6 @@ impl Kind {
 impl Scene {
     fn new(kind: Kind) -> Self {
         let (mut world, mut bucket) = (World::new(), None);
-        let mut source = "file: { path: events-*.json }".to_owned();
         match kind {
             Kind::Lake | Kind::Checkpoint => {}
             Kind::Postgres | Kind::Generated => world = world.with_postgres(),
@@ -112,25 +92,11 @@ impl Scene {
                 world = world.with_aws();
                 bucket = Some(world.bucket("lake"));
             }
-            Kind::Stream => {
-                world = world.with_aws().with_kinesis();
-                source = format!("kinesis: {{ stream: {} }}", events_stream(&world));
-            }
-            Kind::Announced => {
-                world = world.with_aws();
-                let landing = world.bucket("landing");
-                // Messages of a killed process come back after 5 s.
-                let queue = world.aws(&["announce", &landing, &unique("crash"), "5"]);
-                let files = write_events(&world, kind);
-                let files = files.iter().map(String::as_str);
-                world.aws(&["upload", &landing, "in/"].into_iter().chain(files).collect::<Vec<_>>());
-                source = format!("s3: {{ queue: \"{queue}\", allow: [\"s3://{landing}/in/\"], in_flight: 3 }}");
-            }
         }
-        if matches!(kind, Kind::Lake | Kind::Checkpoint | Kind::Postgres | Kind::Bucket) {
+        if kind != Kind::Generated {
             write_events(&world, kind);
         }
-        Self { kind, world, bucket, source }
+        Self { kind, world, bucket }
     }
 
     /// Writes the pipeline file: the same pipeline, with another limit for its epochs.
@@ -144,27 +110,16 @@ impl Scene {
             Kind::Generated => head + &format!("commit: {{ every: {}ms }}\n", 20 + bytes % 100) + GENERATED,
             kind => {
                 let tables = if kind == Kind::Postgres { FILES.to_owned() } else { without_postgres(FILES) };
-                let tables = tables.replace("file: { path: events-*.json }", &self.source);
-                // Shards and queues give their rows in no order: none may count as late.
-                let in_order = matches!(kind, Kind::Lake | Kind::Checkpoint | Kind::Postgres | Kind::Bucket);
-                let lateness = if in_order { "10m" } else { "1d, idle: 1h" };
-                let tables = tables.replace("lateness: 10m", &format!("lateness: {lateness}"));
                 head + &format!("commit: {{ every: 1h, bytes: {bytes}B }}\n") + &tables
             }
         };
         self.world.file("crash.yaml", &text)
     }
 
-    /// Runs the pipeline until its input ends: a queue's input when what killed processes held has come back.
+    /// Runs the pipeline until its input ends.
     fn run(&self, bytes: u64) -> Finished {
         let pipeline = self.pipeline(bytes);
-        let mut args = vec!["run", pipeline.to_str().expect("the tests' paths are UTF-8")];
-        match self.kind {
-            Kind::Stream => args.extend(["--until-idle", "3s"]),
-            Kind::Announced => args.extend(["--until-idle", "9s"]),
-            _ => {}
-        }
-        self.world.nexus(&args)
+        self.world.nexus(&["run", pipeline.to_str().expect("the tests' paths are UTF-8")])
     }
 
     /// Runs the command so that it dies at the n-th passing of a fail point; tells whether it did.
@@ -226,10 +181,9 @@ impl Scene {
     }
 }
 
-/// Writes files with rows, doubles of some, and lines that are none, in the order of time; gives their paths.
-fn write_events(world: &World, kind: Kind) -> Vec<String> {
+/// Writes files with rows, doubles of some, and lines that are none, in the order of time.
+fn write_events(world: &World, kind: Kind) {
     let (files, rows) = kind.files();
-    let mut paths = Vec::with_capacity(files);
     for file in 0..files {
         let mut lines = String::new();
         for row in 0..rows {
@@ -249,22 +203,8 @@ fn write_events(world: &World, kind: Kind) -> Vec<String> {
         if file % 3 == 0 {
             let _ = writeln!(lines, "{{\"n\":\"of file {file}\"}}");
         }
-        paths.push(world.file(&format!("events-{file:03}.json"), &lines).display().to_string());
+        world.file(&format!("events-{file:03}.json"), &lines);
     }
-    paths
-}
-
-/// Gives a stream that holds the events. Reading takes nothing away, so the runs share it.
-fn events_stream(world: &World) -> &'static str {
-    static STREAM: OnceLock<String> = OnceLock::new();
-    STREAM.get_or_init(|| {
-        let stream = unique("crash");
-        world.aws(&["stream", &stream, "3"]);
-        let files = write_events(world, Kind::Stream);
-        let files = files.iter().map(String::as_str);
-        world.aws(&["put", &stream, "5"].into_iter().chain(files).collect::<Vec<_>>());
-        stream
-    })
 }
 
 const FILES: &str = "sources:
@@ -425,21 +365,6 @@ fn killed_at_every_step() {
         assert!(times > 0 || runs < RUNS, "no run has reached {point}");
     }
     println!("{:4} kills in {runs} runs", reached.len());
-}
-
-#[test]
-fn every_kind_of_source_and_lake_is_killed_and_whole() {
-    for kind in [Kind::Stream, Kind::Announced, Kind::Bucket] {
-        let mut scene = Scene::new(kind);
-        // After the record and before the commit of all; then with half of an epoch's files committed.
-        for (point, bytes) in [("after_record", 3_000), ("after_file", 9_000)] {
-            assert_eq!(scene.dies(point, 2, bytes), Ok(true), "{kind:?} has not come to {point}");
-        }
-        scene.ends_whole(5_000).unwrap_or_else(|why| panic!("{kind:?}: {why}"));
-        if let Some(bucket) = &scene.bucket {
-            assert_eq!(scene.world.aws(&["uploads", bucket]), "0", "uploads of killed processes were not swept");
-        }
-    }
 }
 
 /// Kills a pipeline with Postgres at a fail point, in its second epoch, and has it end with other cuts.
