@@ -1,5 +1,10 @@
 //! How `limits.memory` is shared out: the sum of all bounds is the budget.
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use nexus_operators::{Error, Result};
+
 use crate::plan::Plan;
 use crate::spec::model::Late;
 
@@ -28,8 +33,10 @@ pub struct Budget {
     pub channel: usize,
     /// Of each sink.
     pub sink: usize,
-    /// Of each table with state.
+    /// Of the state of all tables together.
     pub state: usize,
+    /// What one epoch may add to the state of one table; more closes the epoch.
+    pub state_of_epoch: usize,
     /// Of all queries together.
     pub queries: usize,
 }
@@ -55,8 +62,73 @@ impl Budget {
         Self {
             channel: share(CHANNELS, channels).max(CHANNEL_BYTES_MIN),
             sink: share(SINKS, sinks).max(SINK_BYTES_MIN),
-            state: share(STATE, stateful),
+            state: share(STATE, 1),
+            state_of_epoch: share(2 * STATE, stateful),
             queries: share(QUERIES, 1),
         }
+    }
+}
+
+/// The memory that the state of all tables takes.
+#[derive(Debug)]
+pub struct StateMemory {
+    used: AtomicUsize,
+    bytes_max: usize,
+}
+
+/// One table's part of it.
+#[derive(Debug)]
+pub struct StateShare {
+    /// Shared with the other tables' stages.
+    all: Arc<StateMemory>,
+    held: usize,
+}
+
+impl StateMemory {
+    /// Allows this many bytes.
+    pub fn new(bytes_max: usize) -> Arc<Self> {
+        Arc::new(Self { used: AtomicUsize::new(0), bytes_max })
+    }
+
+    /// Gives a table its part, which is empty.
+    pub fn share(self: &Arc<Self>) -> StateShare {
+        StateShare { all: self.clone(), held: 0 }
+    }
+}
+
+impl StateShare {
+    /// Notes what the table's state takes now. It is an error if all together pass the limit.
+    pub fn hold(&mut self, bytes: usize) -> Result<()> {
+        let all = &self.all;
+        let before = all.used.fetch_add(bytes, Ordering::AcqRel);
+        let used = (before + bytes).saturating_sub(self.held);
+        all.used.fetch_sub(self.held, Ordering::AcqRel);
+        self.held = bytes;
+        if used <= all.bytes_max {
+            return Ok(());
+        }
+        Err(Error::config(format!(
+            "the state of all tables takes {} MiB, {} MiB of them here; its share of `limits.memory` is {} MiB; raise \
+             the limit, or make windows, lateness or `within` shorter",
+            used >> 20,
+            bytes >> 20,
+            all.bytes_max >> 20
+        )))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn tables_share_the_memory_of_state() {
+        let all = StateMemory::new(100 << 20);
+        let (mut a, mut b) = (all.share(), all.share());
+        a.hold(90 << 20).unwrap();
+        let error = b.hold(20 << 20).unwrap_err();
+        assert!(error.to_string().contains("takes 110 MiB, 20 MiB of them here"), "{error}");
+        a.hold(10 << 20).unwrap();
+        b.hold(90 << 20).unwrap();
     }
 }

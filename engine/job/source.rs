@@ -98,6 +98,12 @@ pub struct EpochLoad {
 }
 
 impl EpochLoad {
+    /// Has the epoch closed as if it were full: a stage holds what only a barrier can free.
+    pub fn fill(&self) {
+        self.bytes.fetch_max(self.bytes_max, Ordering::AcqRel);
+        self.wake.notify_one();
+    }
+
     fn is_full(&self) -> bool {
         self.bytes.load(Ordering::Acquire) >= self.bytes_max
     }

@@ -21,10 +21,12 @@ use nexus_operators::transform::window::{WATERMARK_END, WATERMARK_START, Width, 
 use nexus_operators::{Error, Result, fail};
 use tokio::sync::mpsc;
 
+use super::budget::StateShare;
 use super::channel::{Barrier, Item, Receiver, Sender, closed, fan_out};
 use super::coordinator::Report;
 use super::progress::Progress;
 use super::reference::References;
+use super::source::EpochLoad;
 use crate::state::record::{TableCounts, TableRecord, TableState};
 use crate::state::snapshot::Snapshots;
 
@@ -89,6 +91,10 @@ pub struct Outlet {
     pub rules: Vec<Rule>,
     /// The keys that have been seen.
     pub unique: Option<Unique>,
+    /// What an epoch may add to the keys, in bytes, before it is closed: its barrier frees those that are old enough.
+    pub state_of_epoch_max: usize,
+    /// What all sources share.
+    pub load: Arc<EpochLoad>,
     /// The channels of sinks and of the tables that read this one.
     pub to: Vec<Sender<Item>>,
     /// The quarantine of rows that break a rule.
@@ -107,8 +113,8 @@ pub struct Memory {
     pub windows: Snapshots,
     /// Remembered keys.
     pub keys: Snapshots,
-    /// The table's share of `limits.memory`.
-    pub bytes_max: usize,
+    /// The table's part of the memory for state.
+    pub share: StateShare,
 }
 
 /// What is counted while an epoch runs.
@@ -183,14 +189,7 @@ impl TableStage {
             None => nexus_operators::transform::segments::Snapshot::default(),
         };
         let used = self.transform.size_bytes() + self.outlet.unique.as_ref().map_or(0, Unique::size_bytes);
-        if used > memory.bytes_max {
-            return Err(Error::config(format!(
-                "the state takes {} MiB, its share of `limits.memory` is {} MiB; raise the limit, or make windows, \
-                 lateness or `within` shorter",
-                used >> 20,
-                memory.bytes_max >> 20
-            )));
-        }
+        memory.share.hold(used)?;
         let state = TableState {
             query: memory.query.clone(),
             closed_until_us: self.transform.closed_until_us(),
@@ -314,6 +313,9 @@ impl Outlet {
             let before = kept.num_rows();
             kept = unique.first_seen(kept)?;
             counts.duplicates += (before - kept.num_rows()) as u64;
+            if unique.open_bytes() > self.state_of_epoch_max {
+                self.load.fill();
+            }
         }
         let rows = kept.num_rows() as u64;
         counts.rows_out += rows;

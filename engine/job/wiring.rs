@@ -12,7 +12,7 @@ use nexus_operators::store::Encryption;
 use nexus_operators::{Error, Result, fail};
 use tokio::sync::{Notify, mpsc, watch};
 
-use super::budget::Budget;
+use super::budget::{Budget, StateMemory};
 use super::channel::{Item, Receiver, Sender, channel};
 use super::coordinator::{CommitQueue, Coordinator, Ledger, Report, Timing};
 use super::decode::{DecodeStage, Watermark};
@@ -54,6 +54,7 @@ struct Wiring<'a> {
     restored: &'a Restored,
     settings: &'a RunSettings,
     budget: Budget,
+    state_memory: Arc<StateMemory>,
     progress: Arc<Progress>,
     reports: mpsc::UnboundedSender<Report>,
     load: Arc<EpochLoad>,
@@ -79,11 +80,13 @@ pub async fn wire(
         Arc::new(EpochLoad { bytes: AtomicU64::new(0), bytes_max: spec.commit.bytes.0.max(1), wake: Notify::new() });
     let user_sources = std::mem::take(&mut settings.sources);
     let user_sinks = std::mem::take(&mut settings.sinks);
+    let budget = Budget::of(&plan);
     let mut wiring = Wiring {
         plan: &plan,
         restored: &restored,
         settings: &settings,
-        budget: Budget::of(&plan),
+        budget,
+        state_memory: StateMemory::new(budget.state),
         progress: progress.clone(),
         reports,
         load: load.clone(),
@@ -237,6 +240,8 @@ impl Wiring<'_> {
                 schema: plan.schema.clone(),
                 rules: plan.rules.clone(),
                 unique,
+                state_of_epoch_max: self.budget.state_of_epoch,
+                load: self.load.clone(),
                 to,
                 quarantine,
                 progress: self.progress.clone(),
@@ -374,7 +379,7 @@ impl Wiring<'_> {
             query: plan.fingerprint(),
             windows: Snapshots::new(folder.below("windows"), *generation, known.windows),
             keys: Snapshots::new(folder.below("keys"), *generation, known.keys),
-            bytes_max: self.budget.state,
+            share: self.state_memory.share(),
         }
     }
 }

@@ -13,6 +13,12 @@ use super::segments::{Segment, Segments, Snapshot};
 use super::window::{WATERMARK_END, micros};
 use crate::error::{Error, Result};
 
+/// What a key of the open epoch takes beside its place in the map: two halves of a hash and a time.
+const FRESH_KEY_BYTES: usize = 24;
+
+/// Under this many free places a map is left as it is: making it smaller would cost more than it frees.
+const FREE_PLACES_MIN: usize = 65_536;
+
 /// Remembers the keys of rows and finds those that come again.
 ///
 /// Keys are remembered by a hash of 128 bits (XXH3) of their encoding in
@@ -91,13 +97,13 @@ impl Unique {
 
     /// Forgets the keys that no row on time can meet again, and tells what has to be durable.
     pub fn snapshot(&mut self, epoch: u64, watermark_us: i64) -> Result<Snapshot> {
+        self.log.add(std::mem::take(&mut self.fresh).into_batch()?);
         // The end of input is no time: rows that come in a later run may still repeat a key.
         if watermark_us != WATERMARK_END {
             let bound_us = watermark_us.saturating_sub(self.within_us);
             self.seen.forget_before(bound_us);
             self.log.take(|rows| Ok(times(rows)?.iter().map(|t| Some(t.is_some_and(|t| t < bound_us))).collect()))?;
         }
-        self.log.add(std::mem::take(&mut self.fresh).into_batch()?);
         if self.log.want_merge() {
             let rows = self.log.take_all();
             self.log.add(arrow::compute::concat_batches(&schema(), &rows)?);
@@ -121,7 +127,12 @@ impl Unique {
 
     /// Gives the memory that the keys take, in bytes.
     pub fn size_bytes(&self) -> usize {
-        self.seen.size_bytes() + self.log.size_bytes()
+        self.seen.size_bytes() + self.log.size_bytes() + self.fresh.time_us.capacity() * FRESH_KEY_BYTES
+    }
+
+    /// Gives the part of it that the open epoch has added: what its barrier may free.
+    pub fn open_bytes(&self) -> usize {
+        self.fresh.time_us.len() * (FRESH_KEY_BYTES + size_of::<(u128, i64)>())
     }
 }
 
@@ -148,6 +159,10 @@ impl Seen {
     fn forget_before(&mut self, bound_us: i64) {
         self.newest_us.retain(|_, time_us| *time_us >= bound_us);
         self.others.retain(|(_, time_us)| *time_us >= bound_us);
+        let (kept, places) = (self.newest_us.len(), self.newest_us.capacity());
+        if places - kept > kept.max(FREE_PLACES_MIN) {
+            self.newest_us.shrink_to(2 * kept);
+        }
     }
 
     fn size_bytes(&self) -> usize {
