@@ -142,8 +142,8 @@ fn compare(expected: &Expected, batches: &[RecordBatch]) -> Result<Vec<String>> 
     let mut found = Vec::new();
     for batch in batches {
         for row in as_json(batch)? {
-            let row: Map<String, Value> = serde_json::from_slice(&row)
-                .map_err(|e| Error::internal("a row did not become json").because(e))?;
+            let row: Map<String, Value> =
+                serde_json::from_slice(&row).map_err(|e| Error::internal("a row did not become json").because(e))?;
             found.push(row);
         }
     }

@@ -78,8 +78,7 @@ fn span(text: &str) -> Result<Duration, String> {
 
 /// Logs go to standard error; `RUST_LOG` chooses what is logged.
 fn start_logs(format: LogFormat) {
-    let filter =
-        EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new(LOGGED));
+    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new(LOGGED));
     let logs = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
     let started = match format {
         LogFormat::Text => logs.with_ansi(terminal::errors_have_colour()).try_init(),

@@ -74,11 +74,7 @@ pub fn channel<T: Weigh>(bytes_max: usize) -> (Sender<T>, Receiver<T>) {
 
 impl<T> Clone for Sender<T> {
     fn clone(&self) -> Self {
-        Self {
-            items: self.items.clone(),
-            room: self.room.clone(),
-            permits_max: self.permits_max,
-        }
+        Self { items: self.items.clone(), room: self.room.clone(), permits_max: self.permits_max }
     }
 }
 

@@ -300,7 +300,8 @@ impl Wiring<'_> {
     }
 
     async fn parquet(&mut self, sink: &str, settings: ParquetSettings) -> Result<Sender<Item>> {
-        let ParquetPlace { table, staging, notes } = parquet_place(self.plan, &self.restored.store, &self.restored.encryption, sink).await?;
+        let ParquetPlace { table, staging, notes } =
+            parquet_place(self.plan, &self.restored.store, &self.restored.encryption, sink).await?;
         self.sink(sink, Box::new(ParquetSink::new(settings, table, staging, notes)?)).await
     }
 
