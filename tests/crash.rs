@@ -198,11 +198,11 @@ fn a_death_at_each_place_of_the_commit_protocol_loses_and_doubles_nothing() {
 
     let all = json!([NUMBERS, NUMBERS, 0, NUMBERS - 1]);
     let rows = "SELECT count(*), count(DISTINCT n), min(n), max(n) FROM";
-    assert_eq!(ask(&lake, &format!("{rows} bronze.numbers")), [all.clone()]);
+    assert_eq!(ask(&lake, &format!("{rows} bronze.numbers")), std::slice::from_ref(&all));
     assert_eq!(world.ask_postgres(&format!("{rows} numbers")), [all]);
     let tens = json!([NUMBERS / 10, NUMBERS / 10, true]);
     let windows = "SELECT count(*), count(DISTINCT second), bool_and(numbers = 10) FROM";
-    assert_eq!(ask(&lake, &format!("{windows} gold.seconds")), [tens.clone()]);
+    assert_eq!(ask(&lake, &format!("{windows} gold.seconds")), std::slice::from_ref(&tens));
     assert_eq!(world.ask_postgres(&format!("{windows} seconds")), [tens]);
 }
 
