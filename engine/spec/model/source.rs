@@ -1,0 +1,288 @@
+//! Sources: where records come from, and how they read.
+
+use std::collections::BTreeMap;
+
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use crate::spec::units::Span;
+
+/// Where records come from, and how they read. Exactly one of `file`, `kinesis`, `s3` and `generate` is given.
+#[derive(Debug, Clone, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Source {
+    /// Files on this machine.
+    #[serde(default)]
+    pub file: Option<FileSource>,
+    /// An Amazon Kinesis data stream.
+    #[serde(default)]
+    pub kinesis: Option<KinesisSource>,
+    /// Objects on Amazon S3 that an SQS queue announces.
+    #[serde(default)]
+    pub s3: Option<S3Source>,
+    /// Rows made by Nexus, for trials and benchmarks.
+    #[serde(default)]
+    pub generate: Option<GenerateSource>,
+    /// How the bytes read. JSON if not given (`generate` needs none).
+    #[serde(default)]
+    pub format: Option<Format>,
+    /// The schema contract: column name to type. Inferred from the first files if not given.
+    #[serde(default)]
+    pub columns: Option<Columns>,
+    /// What becomes of fields that `columns` does not name.
+    #[serde(default)]
+    pub on_unknown_column: UnknownColumn,
+    /// Which column tells when a row happened, and how late rows may come.
+    #[serde(default)]
+    pub event_time: Option<EventTime>,
+}
+
+/// Files on this machine.
+#[derive(Debug, Clone, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct FileSource {
+    /// A path or a glob (`*`, `?`, `**`), from the pipeline file's folder.
+    pub path: String,
+    /// Keep watching for new files and for files that grow; otherwise the run ends when all are read.
+    #[serde(default)]
+    pub follow: bool,
+}
+
+/// An Amazon Kinesis data stream.
+#[derive(Debug, Clone, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct KinesisSource {
+    /// The stream's name or ARN.
+    pub stream: String,
+    /// Where the first start begins: `earliest`, `latest` or an RFC 3339 time.
+    #[serde(default = "KinesisSource::start_default")]
+    pub start: String,
+    /// How the stream is read.
+    #[serde(default)]
+    pub mode: KinesisMode,
+    /// Whether records that the Kinesis Producer Library packed together are unpacked.
+    #[serde(default)]
+    pub aggregated: Aggregated,
+    /// What becomes of a shard whose next record the stream no longer keeps.
+    #[serde(default)]
+    pub on_data_loss: OnDataLoss,
+}
+
+/// How a Kinesis stream is read.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum KinesisMode {
+    /// By asking each shard, within the throughput that all its readers share.
+    #[default]
+    Poll,
+}
+
+/// Whether packed records are unpacked.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum Aggregated {
+    /// Those that are packed are known by their first bytes and their checksum.
+    #[default]
+    Auto,
+    /// Every record is taken as it is.
+    Never,
+}
+
+/// What becomes of a shard whose next record the stream no longer keeps.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum OnDataLoss {
+    /// The run stops.
+    #[default]
+    Fail,
+    /// It goes on with the oldest record that there is.
+    Continue,
+}
+
+/// Objects on Amazon S3 that an SQS queue announces.
+#[derive(Debug, Clone, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct S3Source {
+    /// The queue's URL.
+    pub queue: String,
+    /// The prefixes that may be read, as `s3://bucket/prefix`; other objects are refused.
+    pub allow: Vec<String>,
+    /// The account that must own the bucket.
+    #[serde(default)]
+    pub bucket_owner: Option<String>,
+    /// Objects read at once.
+    #[serde(default = "S3Source::in_flight_default")]
+    pub in_flight: usize,
+}
+
+/// Rows made by Nexus.
+#[derive(Debug, Clone, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct GenerateSource {
+    /// How many rows; without it the source never ends.
+    #[serde(default)]
+    pub rows: Option<u64>,
+    /// Rows a second; as fast as they are taken if not given.
+    #[serde(default)]
+    pub rate: Option<u64>,
+    /// Makes other values of the same kind.
+    #[serde(default)]
+    pub seed: u64,
+    /// What each column holds.
+    pub columns: BTreeMap<String, Generator>,
+}
+
+/// What a generated column holds. Row `n` holds the same whenever it is made.
+#[derive(Debug, Clone, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case", deny_unknown_fields)]
+pub enum Generator {
+    /// The row's number, from 0.
+    Sequence {},
+    /// A whole number from `min` to `max`, both included.
+    Integer {
+        /// The smallest.
+        min: i64,
+        /// The largest.
+        max: i64,
+    },
+    /// A number from `min` up to `max`.
+    Number {
+        /// The smallest.
+        min: f64,
+        /// The bound that is not reached.
+        max: f64,
+    },
+    /// One of these texts.
+    Choice(Vec<String>),
+    /// A time that starts at `start` and moves on by `step` a row.
+    Time {
+        /// The first row's time (RFC 3339).
+        start: String,
+        /// What lies between two rows.
+        step: Span,
+    },
+}
+
+/// How the bytes of a source read.
+#[derive(Debug, Clone, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum Format {
+    /// JSON: a document a line, documents back to back, or one array.
+    Json,
+    /// Comma-separated values.
+    Csv(CsvFormat),
+    /// Parquet files.
+    Parquet,
+    /// No decoding: one column `_raw`, binary, a record (a line of a file) a row.
+    Raw,
+}
+
+/// How a CSV reads.
+#[derive(Debug, Clone, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct CsvFormat {
+    /// The first line names the columns. Without it the columns come in the order of `columns`.
+    #[serde(default = "CsvFormat::header_default")]
+    pub header: bool,
+    /// What stands between two fields.
+    #[serde(default = "CsvFormat::delimiter_default")]
+    pub delimiter: char,
+    /// What stands around a field that holds delimiters or line breaks.
+    #[serde(default = "CsvFormat::quote_default")]
+    pub quote: char,
+    /// Texts that mean NULL; the empty field always does, except in a `string` column where it is an empty text
+    /// if it is quoted.
+    #[serde(default, rename = "null")]
+    pub nulls: Vec<String>,
+}
+
+/// Column name to type, in order.
+///
+/// Types: `bool`, `int8` to `int64`, `uint8` to `uint64`, `float32`, `float64`, `decimal(p, s)`, `string`, `binary`,
+/// `date`, `time`, `timestamp`, `list<T>`, `struct<name: T, ...>`, `map<K, V>`, `json`; `not null` after any.
+#[derive(Debug, Clone, JsonSchema)]
+#[schemars(transparent)]
+pub struct Columns(#[schemars(with = "BTreeMap<String, String>")] pub Vec<(String, String)>);
+
+impl<'de> Deserialize<'de> for Columns {
+    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct InOrder;
+
+        impl<'de> serde::de::Visitor<'de> for InOrder {
+            type Value = Columns;
+
+            fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+                f.write_str("a map of column names to types")
+            }
+
+            fn visit_map<A: serde::de::MapAccess<'de>>(self, mut map: A) -> Result<Columns, A::Error> {
+                let mut columns = Vec::new();
+                while let Some(column) = map.next_entry()? {
+                    columns.push(column);
+                }
+                Ok(Columns(columns))
+            }
+        }
+
+        deserializer.deserialize_map(InOrder)
+    }
+}
+
+/// What becomes of fields that `columns` does not name.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum UnknownColumn {
+    /// They are kept, as JSON, in the column `_rescued`.
+    #[default]
+    Rescue,
+    /// They are left out.
+    Ignore,
+    /// The record goes to the quarantine.
+    Reject,
+}
+
+/// Which column tells when a row happened.
+#[derive(Debug, Clone, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct EventTime {
+    /// A column of type `timestamp`.
+    pub column: String,
+    /// How much later than the newest row another row may come and still count.
+    #[serde(default)]
+    pub lateness: Span,
+    /// A partition without rows for this long does not hold the watermark back.
+    #[serde(default = "EventTime::idle_default")]
+    pub idle: Span,
+}
+
+impl KinesisSource {
+    fn start_default() -> String {
+        "earliest".into()
+    }
+}
+
+impl S3Source {
+    fn in_flight_default() -> usize {
+        8
+    }
+}
+
+impl CsvFormat {
+    fn header_default() -> bool {
+        true
+    }
+
+    fn delimiter_default() -> char {
+        ','
+    }
+
+    fn quote_default() -> char {
+        '"'
+    }
+}
+
+impl EventTime {
+    fn idle_default() -> Span {
+        Span::from_secs(30)
+    }
+}

@@ -1,0 +1,87 @@
+//! Files on the local disk: synced writes, and a list that skips what is half written.
+
+use std::fs::{self, File};
+use std::io::{self, Read, Seek, SeekFrom, Write};
+use std::ops::Range;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use bytes::Bytes;
+
+use super::Entry;
+
+/// Tells writers of the same process apart; the process id tells the others apart.
+static WRITES: AtomicU64 = AtomicU64::new(0);
+
+/// Ending of files that are being written.
+const HALF_WRITTEN: &str = ".part";
+
+/// Writes and syncs `content` under a name beside `path`, and gives that name.
+pub fn write_beside(path: &Path, content: &[u8]) -> io::Result<PathBuf> {
+    let folder = path.parent().unwrap_or(Path::new("/"));
+    make_folder(folder)?;
+    let number = WRITES.fetch_add(1, Ordering::Relaxed);
+    let name = path.file_name().unwrap_or_default().to_string_lossy();
+    let staged = folder.join(format!(".{name}.{}-{number}{HALF_WRITTEN}", std::process::id()));
+    let mut file = File::create(&staged)?;
+    file.write_all(content)?;
+    file.sync_all()?;
+    Ok(staged)
+}
+
+/// Reads a piece of a file.
+pub fn read_range(path: &Path, range: Range<u64>) -> io::Result<Bytes> {
+    let mut file = File::open(path)?;
+    file.seek(SeekFrom::Start(range.start))?;
+    let length = range.end.saturating_sub(range.start);
+    let mut bytes = Vec::new();
+    file.take(length).read_to_end(&mut bytes)?;
+    if bytes.len() as u64 == length { Ok(bytes.into()) } else { Err(io::ErrorKind::UnexpectedEof.into()) }
+}
+
+/// Makes a folder and those above it, and syncs the folders that hold the new ones.
+pub fn make_folder(folder: &Path) -> io::Result<()> {
+    if folder.is_dir() {
+        return Ok(());
+    }
+    if let Some(above) = folder.parent() {
+        make_folder(above)?;
+    }
+    match fs::create_dir(folder) {
+        Err(e) if e.kind() != io::ErrorKind::AlreadyExists => Err(e),
+        _ => sync_folder_of(folder),
+    }
+}
+
+/// Syncs the folder that holds `path`, so that its name survives a power cut.
+pub fn sync_folder_of(path: &Path) -> io::Result<()> {
+    path.parent().map_or(Ok(()), |folder| File::open(folder)?.sync_all())
+}
+
+/// Lists the files below `folder`, with names relative to `root`.
+pub fn list(root: &Path, folder: &Path) -> io::Result<Vec<Entry>> {
+    let mut entries = Vec::new();
+    let mut folders = vec![folder.to_owned()];
+    while let Some(folder) = folders.pop() {
+        let listing = match fs::read_dir(&folder) {
+            Ok(listing) => listing,
+            Err(e) if e.kind() == io::ErrorKind::NotFound => continue,
+            Err(e) => return Err(e),
+        };
+        for item in listing {
+            let item = item?;
+            let path = item.path();
+            if item.file_type()?.is_dir() {
+                folders.push(path);
+            } else if !path.to_string_lossy().ends_with(HALF_WRITTEN) {
+                let name = path.strip_prefix(root).unwrap_or(&path).to_string_lossy().into_owned();
+                match item.metadata() {
+                    Ok(meta) => entries.push(Entry { name, size: meta.len() }),
+                    Err(e) if e.kind() == io::ErrorKind::NotFound => {}
+                    Err(e) => return Err(e),
+                }
+            }
+        }
+    }
+    Ok(entries)
+}
