@@ -38,7 +38,7 @@ test-rust:
 		$(CARGO) run --quiet --all-features --locked --example $$example; \
 	done
 	$(CARGO) test --workspace --all-features --locked --doc
-	$(CARGO) test --workspace --all-features --locked --lib --bins --examples --tests
+	$(CARGO) test --workspace --all-features --locked --lib --bins --examples --tests --no-fail-fast
 
 soak: test-env ## Kills and restarts pipelines 500 times (SOAK_CRASHES), and proves each time that nothing is lost or doubled
 	NEXUS_TEST_CRASHES=$(SOAK_CRASHES) $(CARGO) test --workspace --all-features --locked --test nexus \

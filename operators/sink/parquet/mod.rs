@@ -21,13 +21,16 @@
 //!
 //! ```
 //! # use std::sync::Arc;
-//! # use arrow::array::{RecordBatch, StringArray};
+//! # use arrow::array::{Float64Array, RecordBatch, StringArray};
 //! # use nexus_operators::sink::parquet::{ParquetCompression, ParquetSettings, ParquetSink, PartitionBy};
 //! # use nexus_operators::sink::{EpochId, Sink};
 //! # use nexus_operators::store::Store;
 //! # #[tokio::main(flavor = "current_thread")]
 //! # async fn main() -> Result<(), Box<dyn std::error::Error>> {
-//! let rows = RecordBatch::try_from_iter([("origin", Arc::new(StringArray::from(vec!["JFK", "LGA"])) as _)])?;
+//! let rows = RecordBatch::try_from_iter([
+//!     ("origin", Arc::new(StringArray::from(vec!["JFK", "LGA"])) as _),
+//!     ("dep_delay", Arc::new(Float64Array::from(vec![4.0, -2.0])) as _),
+//! ])?;
 //! let settings = ParquetSettings {
 //!     pipeline: "flights".into(),
 //!     tier: "silver".into(),
