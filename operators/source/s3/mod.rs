@@ -111,6 +111,12 @@ impl S3Source {
             let name = &settings.name;
             return Err(Error::config(format!("source {name}: `{wrong}` is no prefix; write s3://bucket/prefix")));
         }
+        if settings.allow.is_empty() {
+            let name = &settings.name;
+            return Err(Error::config(format!(
+                "source {name} may read nothing; give `allow` a prefix, s3://bucket/prefix"
+            )));
+        }
         Ok(Self {
             settings,
             clock,
@@ -207,7 +213,10 @@ impl S3Source {
         let config =
             self.config.as_ref().ok_or_else(|| Error::internal("an S3 source was used before it was opened"))?;
         let mut builder = store::s3::builder_with(config, name, &Encryption::default())?;
-        if let (Some(owner), Some(provider)) = (&self.settings.bucket_owner, config.credentials_provider()) {
+        if let Some(owner) = &self.settings.bucket_owner {
+            let provider = config.credentials_provider().ok_or_else(|| {
+                Error::config("could not check a bucket's owner: there are no AWS credentials to sign with")
+            })?;
             let region = config.region().map_or("us-east-1", |region| region.as_ref());
             builder = owner::expect_owner(builder, owner, region, Arc::new(store::s3::SdkCredentials(provider)));
         }
