@@ -38,6 +38,7 @@ test-rust:
 		$(CARGO) run --quiet --all-features --locked --example $$example; \
 	done
 	$(CARGO) test --workspace --all-features --locked --doc
+	$(CARGO) test --workspace --all-features --locked --benches
 	$(CARGO) test --workspace --all-features --locked --lib --bins --examples --tests --no-fail-fast
 
 soak: test-env ## Kills and restarts pipelines 500 times (SOAK_CRASHES), and proves each time that nothing is lost or doubled
