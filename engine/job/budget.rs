@@ -8,10 +8,7 @@ use nexus_operators::{Error, Result};
 use crate::plan::Plan;
 use crate::spec::model::Late;
 
-/// A quarter for what queries build (see the plan's session).
-const QUERIES: u64 = 4;
-
-/// A quarter for state: windows and keys.
+/// A quarter for state: windows and keys. (Another quarter is the queries', see `plan::QUERY_SHARE`.)
 const STATE: u64 = 4;
 
 /// A quarter for what sinks encode.
@@ -37,8 +34,6 @@ pub struct Budget {
     pub state: usize,
     /// What one epoch may add to the state of one table; more closes the epoch.
     pub state_of_epoch: usize,
-    /// Of all queries together.
-    pub queries: usize,
 }
 
 impl Budget {
@@ -64,7 +59,6 @@ impl Budget {
             sink: share(SINKS, sinks).max(SINK_BYTES_MIN),
             state: share(STATE, 1),
             state_of_epoch: share(2 * STATE, stateful),
-            queries: share(QUERIES, 1),
         }
     }
 }
