@@ -103,7 +103,9 @@ impl World {
         let args: Vec<String> = args.iter().map(|a| a.as_ref().to_owned()).collect();
         let output = self.path(&unique("run"));
         let log = |suffix| File::create(output.with_extension(suffix)).expect("could not make a log");
-        let mut command = Command::new(env!("CARGO_BIN_EXE_nexus"));
+        // Another build may be put to the same tests: `make soak-hour` takes the release.
+        let given = std::env::var_os("NEXUS_TEST_COMMAND");
+        let mut command = Command::new(given.unwrap_or_else(|| env!("CARGO_BIN_EXE_nexus").into()));
         for (name, _) in std::env::vars_os() {
             let name = name.to_string_lossy().into_owned();
             if name.starts_with("AWS_") || name == "DATABASE_URL" {
@@ -220,12 +222,18 @@ impl Running {
     ///
     /// Pages of the program's own file do not count: they are 100 MiB in a debug build, and the system takes them back.
     pub fn peak_memory_bytes(&self) -> Option<u64> {
+        Some(self.status_bytes("VmHWM:")?.saturating_sub(self.status_bytes("RssFile:")?))
+    }
+
+    /// Gives the memory that the command holds now, in bytes, without the program's own file; nothing once it has ended.
+    pub fn memory_bytes(&self) -> Option<u64> {
+        self.status_bytes("RssAnon:")
+    }
+
+    fn status_bytes(&self, name: &str) -> Option<u64> {
         let status = fs::read_to_string(format!("/proc/{}/status", self.child.id())).ok()?;
-        let kib = |name: &str| {
-            let line = status.lines().find_map(|l| l.strip_prefix(name))?;
-            Some(line.trim().trim_end_matches(" kB").parse::<u64>().expect("it is a number of kB"))
-        };
-        Some(kib("VmHWM:")?.saturating_sub(kib("RssFile:")?) * 1024)
+        let line = status.lines().find_map(|l| l.strip_prefix(name))?;
+        Some(line.trim().trim_end_matches(" kB").parse::<u64>().expect("it is a number of kB") * 1024)
     }
 
     fn read(&self, suffix: &str) -> String {
