@@ -10,7 +10,7 @@ use std::time::{Duration, Instant, SystemTime};
 use serde_json::Value;
 use tempfile::TempDir;
 
-use crate::servers::{REGION, kinesis, ministack, postgres, script, unique};
+use crate::servers::{REGION, kinesis, ministack, postgres, script, script_command, unique};
 
 /// How long one run of the command may take; a debug build on a busy machine is slow.
 const RUN_MAX: Duration = Duration::from_secs(600);
@@ -142,6 +142,11 @@ impl World {
         script("aws.py", args, &self.env).trim().to_owned()
     }
 
+    /// Gives the command that does something on the AWS side, to be run beside the test.
+    pub fn aws_command(&self, args: &[&str]) -> Command {
+        script_command("aws.py", args, &self.env)
+    }
+
     /// Makes a bucket, and gives its name.
     pub fn bucket(&self, name: &str) -> String {
         let name = unique(name);
@@ -216,6 +221,13 @@ impl Running {
             );
             std::thread::sleep(Duration::from_millis(50));
         }
+    }
+
+    /// Waits until the command stands still, by SIGSTOP.
+    pub fn until_stopped(&mut self) {
+        let status = format!("/proc/{}/status", self.child.id());
+        let stopped = || fs::read_to_string(&status).is_ok_and(|status| status.contains("State:\tT"));
+        self.until("it stands still", stopped);
     }
 
     /// Gives the most memory that the command has held so far, in bytes; nothing once it has ended.

@@ -249,7 +249,7 @@ impl Coordinator {
 
     /// Closes an epoch: barrier, cut, prepare, record, and the order to commit.
     async fn close(&mut self, closing: Closing) -> Result<()> {
-        fail::point("before_barrier");
+        fail::point("before_barrier")?;
         self.load.bytes.store(0, Ordering::Release);
         for source in self.sources.values() {
             source.send(Command::Barrier(closing)).map_err(|_| closed())?;
@@ -262,13 +262,21 @@ impl Coordinator {
                 self.hear(report).await?;
             }
         }
-        fail::point("before_record");
+        if fail::mutated("acknowledge_before_record") {
+            let cuts = record.sources.iter().map(|(name, source)| (name.clone(), source.cut.clone()));
+            self.acknowledge(cuts.collect())?;
+            while self.ledger.owed > 0 {
+                let report = self.reports.recv().await.ok_or_else(closed)?;
+                self.hear(report).await?;
+            }
+        }
+        fail::point("before_record")?;
         self.store.commit(&mut self.state, &record).await?;
         if fail::mutated("done_before_commit") {
             let all = self.sinks.keys().map(|name| (name.clone(), record.epoch)).collect();
             self.store.note_committed(self.generation, &all).await?;
         }
-        fail::point("after_record");
+        fail::point("after_record")?;
         self.progress.add(&record);
         if !fail::mutated("commit_before_record") {
             self.order_commits(&record)?;
@@ -333,7 +341,7 @@ impl Coordinator {
             }
             Report::Acknowledged { .. } => {
                 self.ledger.owed = self.ledger.owed.saturating_sub(1);
-                fail::point("after_acknowledge");
+                fail::point("after_acknowledge")?;
                 Ok(())
             }
             Report::Committed { sink, epoch } => {
@@ -353,16 +361,22 @@ impl Coordinator {
         if self.ledger.open.front().is_none_or(|open| open.epoch > done) {
             return Ok(());
         }
-        fail::point("before_committed_note");
+        fail::point("before_committed_note")?;
         self.store.note_committed(self.generation, &self.ledger.committed).await?;
-        fail::point("after_committed_note");
+        fail::point("after_committed_note")?;
         while let Some(open) = self.ledger.open.pop_front_if(|open| open.epoch <= done) {
-            fail::point("before_acknowledge");
-            for (name, cut) in open.cuts {
-                if let Some(source) = self.sources.get(&name) {
-                    source.send(Command::Committed(cut)).map_err(|_| closed())?;
-                    self.ledger.owed += 1;
-                }
+            fail::point("before_acknowledge")?;
+            self.acknowledge(open.cuts)?;
+        }
+        Ok(())
+    }
+
+    /// Tells the sources that all rows up to these cuts are committed.
+    fn acknowledge(&mut self, cuts: BTreeMap<String, Cut>) -> Result<()> {
+        for (name, cut) in cuts {
+            if let Some(source) = self.sources.get(&name) {
+                source.send(Command::Committed(cut)).map_err(|_| closed())?;
+                self.ledger.owed += 1;
             }
         }
         Ok(())
