@@ -40,9 +40,10 @@ pub async fn start(
     fail::point("after_claim")?;
     check_tables(&plan, &state)?;
     let (committed, undone) = undone(&store, &state).await?;
-    fail::point("before_snapshot_sweep")?;
+    fail::point("before_state_sweep")?;
+    store.folder().remove_half_written().await?;
     sweep_snapshots(&store, &state).await?;
-    fail::point("after_snapshot_sweep")?;
+    fail::point("after_state_sweep")?;
     let ledger = Ledger::new(committed, undone.iter().map(open_epoch).collect());
     let restored = Restored { store, encryption, state, generation, ledger, undone };
     Box::pin(wire(plan, settings, restored, progress, stop)).await.map(Some)

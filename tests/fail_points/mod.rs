@@ -25,7 +25,8 @@ const SOAK_RUNS: usize = 500;
 /// How often each fail point is reached at least in a soak.
 const REACHED_MIN: usize = 10;
 
-/// Runs at once: a run waits for its disk and its servers as long as it computes.
+/// Runs at once, unless `NEXUS_TEST_AT_ONCE` says otherwise: a run waits for its disk and its servers as long as it
+/// computes.
 const AT_ONCE: usize = 4;
 
 /// Where a process is to die, or a step to fail.
@@ -42,8 +43,8 @@ fn passings(point: &str) -> usize {
         "before_claim"
         | "before_start_record"
         | "after_claim"
-        | "before_snapshot_sweep"
-        | "after_snapshot_sweep"
+        | "before_state_sweep"
+        | "after_state_sweep"
         | "before_table"
         | "after_table"
         | "before_checkpoint"
@@ -95,8 +96,10 @@ fn crash(seed: u64) -> Result<Vec<(&'static str, bool)>, String> {
 /// Does runs side by side until all are done or one fails; gives what they give.
 fn side_by_side<T: Send>(runs: usize, run: impl Fn(usize) -> Result<T, String> + Sync) -> Vec<T> {
     let (next, done, failed) = (AtomicUsize::new(0), Mutex::<Vec<T>>::default(), Mutex::<Vec<String>>::default());
+    let at_once = std::env::var("NEXUS_TEST_AT_ONCE").ok();
+    let at_once = at_once.map_or(AT_ONCE, |text| text.parse().expect("NEXUS_TEST_AT_ONCE is a number"));
     std::thread::scope(|scope| {
-        for _ in 0..AT_ONCE {
+        for _ in 0..at_once {
             scope.spawn(|| {
                 loop {
                     let number = next.fetch_add(1, Ordering::Relaxed);
