@@ -1,47 +1,83 @@
-//! Fail points: places where a test may have the process die. And mutations: steps that a test may have left out, to see
-//! that the tests would notice.
+//! Fail points: places where a test may have the process die, or a step fail. And mutations: steps that a test may have
+//! left out, to see that the tests would notice.
 //!
-//! Without feature `testing` they are empty. With it, the environment variable
-//! `NEXUS_FAIL_POINT` names one, as `name` or `name:n` for its n-th passing, and
-//! the process ends there as if it had been killed; `NEXUS_MUTATION` names a step to leave out.
+//! Without feature `testing` they are empty. With it, the environment variable `NEXUS_FAIL_POINT` names a point, as
+//! `name` or `name:n` for its n-th passing: the process ends there as if it had been killed. As `name:n:error` the step
+//! fails there as if a service had not answered, and as `name:n:stop` the process stands still there until it is sent
+//! SIGCONT. `NEXUS_MUTATION` names a step to leave out.
 
-/// The fail points, in the order of the commit protocol.
+use crate::error::Result;
+
+/// The fail points, in the order of the commit protocol: one before and one after each durable write.
 pub const POINTS: &[&str] = &[
+    // A start: claim, sweep, open.
     "before_claim",
     "before_start_record",
     "after_claim",
+    "before_state_sweep",
+    "after_state_sweep",
+    "before_table",
+    "after_table",
     "before_sweep",
     "after_sweep",
+    // Rows on their way.
     "after_write",
+    "before_upload_note",
+    "after_upload_note",
+    "before_part",
+    "after_part",
+    // The end of an epoch, up to the commit point.
     "before_barrier",
     "before_snapshot",
+    "after_windows_snapshot",
     "after_snapshot",
     "before_prepare",
+    "before_spool",
+    "after_spool",
     "after_prepare",
     "before_record",
+    "after_fence_check",
     "before_checkpoint",
     "after_checkpoint",
     "after_record",
+    // After the commit point.
     "before_commit",
+    "before_file",
     "after_file",
+    "before_note_removal",
+    "after_note_removal",
     "before_postgres_commit",
     "after_postgres_commit",
+    "before_spool_removal",
+    "after_spool_removal",
     "after_commit",
     "before_committed_note",
     "after_committed_note",
     "before_acknowledge",
+    "before_message_removal",
+    "after_message_removal",
     "after_acknowledge",
 ];
 
 /// The mutations: steps of the commit protocol that a test may have left out or swapped, to see that it is noticed.
 pub const MUTATIONS: &[&str] = &[
+    "acknowledge_before_record",
     "commit_before_record",
     "done_before_commit",
-    "no_redo",
-    "no_sweep",
+    "no_claim",
+    "no_committed_note",
+    "no_fence",
+    "no_keys",
     "no_note_in_postgres",
     "no_positions",
-    "no_state",
+    "no_redo",
+    "no_spool",
+    "no_sweep",
+    "no_upload_note",
+    "no_windows",
+    "overwritten_record",
+    "snapshots_removed_early",
+    "spool_removed_early",
 ];
 
 /// Tells whether a step of the protocol is to be left out or swapped: never.
@@ -63,28 +99,69 @@ pub fn mutated(name: &str) -> bool {
 /// Passes a fail point.
 #[cfg(not(feature = "testing"))]
 #[inline]
-pub fn point(_: &str) {}
+#[allow(clippy::unnecessary_wraps, reason = "it may fail in builds for tests")]
+pub const fn point(_: &str) -> Result<()> {
+    Ok(())
+}
 
 /// Passes a fail point; ends the process if the environment asks for it.
+///
+/// # Errors
+///
+/// [`Unavailable`](crate::ErrorKind::Unavailable) if the environment asks for that.
 #[cfg(feature = "testing")]
-pub fn point(name: &str) {
+pub fn point(name: &str) -> Result<()> {
     use std::sync::OnceLock;
     use std::sync::atomic::{AtomicU64, Ordering};
 
-    static WANTED: OnceLock<Option<(String, u64)>> = OnceLock::new();
+    static WANTED: OnceLock<Option<Wanted>> = OnceLock::new();
     static PASSED: AtomicU64 = AtomicU64::new(0);
 
     debug_assert!(POINTS.contains(&name), "fail point {name} is not listed");
-    let wanted = WANTED.get_or_init(|| {
-        let text = std::env::var("NEXUS_FAIL_POINT").ok()?;
-        let (name, count) = text.split_once(':').unwrap_or((&text, "1"));
-        Some((name.to_owned(), count.parse().unwrap_or(1)))
-    });
-    if let Some((wanted, count)) = wanted
-        && wanted == name
-        && PASSED.fetch_add(1, Ordering::SeqCst) + 1 == *count
-    {
-        tracing::error!(name, "fail point reached");
-        std::process::abort();
+    let wanted = WANTED.get_or_init(|| Wanted::parse(&std::env::var("NEXUS_FAIL_POINT").ok()?));
+    let Some(wanted) = wanted.as_ref().filter(|wanted| wanted.name == name) else { return Ok(()) };
+    if PASSED.fetch_add(1, Ordering::SeqCst) + 1 != wanted.passing {
+        return Ok(());
+    }
+    tracing::error!(name, "fail point reached");
+    match wanted.what {
+        What::Dies => std::process::abort(),
+        What::Fails => Err(crate::Error::unavailable(format!("fail point {name} reached"))),
+        What::Stops => {
+            let stop = std::process::Command::new("kill").args(["-STOP", &std::process::id().to_string()]).status();
+            stop.map(drop).map_err(|e| crate::Error::internal("could not stop the process").because(e))
+        }
+    }
+}
+
+/// What `NEXUS_FAIL_POINT` asks for.
+#[cfg(feature = "testing")]
+struct Wanted {
+    name: String,
+    passing: u64,
+    what: What,
+}
+
+/// What happens at a fail point.
+#[cfg(feature = "testing")]
+#[derive(Clone, Copy)]
+enum What {
+    Dies,
+    Fails,
+    Stops,
+}
+
+#[cfg(feature = "testing")]
+impl Wanted {
+    fn parse(text: &str) -> Option<Self> {
+        let mut parts = text.split(':');
+        let name = parts.next().filter(|name| !name.is_empty())?.to_owned();
+        let passing = parts.next().map_or(Some(1), |count| count.parse().ok())?;
+        let what = match parts.next() {
+            Some("error") => What::Fails,
+            Some("stop") => What::Stops,
+            _ => What::Dies,
+        };
+        Some(Self { name, passing, what })
     }
 }

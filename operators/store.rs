@@ -282,6 +282,18 @@ impl Store {
         Ok(entries)
     }
 
+    /// Removes the files that a process died over while it wrote them; gives how many. An object store has none.
+    ///
+    /// A process that still writes such a file fails: only the newest may call this.
+    pub async fn remove_half_written(&self) -> Result<u64> {
+        match &self.backend {
+            Backend::Local(root) => {
+                self.on_disk("clear", "", root.clone(), |folder| local::remove_half_written(folder)).await
+            }
+            Backend::Object { .. } => Ok(0),
+        }
+    }
+
     fn failed(&self, what: &str, name: &str, cause: object_store::Error) -> Error {
         Error::from(cause).while_doing(format!("could not {what} {}/{name}", self.url))
     }

@@ -19,4 +19,5 @@ mod oracle;
 mod pressure;
 mod readers;
 mod servers;
+mod soak;
 mod world;

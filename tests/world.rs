@@ -10,7 +10,7 @@ use std::time::{Duration, Instant, SystemTime};
 use serde_json::Value;
 use tempfile::TempDir;
 
-use crate::servers::{REGION, kinesis, ministack, postgres, script, unique};
+use crate::servers::{REGION, kinesis, ministack, postgres, script, script_command, unique};
 
 /// How long one run of the command may take; a debug build on a busy machine is slow.
 const RUN_MAX: Duration = Duration::from_secs(600);
@@ -103,7 +103,9 @@ impl World {
         let args: Vec<String> = args.iter().map(|a| a.as_ref().to_owned()).collect();
         let output = self.path(&unique("run"));
         let log = |suffix| File::create(output.with_extension(suffix)).expect("could not make a log");
-        let mut command = Command::new(env!("CARGO_BIN_EXE_nexus"));
+        // Another build may be put to the same tests: `make soak-hour` takes the release.
+        let given = std::env::var_os("NEXUS_TEST_COMMAND");
+        let mut command = Command::new(given.unwrap_or_else(|| env!("CARGO_BIN_EXE_nexus").into()));
         for (name, _) in std::env::vars_os() {
             let name = name.to_string_lossy().into_owned();
             if name.starts_with("AWS_") || name == "DATABASE_URL" {
@@ -138,6 +140,11 @@ impl World {
     /// Does something on the AWS side, by `servers/aws.py`.
     pub fn aws(&self, args: &[&str]) -> String {
         script("aws.py", args, &self.env).trim().to_owned()
+    }
+
+    /// Gives the command that does something on the AWS side, to be run beside the test.
+    pub fn aws_command(&self, args: &[&str]) -> Command {
+        script_command("aws.py", args, &self.env)
     }
 
     /// Makes a bucket, and gives its name.
@@ -216,16 +223,29 @@ impl Running {
         }
     }
 
+    /// Waits until the command stands still, by SIGSTOP.
+    pub fn until_stopped(&mut self) {
+        let status = format!("/proc/{}/status", self.child.id());
+        let stopped = || fs::read_to_string(&status).is_ok_and(|status| status.contains("State:\tT"));
+        self.until("it stands still", stopped);
+    }
+
     /// Gives the most memory that the command has held so far, in bytes; nothing once it has ended.
     ///
     /// Pages of the program's own file do not count: they are 100 MiB in a debug build, and the system takes them back.
     pub fn peak_memory_bytes(&self) -> Option<u64> {
+        Some(self.status_bytes("VmHWM:")?.saturating_sub(self.status_bytes("RssFile:")?))
+    }
+
+    /// Gives the memory that the command holds now, in bytes, without the program's own file; nothing once it has ended.
+    pub fn memory_bytes(&self) -> Option<u64> {
+        self.status_bytes("RssAnon:")
+    }
+
+    fn status_bytes(&self, name: &str) -> Option<u64> {
         let status = fs::read_to_string(format!("/proc/{}/status", self.child.id())).ok()?;
-        let kib = |name: &str| {
-            let line = status.lines().find_map(|l| l.strip_prefix(name))?;
-            Some(line.trim().trim_end_matches(" kB").parse::<u64>().expect("it is a number of kB"))
-        };
-        Some(kib("VmHWM:")?.saturating_sub(kib("RssFile:")?) * 1024)
+        let line = status.lines().find_map(|l| l.strip_prefix(name))?;
+        Some(line.trim().trim_end_matches(" kB").parse::<u64>().expect("it is a number of kB") * 1024)
     }
 
     fn read(&self, suffix: &str) -> String {

@@ -6,9 +6,10 @@ use std::time::Duration;
 use tokio::time::{Instant, MissedTickBehavior, interval};
 use tracing_subscriber::EnvFilter;
 
+use super::signals::Signals;
 use super::table::layout;
 use super::terminal::{self, count, size};
-use super::{Failure, File, signals};
+use super::{Failure, File};
 use crate::job::progress::{Progress, Report};
 use crate::spec::units::Span;
 use crate::{BuildError, Error, Job};
@@ -54,11 +55,20 @@ impl Run {
         if let Some(idle) = self.until_idle {
             pipeline = pipeline.until_idle(idle);
         }
-        let mut job = pipeline.start().await.map_err(|error| match error {
+        let mut signals = Signals::listen()?;
+        // A start may wait for a service for minutes. Nothing has been read yet, so to drop it loses nothing.
+        let started = tokio::select! {
+            started = pipeline.start() => started,
+            () = signals.next() => {
+                tracing::info!("told to stop before the sources were open: nothing was read");
+                return Ok(());
+            }
+        };
+        let mut job = started.map_err(|error| match error {
             BuildError::File(wrong) => Failure::File(wrong),
             BuildError::Operator(error) => Failure::Failed(error),
         })?;
-        signals::watch(job.stopper())?;
+        signals.watch(job.stopper());
         let report = watch(&mut job).await?;
         if let Some(path) = &self.report {
             let json = serde_json::to_vec_pretty(&report);

@@ -29,7 +29,7 @@ const FENCE_EVERY: Duration = Duration::from_secs(5);
 /// How long a run that ends waits for its sinks to commit. The rows are durable; the next start goes on.
 const LAST_COMMIT_MAX: Duration = Duration::from_secs(15 * 60);
 
-/// How long a run that was told to stop waits for its sinks to commit: those who stop it (Kubernetes, ECS, systemd)
+/// How long a run that was told to stop takes to commit what it has read: those who stop it (Kubernetes, ECS, systemd)
 /// kill it after 30 seconds or more.
 const DRAIN_MAX: Duration = Duration::from_secs(20);
 
@@ -172,8 +172,24 @@ enum Reason {
 }
 
 impl Coordinator {
-    /// Runs until the input ends or the run is stopped, and all sinks have committed.
+    /// Runs until the input ends or the run is stopped, and all sinks have committed. A run that was told to stop ends in
+    /// time even if a service does not answer: what it leaves behind is what a crash would.
     pub async fn run(mut self) -> Result<()> {
+        let mut stop = self.stop.clone();
+        let overdue = async move {
+            // An error says that nobody holds the job any more, which is as good as a stop.
+            drop(stop.wait_for(|told| *told).await);
+            tokio::time::sleep(DRAIN_MAX).await;
+        };
+        // Cancel-safe: whichever ends first, the other is not asked again.
+        let done = tokio::select! {
+            done = self.coordinate() => Some(done),
+            () = overdue => None,
+        };
+        done.unwrap_or_else(|| Err(self.ledger.unfinished(self.sinks.keys(), self.state.epoch)))
+    }
+
+    async fn coordinate(&mut self) -> Result<()> {
         let mut closed_at = Instant::now();
         let mut idle_barrier_owed = false;
         loop {
@@ -183,8 +199,7 @@ impl Coordinator {
             closed_at = Instant::now();
             self.close(closing).await?;
             if last {
-                let patience = if reason == Reason::Drain { DRAIN_MAX } else { LAST_COMMIT_MAX };
-                return self.finish(patience).await;
+                return self.finish().await;
             }
         }
     }
@@ -234,7 +249,7 @@ impl Coordinator {
 
     /// Closes an epoch: barrier, cut, prepare, record, and the order to commit.
     async fn close(&mut self, closing: Closing) -> Result<()> {
-        fail::point("before_barrier");
+        fail::point("before_barrier")?;
         self.load.bytes.store(0, Ordering::Release);
         for source in self.sources.values() {
             source.send(Command::Barrier(closing)).map_err(|_| closed())?;
@@ -247,13 +262,21 @@ impl Coordinator {
                 self.hear(report).await?;
             }
         }
-        fail::point("before_record");
+        if fail::mutated("acknowledge_before_record") {
+            let cuts = record.sources.iter().map(|(name, source)| (name.clone(), source.cut.clone()));
+            self.acknowledge(cuts.collect())?;
+            while self.ledger.owed > 0 {
+                let report = self.reports.recv().await.ok_or_else(closed)?;
+                self.hear(report).await?;
+            }
+        }
+        fail::point("before_record")?;
         self.store.commit(&mut self.state, &record).await?;
         if fail::mutated("done_before_commit") {
             let all = self.sinks.keys().map(|name| (name.clone(), record.epoch)).collect();
             self.store.note_committed(self.generation, &all).await?;
         }
-        fail::point("after_record");
+        fail::point("after_record")?;
         self.progress.add(&record);
         if !fail::mutated("commit_before_record") {
             self.order_commits(&record)?;
@@ -318,7 +341,7 @@ impl Coordinator {
             }
             Report::Acknowledged { .. } => {
                 self.ledger.owed = self.ledger.owed.saturating_sub(1);
-                fail::point("after_acknowledge");
+                fail::point("after_acknowledge")?;
                 Ok(())
             }
             Report::Committed { sink, epoch } => {
@@ -338,24 +361,30 @@ impl Coordinator {
         if self.ledger.open.front().is_none_or(|open| open.epoch > done) {
             return Ok(());
         }
-        fail::point("before_committed_note");
+        fail::point("before_committed_note")?;
         self.store.note_committed(self.generation, &self.ledger.committed).await?;
-        fail::point("after_committed_note");
+        fail::point("after_committed_note")?;
         while let Some(open) = self.ledger.open.pop_front_if(|open| open.epoch <= done) {
-            fail::point("before_acknowledge");
-            for (name, cut) in open.cuts {
-                if let Some(source) = self.sources.get(&name) {
-                    source.send(Command::Committed(cut)).map_err(|_| closed())?;
-                    self.ledger.owed += 1;
-                }
+            fail::point("before_acknowledge")?;
+            self.acknowledge(open.cuts)?;
+        }
+        Ok(())
+    }
+
+    /// Tells the sources that all rows up to these cuts are committed.
+    fn acknowledge(&mut self, cuts: BTreeMap<String, Cut>) -> Result<()> {
+        for (name, cut) in cuts {
+            if let Some(source) = self.sources.get(&name) {
+                source.send(Command::Committed(cut)).map_err(|_| closed())?;
+                self.ledger.owed += 1;
             }
         }
         Ok(())
     }
 
     /// Waits until everything that was recorded is committed and acknowledged.
-    async fn finish(&mut self, patience: Duration) -> Result<()> {
-        let until = Instant::now() + patience;
+    async fn finish(&mut self) -> Result<()> {
+        let until = Instant::now() + LAST_COMMIT_MAX;
         while !self.ledger.open.is_empty() || self.ledger.owed > 0 {
             match tokio::time::timeout_at(until, self.reports.recv()).await {
                 Ok(report) => self.hear(report.ok_or_else(closed)?).await?,
@@ -395,6 +424,12 @@ impl Ledger {
 
     fn unfinished<'a>(&self, sinks: impl Iterator<Item = &'a String>, newest: u64) -> Error {
         let behind: Vec<_> = sinks.filter(|name| self.committed.get(*name).copied().unwrap_or(0) < newest).collect();
+        if behind.is_empty() {
+            return Error::unavailable(
+                "stopped before the last rows were recorded: the state store, the lake or a table's spool did not answer \
+                 in time; nothing is lost, the next start goes on from the last commit",
+            );
+        }
         let names = behind.iter().map(|name| name.as_str()).collect::<Vec<_>>().join(", ");
         Error::unavailable(format!(
             "stopped before {names} had committed; the rows are recorded and durable, the next start goes on with them"

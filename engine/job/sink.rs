@@ -37,12 +37,12 @@ impl SinkStage {
             match item {
                 Item::Batch(batch) => {
                     self.sink.write(self.open, &batch).await.map_err(|e| named(&self.name, e))?;
-                    fail::point("after_write");
+                    fail::point("after_write")?;
                 }
                 Item::Barrier(barrier) => {
-                    fail::point("before_prepare");
+                    fail::point("before_prepare")?;
                     let prepared = self.sink.prepare(self.open).await.map_err(|e| named(&self.name, e))?;
-                    fail::point("after_prepare");
+                    fail::point("after_prepare")?;
                     let told = Report::Prepared { sink: self.name.clone(), epoch: barrier.epoch, prepared };
                     self.reports.send(told).map_err(|_| closed())?;
                     self.open.epoch = barrier.epoch + 1;
@@ -73,9 +73,9 @@ impl CommitStage {
     pub async fn run(mut self) -> Result<()> {
         while let Some((id, handle)) = self.from.recv().await {
             if let Some(handle) = handle {
-                fail::point("before_commit");
+                fail::point("before_commit")?;
                 self.commit(id, &handle).await?;
-                fail::point("after_commit");
+                fail::point("after_commit")?;
             }
             let told = Report::Committed { sink: self.name.clone(), epoch: id.epoch };
             self.reports.send(told).map_err(|_| closed())?;

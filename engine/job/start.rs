@@ -35,12 +35,15 @@ pub async fn start(
     }
     let encryption = Store::accepted_encryption(&plan.loaded.state_root(), &encryption(&plan)).await?;
     let store = open_state(&plan, settings.clock.clone(), &encryption).await?;
-    fail::point("before_claim");
+    fail::point("before_claim")?;
     let (generation, state) = store.claim().await?;
-    fail::point("after_claim");
+    fail::point("after_claim")?;
     check_tables(&plan, &state)?;
     let (committed, undone) = undone(&store, &state).await?;
+    fail::point("before_state_sweep")?;
+    store.folder().remove_half_written().await?;
     sweep_snapshots(&store, &state).await?;
+    fail::point("after_state_sweep")?;
     let ledger = Ledger::new(committed, undone.iter().map(open_epoch).collect());
     let restored = Restored { store, encryption, state, generation, ledger, undone };
     Box::pin(wire(plan, settings, restored, progress, stop)).await.map(Some)

@@ -181,7 +181,7 @@ impl TableStage {
 
     async fn snapshot(&mut self, epoch: u64, watermark_us: i64) -> Result<Option<TableState>> {
         let Some(memory) = &mut self.memory else { return Ok(None) };
-        fail::point("before_snapshot");
+        fail::point("before_snapshot")?;
         let windows = self.transform.snapshot(epoch).await?;
         let keys = match &mut self.outlet.unique {
             Some(unique) => unique.snapshot(epoch, watermark_us)?,
@@ -189,13 +189,12 @@ impl TableStage {
         };
         let used = self.transform.size_bytes() + self.outlet.unique.as_ref().map_or(0, Unique::size_bytes);
         memory.share.hold(used)?;
-        let state = TableState {
-            query: memory.query.clone(),
-            closed_until_us: self.transform.closed_until_us(),
-            windows: memory.windows.save(epoch, windows).await?,
-            keys: memory.keys.save(epoch, keys).await?,
-        };
-        fail::point("after_snapshot");
+        let windows = memory.windows.save(epoch, windows).await?;
+        fail::point("after_windows_snapshot")?;
+        let keys = memory.keys.save(epoch, keys).await?;
+        let closed_until_us = self.transform.closed_until_us();
+        let state = TableState { query: memory.query.clone(), closed_until_us, windows, keys };
+        fail::point("after_snapshot")?;
         Ok(Some(state))
     }
 }

@@ -217,11 +217,11 @@ impl Wiring<'_> {
         let mut transform = plan.transform().await?;
         let mut unique = plan.unique()?;
         let memory = if plan.is_stateful() { Some(self.memory(plan)) } else { None };
-        if let (Some(memory), Some(state), false) =
-            (&memory, self.restored.state.tables.get(&name), fail::mutated("no_state"))
-        {
-            transform.restore(memory.windows.restore().await?, state.closed_until_us)?;
-            if let Some(unique) = &mut unique {
+        if let (Some(memory), Some(state)) = (&memory, self.restored.state.tables.get(&name)) {
+            if !fail::mutated("no_windows") {
+                transform.restore(memory.windows.restore().await?, state.closed_until_us)?;
+            }
+            if let Some(unique) = unique.as_mut().filter(|_| !fail::mutated("no_keys")) {
                 unique.restore(memory.keys.restore().await?)?;
             }
         }
@@ -341,11 +341,11 @@ impl Wiring<'_> {
     async fn sink(&mut self, name: &str, sink: Box<dyn Sink>) -> Result<Sender<Item>> {
         let committer = sink.committer();
         let Restored { state, generation, undone, .. } = self.restored;
-        fail::point("before_sweep");
+        fail::point("before_sweep")?;
         let oldest_kept = if fail::mutated("no_sweep") { 0 } else { *generation };
         let swept = committer.sweep(oldest_kept, &handles_of(undone, name)).await;
         let swept = swept.map_err(|e| e.while_doing(format!("could not clear what a crash left behind in {name}")))?;
-        fail::point("after_sweep");
+        fail::point("after_sweep")?;
         if swept > 0 {
             tracing::info!(sink = name, swept, "removed what a crash had left behind");
         }

@@ -171,7 +171,7 @@ impl SourcePlan {
             in_flight: spec.in_flight,
             framing: self.decoder.format.framing(),
             record_bytes_max: self.decoder.record_bytes_max,
-            visibility: S3_VISIBILITY,
+            visibility: spec.visibility.0,
         };
         Ok(Box::new(S3Source::new(settings, clock.clone(), None)?))
     }
@@ -181,11 +181,6 @@ impl SourcePlan {
         Err(not_built_in(&self.name, "s3"))
     }
 }
-
-/// How long a message stays hidden from others without a sign of life: short, so that another process soon takes
-/// over what a dead one held; it is extended at half the time.
-#[cfg(feature = "s3")]
-const S3_VISIBILITY: Duration = Duration::from_secs(60);
 
 #[cfg(not(all(feature = "kinesis", feature = "s3")))]
 fn not_built_in(name: &str, feature: &str) -> Error {

@@ -100,10 +100,10 @@ impl StateStore {
         let id = id.unwrap_or_else(|| uuid::Uuid::new_v4().simple().to_string());
         let mut generation = newest.unwrap_or(0) + 1;
         let claim = Generation { version: VERSION, state: id.clone(), claimed_at_us: self.clock.now_us() };
-        while !self.store.create(&generation_file(generation), json(&claim)?).await? {
+        while !fail::mutated("no_claim") && !self.store.create(&generation_file(generation), json(&claim)?).await? {
             generation += 1;
         }
-        fail::point("before_start_record");
+        fail::point("before_start_record")?;
         loop {
             self.check_fence(generation).await?;
             let mut state = self.load().await?;
@@ -132,7 +132,7 @@ impl StateStore {
 
     /// Stops a process that is not the newest any more.
     pub async fn check_fence(&self, generation: u64) -> Result<()> {
-        if self.store.size(&generation_file(generation + 1)).await?.is_some() {
+        if !fail::mutated("no_fence") && self.store.size(&generation_file(generation + 1)).await?.is_some() {
             return Err(fenced(generation, generation + 1));
         }
         Ok(())
@@ -142,7 +142,11 @@ impl StateStore {
     pub async fn commit(&self, state: &mut State, record: &CommitRecord) -> Result<()> {
         record.check_balance()?;
         self.check_fence(record.generation).await?;
-        let created = self.store.create(&epoch_file(record.epoch), json(record)?).await;
+        fail::point("after_fence_check")?;
+        let created = match fail::mutated("overwritten_record") {
+            false => self.store.create(&epoch_file(record.epoch), json(record)?).await,
+            true => self.store.put(&epoch_file(record.epoch), json(record)?).await.map(|()| true),
+        };
         // A reply may be lost after success, and a retry of the request then finds its own record.
         let ours = match created {
             Ok(true) => true,
@@ -164,9 +168,9 @@ impl StateStore {
         }
         fold(state, record);
         if state.epoch.is_multiple_of(CHECKPOINT_EVERY) {
-            fail::point("before_checkpoint");
+            fail::point("before_checkpoint")?;
             self.store.put(&checkpoint_file(state.epoch), json(state)?).await?;
-            fail::point("after_checkpoint");
+            fail::point("after_checkpoint")?;
         }
         Ok(())
     }
@@ -234,6 +238,9 @@ impl StateStore {
 
     /// Notes up to which epoch each sink has committed.
     pub async fn note_committed(&self, generation: u64, sinks: &BTreeMap<String, u64>) -> Result<()> {
+        if fail::mutated("no_committed_note") {
+            return Ok(());
+        }
         let noted = Committed { sinks: sinks.clone() };
         self.store.put(&format!("committed/{generation:020}.json"), json(&noted)?).await
     }

@@ -9,7 +9,7 @@ use arrow::ipc::reader::StreamReader;
 use arrow::ipc::writer::StreamWriter;
 use nexus_operators::store::Store;
 use nexus_operators::transform::segments::{Segment, Snapshot};
-use nexus_operators::{Error, Result};
+use nexus_operators::{Error, Result, fail};
 
 /// Segments of one kind of state of one table.
 #[derive(Debug)]
@@ -41,6 +41,11 @@ impl Snapshots {
         }
         let gone = self.files.extract_if(.., |epoch, _| !snapshot.live.contains(epoch));
         self.replaced.extend(gone.map(|(_, name)| name));
+        if fail::mutated("snapshots_removed_early") {
+            for name in self.replaced.drain(..) {
+                self.folder.delete(&name).await?;
+            }
+        }
         Ok(self.files.clone())
     }
 

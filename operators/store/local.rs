@@ -61,6 +61,45 @@ pub fn sync_folder_of(path: &Path) -> io::Result<()> {
 /// Lists the files below `folder`, with names relative to `root`.
 pub fn list(root: &Path, folder: &Path) -> io::Result<Vec<Entry>> {
     let mut entries = Vec::new();
+    each_file(folder, |file| {
+        let path = file.path();
+        if is_half_written(&path) {
+            return Ok(());
+        }
+        let name = path.strip_prefix(root).unwrap_or(&path).to_string_lossy().into_owned();
+        match file.metadata() {
+            Ok(meta) => entries.push(Entry { name, size: meta.len() }),
+            Err(e) if e.kind() == io::ErrorKind::NotFound => {}
+            Err(e) => return Err(e),
+        }
+        Ok(())
+    })?;
+    Ok(entries)
+}
+
+/// Removes the files below `folder` that a process died over while it wrote them; gives how many.
+pub fn remove_half_written(folder: &Path) -> io::Result<u64> {
+    let mut removed = 0;
+    each_file(folder, |file| {
+        let path = file.path();
+        if !is_half_written(&path) {
+            return Ok(());
+        }
+        removed += 1;
+        match fs::remove_file(path) {
+            Err(e) if e.kind() != io::ErrorKind::NotFound => Err(e),
+            _ => Ok(()),
+        }
+    })?;
+    Ok(removed)
+}
+
+fn is_half_written(path: &Path) -> bool {
+    path.to_string_lossy().ends_with(HALF_WRITTEN)
+}
+
+/// Visits the files below a folder, which may come and go meanwhile.
+fn each_file(folder: &Path, mut visit: impl FnMut(&fs::DirEntry) -> io::Result<()>) -> io::Result<()> {
     let mut folders = vec![folder.to_owned()];
     while let Some(folder) = folders.pop() {
         let listing = match fs::read_dir(&folder) {
@@ -70,18 +109,32 @@ pub fn list(root: &Path, folder: &Path) -> io::Result<Vec<Entry>> {
         };
         for item in listing {
             let item = item?;
-            let path = item.path();
             if item.file_type()?.is_dir() {
-                folders.push(path);
-            } else if !path.to_string_lossy().ends_with(HALF_WRITTEN) {
-                let name = path.strip_prefix(root).unwrap_or(&path).to_string_lossy().into_owned();
-                match item.metadata() {
-                    Ok(meta) => entries.push(Entry { name, size: meta.len() }),
-                    Err(e) if e.kind() == io::ErrorKind::NotFound => {}
-                    Err(e) => return Err(e),
-                }
+                folders.push(item.path());
+            } else {
+                visit(&item)?;
             }
         }
     }
-    Ok(entries)
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_half_written_file_is_not_listed_and_can_be_removed() {
+        let folder = tempfile::tempdir().unwrap();
+        fs::create_dir(folder.path().join("below")).unwrap();
+        let whole = folder.path().join("below/whole");
+        fs::rename(write_beside(&whole, b"all").unwrap(), &whole).unwrap();
+        let half = write_beside(&folder.path().join("below/half"), b"a").unwrap();
+
+        let names = || list(folder.path(), folder.path()).unwrap().into_iter().map(|entry| entry.name);
+        assert_eq!(names().collect::<Vec<_>>(), ["below/whole"]);
+        assert_eq!(remove_half_written(folder.path()).unwrap(), 1);
+        assert!(whole.is_file() && !half.exists());
+        assert_eq!(remove_half_written(&folder.path().join("none")).unwrap(), 0);
+    }
 }

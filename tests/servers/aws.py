@@ -54,6 +54,17 @@ def depth(args):
     print(sum(int(found[name]) for name in names))
 
 
+def drained(args):
+    """Waits until a queue holds no message, seen or not."""
+    names = ["ApproximateNumberOfMessages", "ApproximateNumberOfMessagesNotVisible"]
+    sqs = boto3.client("sqs")
+    while True:
+        found = sqs.get_queue_attributes(QueueUrl=args.url, AttributeNames=names)["Attributes"]
+        if not any(int(found[name]) for name in names):
+            return
+        time.sleep(0.1)
+
+
 def download(args):
     """Copies the objects of a bucket into a folder."""
     s3 = boto3.client("s3")
@@ -142,6 +153,7 @@ def main():
     verb(announce, "bucket", "queue", "visibility")
     verb(upload, "bucket", "prefix", file="+")
     verb(depth, "url")
+    verb(drained, "url")
     verb(download, "bucket", "prefix", "folder")
     verb(uploads, "bucket")
     verb(parts, "bucket")

@@ -136,11 +136,16 @@ pub fn python() -> PathBuf {
     test_env().join("python/bin/python")
 }
 
-/// Runs a script that stands beside this file, and gives what it prints.
-pub fn script(name: &str, args: &[&str], env: &[(String, String)]) -> String {
+/// Gives the command that runs a script that stands beside this file.
+pub fn script_command(name: &str, args: &[&str], env: &[(String, String)]) -> Command {
     let mut command = Command::new(python());
     command.arg(beside(name)).args(args).envs(env.iter().map(|(k, v)| (k, v)));
-    let output = command.output().expect("could not run a script");
+    command
+}
+
+/// Runs a script that stands beside this file, and gives what it prints.
+pub fn script(name: &str, args: &[&str], env: &[(String, String)]) -> String {
+    let output = script_command(name, args, env).output().expect("could not run a script");
     let errors = String::from_utf8_lossy(&output.stderr);
     assert!(output.status.success(), "{name} {args:?} failed:\n{errors}");
     String::from_utf8(output.stdout).expect("a script prints UTF-8")

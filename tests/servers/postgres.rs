@@ -17,10 +17,50 @@ pub struct Postgres {
 /// Gives the tests' PostgreSQL; starts it if it does not run yet.
 pub fn shared() -> &'static Postgres {
     static SHARED: OnceLock<Postgres> = OnceLock::new();
-    SHARED.get_or_init(start)
+    SHARED.get_or_init(Postgres::start)
 }
 
 impl Postgres {
+    /// Starts one of one's own.
+    pub fn start() -> Self {
+        let (port, folder) = (free_port(), folder("postgres"));
+        let data = folder.join("data");
+        // PostgreSQL refuses to run as root; its package brings a user.
+        let user = is_root().then_some("postgres");
+        if user.is_some() {
+            run(Command::new("chown").args(["postgres:postgres"]).arg(&folder));
+        }
+        let mut init = Command::new(programs().join("initdb"));
+        init.arg("-D").arg(&data).args(["-U", "postgres", "-A", "trust", "--no-sync", "-E", "UTF8", "--locale=C"]);
+        run(&mut as_user(user, &init));
+
+        let mut command = Command::new(programs().join("postgres"));
+        command.arg("-D").arg(&data).args(["-p", &port.to_string(), "-c", "listen_addresses=127.0.0.1"]);
+        command.arg("-c").arg(format!("unix_socket_directories={}", folder.display()));
+        // The tests kill Nexus, not PostgreSQL: nothing here depends on its disk.
+        command.args(["-c", "fsync=off", "-c", "max_connections=200"]);
+        let mut server = Server::start(Start { command, signal: "QUIT", user }, &folder);
+        let ready = || {
+            let mut ask = Command::new(programs().join("pg_isready"));
+            ask.args(["-q", "-h", "127.0.0.1", "-p", &port.to_string()]).status().is_ok_and(|s| s.success())
+        };
+        server.wait_until(ready);
+        Self { _server: server, port }
+    }
+
+    /// Kills a process of the server, unless it is still recovering from the last time. The server ends all others, and
+    /// recovers: connections fail for about a second.
+    pub fn crash(&self) {
+        let checkpointer = "SELECT pid FROM pg_stat_activity WHERE backend_type = 'checkpointer'";
+        let mut ask = Command::new(programs().join("psql"));
+        ask.args(["-h", "127.0.0.1", "-p", &self.port.to_string(), "-U", "postgres", "-Atqc", checkpointer]);
+        let found = ask.output().expect("could not run psql");
+        let pid = String::from_utf8_lossy(&found.stdout).trim().to_owned();
+        if !pid.is_empty() {
+            run(Command::new("kill").args(["-s", "KILL", &pid]));
+        }
+    }
+
     /// Makes an empty database, and gives its port-independent name.
     pub fn database(&self) -> String {
         let name = unique("db").replace('-', "_");
@@ -38,32 +78,6 @@ impl Postgres {
 /// Gives the URL of a database on a port of loopback.
 pub fn url(port: u16, database: &str) -> String {
     format!("postgres://postgres@127.0.0.1:{port}/{database}?sslmode=disable")
-}
-
-fn start() -> Postgres {
-    let (port, folder) = (free_port(), folder("postgres"));
-    let data = folder.join("data");
-    // PostgreSQL refuses to run as root; its package brings a user.
-    let user = is_root().then_some("postgres");
-    if user.is_some() {
-        run(Command::new("chown").args(["postgres:postgres"]).arg(&folder));
-    }
-    let mut init = Command::new(programs().join("initdb"));
-    init.arg("-D").arg(&data).args(["-U", "postgres", "-A", "trust", "--no-sync", "-E", "UTF8", "--locale=C"]);
-    run(&mut as_user(user, &init));
-
-    let mut command = Command::new(programs().join("postgres"));
-    command.arg("-D").arg(&data).args(["-p", &port.to_string(), "-c", "listen_addresses=127.0.0.1"]);
-    command.arg("-c").arg(format!("unix_socket_directories={}", folder.display()));
-    // The tests kill Nexus, not PostgreSQL: nothing here depends on its disk.
-    command.args(["-c", "fsync=off", "-c", "max_connections=200"]);
-    let mut server = Server::start(Start { command, signal: "QUIT", user }, &folder);
-    let ready = || {
-        let mut ask = Command::new(programs().join("pg_isready"));
-        ask.args(["-q", "-h", "127.0.0.1", "-p", &port.to_string()]).status().is_ok_and(|s| s.success())
-    };
-    server.wait_until(ready);
-    Postgres { _server: server, port }
 }
 
 /// Finds the folder with PostgreSQL's programs: the newest that Debian's packages put there, or that of the PATH.

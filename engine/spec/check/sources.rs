@@ -1,5 +1,7 @@
 //! Sources and reference tables.
 
+use std::time::Duration;
+
 use arrow::datatypes::DataType;
 
 use super::Check;
@@ -8,6 +10,12 @@ use crate::spec::columns;
 use crate::spec::loaded::is_url;
 use crate::spec::model::{Columns, EventTime, Format, GenerateSource, Generator, KinesisSource, S3Source, Source};
 use crate::spec::suggest;
+
+/// The shortest time that a message can be kept hidden: it is extended at half of it, and looked after every second.
+const VISIBILITY_MIN: Duration = Duration::from_secs(2);
+
+/// The longest that SQS takes.
+const VISIBILITY_MAX: Duration = Duration::from_secs(12 * 3600);
 
 /// The kinds of sources.
 const KINDS: [&str; 4] = ["file", "kinesis", "s3", "generate"];
@@ -122,6 +130,10 @@ fn s3(check: &mut Check<'_>, path: &[&str], s3: &S3Source) {
     if s3.in_flight == 0 {
         let place = [path, &["in_flight"]].concat();
         check.error(&place, codes::BAD_LIMIT, "no object may be read", "at least 1");
+    }
+    if !(VISIBILITY_MIN..=VISIBILITY_MAX).contains(&s3.visibility.0) {
+        let place = [path, &["visibility"]].concat();
+        check.error(&place, codes::BAD_LIMIT, "a message cannot be hidden for this long", "from `2s` to `12h`");
     }
 }
 

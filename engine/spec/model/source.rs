@@ -113,6 +113,9 @@ pub struct S3Source {
     /// Objects read at once.
     #[serde(default = "S3Source::in_flight_default")]
     pub in_flight: usize,
+    /// How long a message stays hidden from others without a sign of life; it is extended at half the time.
+    #[serde(default = "S3Source::visibility_default")]
+    pub visibility: Span,
 }
 
 /// Rows made by Nexus.
@@ -262,6 +265,11 @@ impl KinesisSource {
 }
 
 impl S3Source {
+    /// Short, so that another process soon takes over what a dead one held.
+    fn visibility_default() -> Span {
+        Span::from_secs(60)
+    }
+
     fn in_flight_default() -> usize {
         8
     }

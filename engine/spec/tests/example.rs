@@ -65,6 +65,7 @@ sources:
       allow: [ "s3://nexus-dev-landing/telemetry/" ]
       bucket_owner: 123456789012
       in_flight: 4
+      visibility: 90s
     format: raw
   lines: { file: { path: "in/**/*.csv.zst", follow: true }, format: csv }
   trial:

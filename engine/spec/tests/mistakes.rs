@@ -166,6 +166,8 @@ fn a_source_is_checked_as_a_whole() {
         ("{ s3: { queue: https://q, allow: [\"s3:///x\"] }, format: raw }", "N0408"),
         ("{ s3: { queue: https://q, allow: [s3://b], bucket_owner: 12 }, format: raw }", "N0106"),
         ("{ s3: { queue: https://q, allow: [s3://b], in_flight: 0 }, format: raw }", "N0603"),
+        ("{ s3: { queue: https://q, allow: [s3://b], visibility: 1s }, format: raw }", "N0603"),
+        ("{ s3: { queue: https://q, allow: [s3://b], visibility: 13h }, format: raw }", "N0603"),
         ("{ generate: { columns: {} } }", "N0409"),
         ("{ generate: { columns: { a: { choice: [] } } } }", "N0409"),
         ("{ generate: { columns: { a: { time: { start: now, step: 1s } } } } }", "N0406"),

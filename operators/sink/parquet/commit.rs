@@ -110,7 +110,11 @@ impl Objects {
             .await?;
         // Only now: a note that is gone says that its file needs nothing more.
         futures::stream::iter(notes)
-            .map(|note| async move { self.notes.delete(&note).await })
+            .map(|note| async move {
+                fail::point("before_note_removal")?;
+                self.notes.delete(&note).await?;
+                fail::point("after_note_removal")
+            })
             .buffer_unordered(COMPLETIONS_MAX)
             .try_collect()
             .await
@@ -126,8 +130,9 @@ impl Objects {
         };
         let path = join(&self.prefix, &file.path);
         let parts = parts.into_iter().map(|content_id| PartId { content_id }).collect();
+        fail::point("before_file")?;
         let Err(error) = self.multipart.complete_multipart(&path, &id, parts).await else {
-            fail::point("after_file");
+            fail::point("after_file")?;
             return Ok(note);
         };
         // An earlier call may have completed it, and only its answer been lost.
@@ -189,6 +194,7 @@ async fn rename_all(table: PathBuf, staging: PathBuf, files: Vec<PreparedFile>) 
                 local::make_folder(folder)?;
                 folders.insert(folder.to_owned());
             }
+            fail::point("before_file").map_err(io::Error::other)?;
             match std::fs::rename(staging.join(name), &target) {
                 Err(e) if e.kind() == io::ErrorKind::NotFound => match size_of(&target)? {
                     Some(size) if size == file.bytes => {}
@@ -209,7 +215,7 @@ async fn rename_all(table: PathBuf, staging: PathBuf, files: Vec<PreparedFile>) 
                 },
                 renamed => renamed?,
             }
-            fail::point("after_file");
+            fail::point("after_file").map_err(io::Error::other)?;
         }
         for folder in folders {
             std::fs::File::open(folder)?.sync_all()?;

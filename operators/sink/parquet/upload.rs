@@ -16,6 +16,7 @@ use object_store::{MultipartId, PutPayload};
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result};
+use crate::fail;
 use crate::store::Store;
 
 /// Requests at once: enough to fill a gigabit with parts of 8 MiB, and few
@@ -200,13 +201,26 @@ fn run(
             let (index, payload) = (*index, PutPayload::from_bytes(bytes.clone()));
             let id = upload.id.clone().unwrap_or_default();
             async move {
-                let sent = multipart.put_part(&path, &id, index, payload).await;
-                let result = sent.map(Reply::Sent).map_err(|e| part_failed(&path, index, e));
+                let result = send(multipart.as_ref(), &path, &id, index, payload).await.map(Reply::Sent);
                 Answer { request, result }
             }
             .boxed()
         }
     }
+}
+
+/// Sends a part.
+async fn send(
+    multipart: &dyn MultipartStore,
+    path: &Path,
+    id: &MultipartId,
+    index: usize,
+    payload: PutPayload,
+) -> Result<PartId> {
+    fail::point("before_part")?;
+    let part = multipart.put_part(path, id, index, payload).await.map_err(|e| part_failed(path, index, e))?;
+    fail::point("after_part")?;
+    Ok(part)
 }
 
 /// Creates an upload and notes it.
@@ -215,17 +229,24 @@ async fn begin(multipart: &dyn MultipartStore, notes: &Store, path: Path, name: 
         .create_multipart(&path)
         .await
         .map_err(|e| Error::from(e).while_doing(format!("could not start the upload of {path}")))?;
-    let note = Note { path: path.to_string(), upload: id.clone() };
-    let noted = match serde_json::to_vec(&note) {
-        Ok(json) => notes.put(name, json.into()).await,
-        Err(e) => Err(Error::internal("could not write the note of an upload").because(e)),
-    };
+    let noted = take_note(notes, name, &Note { path: path.to_string(), upload: id.clone() }).await;
     if let Err(error) = noted {
         // Without a note nobody would find it later. The error that counts is that of the note.
         let _ = multipart.abort_multipart(&path, &id).await;
         return Err(error);
     }
     Ok(id)
+}
+
+async fn take_note(notes: &Store, name: &str, note: &Note) -> Result<()> {
+    fail::point("before_upload_note")?;
+    if fail::mutated("no_upload_note") {
+        return Ok(());
+    }
+    let json = serde_json::to_vec(note);
+    let json = json.map_err(|e| Error::internal("could not write the note of an upload").because(e))?;
+    notes.put(name, json.into()).await?;
+    fail::point("after_upload_note")
 }
 
 fn part_failed(path: &Path, index: usize, error: object_store::Error) -> Error {

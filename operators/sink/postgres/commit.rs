@@ -68,7 +68,9 @@ impl Committer for PostgresCommitter {
         })?;
         // Only now: what is gone from the spool has landed.
         for file in &spooled.files {
+            fail::point("before_spool_removal")?;
             self.spool.delete(file).await?;
+            fail::point("after_spool_removal")?;
         }
         Ok(())
     }
@@ -98,7 +100,9 @@ impl PostgresCommitter {
             let transaction = client.transaction().await.map_err(|e| failed("could not begin a transaction", e))?;
             run(&transaction, "set the limits of a transaction", SETTINGS_SQL).await?;
             let way = self.table.check(&transaction).await?;
+            fail::point("before_table")?;
             transaction.commit().await.map_err(|e| failed("could not commit the new tables", e))?;
+            fail::point("after_table")?;
             Ok(way)
         };
         self.way.get_or_try_init(find).await.copied()
@@ -124,9 +128,14 @@ impl PostgresCommitter {
             run(&transaction, "bring the rows into the table", &self.table.merge_sql()).await?;
         }
         // If the answer is lost the outcome is open: the next call reads it from nexus.commits.
-        fail::point("before_postgres_commit");
+        if fail::mutated("spool_removed_early") {
+            for file in &spooled.files {
+                self.spool.delete(file).await?;
+            }
+        }
+        fail::point("before_postgres_commit")?;
         transaction.commit().await.map_err(|e| failed("could not end the transaction", e))?;
-        fail::point("after_postgres_commit");
+        fail::point("after_postgres_commit")?;
         Ok(())
     }
 

@@ -13,6 +13,7 @@ use bytes::Bytes;
 use zstd::stream::{read::Decoder, write::Encoder};
 
 use crate::error::{Error, Result};
+use crate::fail;
 use crate::sink::EpochId;
 use crate::store::Store;
 
@@ -51,7 +52,11 @@ impl Spool {
     /// Stores the file that is full, if one is. It can be called again after an error.
     pub(super) async fn make_room(&mut self) -> Result<()> {
         if let Some((name, bytes)) = &self.full {
-            self.store.put(name, bytes.clone()).await?;
+            fail::point("before_spool")?;
+            if !fail::mutated("no_spool") {
+                self.store.put(name, bytes.clone()).await?;
+            }
+            fail::point("after_spool")?;
             self.stored_bytes += bytes.len() as u64;
             self.names.push(name.clone());
             self.full = None;

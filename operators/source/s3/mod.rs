@@ -40,6 +40,7 @@ use super::{Source, SourceEvent};
 use crate::batch::{Chunk, Payload};
 use crate::clock::SharedClock;
 use crate::error::{Error, Result};
+use crate::fail;
 use crate::framing::Framing;
 use crate::position::{Cut, Position};
 use crate::store::{self, Encryption};
@@ -290,7 +291,9 @@ impl S3Source {
             return Ok(());
         }
         let receipts: Vec<&str> = finished.iter().map(|(_, receipt)| receipt.as_str()).collect();
+        fail::point("before_message_removal")?;
         let Outcome { done, refused, failure } = self.queue()?.delete(&receipts).await;
+        fail::point("after_message_removal")?;
         // A refused receipt is too old: the message comes back, is recognised, and deleted by its new one.
         for (id, receipt) in done.iter().chain(&refused).filter_map(|at| finished.get(*at)) {
             self.ledger.deleted(id, receipt);
