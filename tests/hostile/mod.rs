@@ -50,8 +50,8 @@ fn each_run<K: Copy + Ord + Debug>(usually: usize, kinds: &[K], each: impl Fn(u6
 struct Input(Vec<String>);
 
 impl Input {
-    fn random(random: &mut Random) -> Self {
-        let files = 5 + random.below(6);
+    fn random(random: &mut Random, files: usize) -> Self {
+        let files = files + random.below(6);
         let mut n = 0;
         let mut file = |at: usize| {
             let mut lines = String::new();

@@ -88,7 +88,7 @@ impl Scene {
 /// Reads files into a bucket. The first process dies, so that the second has something to restore.
 fn into_a_bucket(seed: u64) -> BTreeMap<Fault, u64> {
     let mut random = Random::of(seed);
-    let input = Input::random(&mut random);
+    let input = Input::random(&mut random, 5);
     let hangs = runs(RUNS) > RUNS;
     let mut scene = Scene::new(Hostility { seed, share: 0.15, hangs }, false, true);
     input.write(&scene.world);
@@ -135,7 +135,7 @@ fn a_bucket_that_fails_for_moments_is_written_as_if_it_had_not() {
 /// Reads a stream of three shards into a folder.
 fn from_a_stream(seed: u64) -> BTreeMap<Fault, u64> {
     let mut random = Random::of(seed);
-    let input = Input::random(&mut random);
+    let input = Input::random(&mut random, 5);
     let mut scene = Scene::new(Hostility { seed, share: 0.4, hangs: false }, true, false);
     let files = input.write(&scene.world);
     let stream = unique("hostile");
@@ -172,7 +172,7 @@ fn a_stream_that_fails_for_moments_is_read_as_if_it_had_not() {
 /// Reads announced objects into a bucket.
 fn from_a_queue(seed: u64) -> BTreeMap<Fault, u64> {
     let mut random = Random::of(seed);
-    let input = Input::random(&mut random);
+    let input = Input::random(&mut random, 5);
     let mut scene = Scene::new(Hostility { seed, share: 0.4, hangs: false }, false, false);
     let files = input.write(&scene.world);
     let (landing, queue) = (scene.world.bucket("landing"), unique("hostile"));

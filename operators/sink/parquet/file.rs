@@ -116,13 +116,15 @@ impl OpenFile {
             self.writer.append_key_value_metadata(pair);
         }
         self.writer.append_key_value_metadata(KeyValue::new("nexus.rows".into(), rows.to_string()));
-        let output = self.writer.into_inner().map_err(|e| failed("finish", &path, e))?;
-        let (bytes, parts) = match output {
+        // Not `into_inner`, which tells of a full disk as if it were a mistake of the encoder.
+        self.writer.finish().map_err(|e| failed("finish", &path, e))?;
+        let (bytes, parts) = match self.writer.inner_mut() {
             Output::Disk(file) => {
                 let size = file.metadata().map(|meta| meta.len());
                 (size.map_err(|e| Error::from(e).while_doing(format!("could not look at {path}")))?, Vec::new())
             }
-            Output::Parts(Parts { mut full, last, sent_bytes }) => {
+            Output::Parts(parts) => {
+                let Parts { mut full, last, sent_bytes } = std::mem::take(parts);
                 let unsent_bytes: usize = full.iter().map(Bytes::len).sum();
                 let bytes = sent_bytes + unsent_bytes as u64 + last.len() as u64;
                 if !last.is_empty() {
