@@ -120,7 +120,9 @@ impl From<std::io::Error> for Error {
             _ => ErrorKind::Unavailable,
         };
         let text = match error.kind() {
-            Io::StorageFull | Io::QuotaExceeded => "the disk is full; free space on it and start again, nothing is lost",
+            Io::StorageFull | Io::QuotaExceeded => {
+                "the disk is full; free space on it and start again, nothing is lost"
+            }
             Io::PermissionDenied | Io::ReadOnlyFilesystem => "it is not allowed; let nexus write there, or read it",
             _ => "input or output failed",
         };

@@ -8,7 +8,7 @@ use std::time::Duration;
 use super::{FILES, Input, assert_same, audit, each_run, lake_rows, path, pipeline, restarted, sorted, write_pipeline};
 use crate::servers::postgres::{self, Postgres};
 use crate::servers::wire::{self, Act, Moment};
-use crate::world::{Finished, Random, World};
+use crate::world::{self, Finished, Random, World, ask, table_files};
 
 /// Runs of `make test`.
 const RUNS: usize = 2;
@@ -303,4 +303,43 @@ fn in_calm(scene: &Scene, input: &Input) -> Vec<String> {
 #[test]
 fn a_postgres_in_all_kinds_of_trouble_gets_each_row_once() {
     each_run(RUNS, &TROUBLES, troubled);
+}
+
+/// Bytes that may wait for Postgres in the run whose Postgres is away.
+const SPOOL_KIB: u64 = 8;
+
+#[test]
+fn the_lake_goes_on_without_postgres_as_far_as_the_spool_reaches() {
+    let mut random = Random::seeded();
+    let input = Input::random(&mut random, 40);
+    let scene = Arc::new(Scene::new());
+    let mut world = World::new();
+    world.set("DATABASE_URL", &scene.url(scene.server.port));
+    let lake = world.path("lake");
+    let text = pipeline(&lake.display().to_string(), "1h, bytes: 1B", FILES, true);
+    let file = write_pipeline(&world, &format!("limits: {{ spool: {SPOOL_KIB}KiB }}\n{text}"));
+    input.write(&world);
+
+    scene.sql(&format!("ALTER ROLE {ROLE} CONNECTION LIMIT 0"));
+    let mut running = world.start(&["run", path(&file)]);
+    let files = || table_files(&lake, "bronze/events");
+    running.until("the lake has rows", || files() > 0);
+    let (mut last, mut still) = (0, 0);
+    while still < 4 {
+        assert!(!running.ends_within(Duration::from_millis(500)), "the run has ended without Postgres");
+        still = if files() == last { still + 1 } else { 0 };
+        last = files();
+    }
+    let spooled: u64 = world::files(&lake.join("_nexus/hostile/spool")).values().map(|(_, bytes)| bytes).sum();
+    // The epoch that passes the bound is the last.
+    assert!((SPOOL_KIB << 10..SPOOL_KIB << 11).contains(&spooled), "{spooled} bytes wait for Postgres");
+    let read = ask(&lake, "SELECT count(DISTINCT _partition) FROM bronze.events")[0][0].as_u64();
+    assert!(read.is_some_and(|read| 1 < read && read < input.0.len() as u64), "{read:?} files are in the lake");
+
+    scene.sql(&format!("ALTER ROLE {ROLE} CONNECTION LIMIT -1"));
+    running.wait().expect_code(0);
+    assert_same(&lake_rows(&lake), &input.undisturbed(), "the tables of the lake");
+    let found = sorted(postgres::ask(world.env("DATABASE_URL"), ROWS));
+    assert_same(&found, &in_calm(&scene, &input), "the tables of Postgres");
+    audit(&world, &file);
 }
