@@ -15,6 +15,7 @@ mod crash;
 mod endless;
 mod fail_points;
 mod flights;
+mod hostile;
 mod oracle;
 mod pressure;
 mod readers;

@@ -6,6 +6,8 @@ pub mod clock;
 pub mod kinesis;
 #[cfg(feature = "s3")]
 pub mod ministack;
+#[cfg(feature = "s3")]
+pub mod outage;
 #[cfg(feature = "postgres")]
 pub mod postgres;
 pub mod sink;

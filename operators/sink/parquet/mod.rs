@@ -240,22 +240,26 @@ impl ParquetSink {
         let name = file_name(&self.settings.pipeline, id, number);
         let folder_path = self.router.folder(folder);
         let path = if folder_path.is_empty() { name.clone() } else { format!("{folder_path}/{name}") };
-        let output = match &self.place {
+        let (output, target) = match &self.place {
             Place::Disk { staging, .. } => {
                 if !self.staging_made {
-                    local::make_folder(staging)?;
+                    local::make_folder(staging)
+                        .map_err(|e| Error::from(e).while_doing(format!("could not make {}", staging.display())))?;
                     self.staging_made = true;
                 }
-                Output::on_disk(&staging.join(&name))?
+                let target = staging.join(&name);
+                (Output::on_disk(&target)?, target.display().to_string())
             }
             Place::Objects(objects) => {
+                let target = join(&objects.prefix, &path);
                 if let Some(uploads) = &mut self.uploads {
-                    uploads.begin(number, join(&objects.prefix, &path), note_name(id, number));
+                    uploads.begin(number, target.clone(), note_name(id, number));
                 }
-                Output::Parts(Parts::default())
+                (Output::Parts(Parts::default()), target.to_string())
             }
         };
-        let file = OpenFile::new(output, self.router.file_schema().clone(), self.options.clone(), number, path)?;
+        let schema = self.router.file_schema().clone();
+        let file = OpenFile::new(output, schema, self.options.clone(), number, path, target)?;
         self.open.insert(folder, file);
         Ok(())
     }
