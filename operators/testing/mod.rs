@@ -2,6 +2,7 @@
 //! too.
 
 pub mod clock;
+pub mod fuzz;
 #[cfg(feature = "kinesis")]
 pub mod kinesis;
 #[cfg(feature = "s3")]
