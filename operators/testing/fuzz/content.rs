@@ -4,7 +4,7 @@ use std::io::{Read, Write};
 
 use bytes::Bytes;
 
-use super::reading::{read, settings};
+use super::reading::{Outcome, read, settings};
 use crate::decode::{FormatSettings, UnknownColumns};
 use crate::source::framed::Grain;
 
@@ -31,7 +31,11 @@ pub(super) fn content(data: &[u8]) {
     let grain = Grain { block_bytes: usize::from(*fine) + 4, ..Grain::default() };
     let whole = read(&settings, &packed, Grain::default(), 0);
     let pieces = read(&settings, &packed, grain, 0);
-    assert_eq!((&whole.rows, whole.damage.is_some()), (&pieces.rows, pieces.damage.is_some()), "read block by block");
+    assert_eq!(whole.damage.is_some(), pieces.damage.is_some(), "read block by block");
+    // What was unpacked in the same step as the damage is lost with it.
+    let rows = if whole.damage.is_some() { whole.rows.num_rows().min(pieces.rows.num_rows()) } else { usize::MAX };
+    let first = |outcome: &Outcome| outcome.rows.slice(0, rows.min(outcome.rows.num_rows()));
+    assert_eq!(first(&whole), first(&pieces), "read block by block");
     if is_whole {
         assert_eq!(whole.damage, None, "what was packed is not damaged");
         let content = rest.strip_prefix(b"\xef\xbb\xbf").unwrap_or(rest);
