@@ -10,7 +10,9 @@ use arrow::datatypes::{DataType, Field, Schema};
 use bytes::Bytes;
 use criterion::{BenchmarkGroup, Criterion, Throughput, criterion_group, criterion_main, measurement::WallTime};
 use nexus_operators::batch::{Chunk, OffsetKind, Payload, timestamp_type};
-use nexus_operators::decode::{BATCH_ROWS_MAX, Decoder, DecoderSettings, FormatSettings, UnknownColumns, decode_whole, decoder};
+use nexus_operators::decode::{
+    BATCH_ROWS_MAX, Decoder, DecoderSettings, FormatSettings, UnknownColumns, decode_whole, decoder,
+};
 
 const ROWS: usize = 50_000;
 

@@ -82,9 +82,8 @@ impl DecodeStage {
                     let rejects = vec![Reject { offset, raw, reason: error.to_string() }];
                     Decoded { batches: Vec::new(), rejects }
                 }
-                decoded => decoded.map_err(|error| {
-                    error.while_doing(format!("could not decode records of source {}", self.name))
-                })?,
+                decoded => decoded
+                    .map_err(|error| error.while_doing(format!("could not decode records of source {}", self.name)))?,
             };
             records += decoded.batches.iter().map(|batch| batch.num_rows() as u64).sum::<u64>();
             records += decoded.rejects.len() as u64;

@@ -32,8 +32,8 @@ use bytes::Bytes;
 
 pub use self::infer::infer;
 use self::settings::Plan;
-use self::steps::Stepped;
 pub use self::settings::{BATCH_ROWS_MAX, DecoderSettings, FormatSettings, RECORD_BYTES_LIMIT, UnknownColumns};
+use self::steps::Stepped;
 use crate::batch::{Chunk, Payload};
 use crate::error::{Error, Result};
 

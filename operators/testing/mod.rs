@@ -1,6 +1,7 @@
 //! What the tests of several crates share: conformance suites and throw-away servers, for operators that users bring
 //! too.
 
+pub mod bomb;
 pub mod clock;
 pub mod fuzz;
 #[cfg(feature = "kinesis")]
@@ -11,3 +12,5 @@ pub mod ministack;
 pub mod postgres;
 pub mod sink;
 pub mod source;
+#[cfg(test)]
+mod suites;

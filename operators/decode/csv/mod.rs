@@ -168,12 +168,7 @@ impl<'a> Stretch<'a> {
     }
 
     /// Decodes lines into `rows` until these are full; tells whether there may be more.
-    fn decode<'p>(
-        &mut self,
-        rows: &mut Rows<'_>,
-        layout: &Layout,
-        place: impl Fn(usize) -> Place<'p>,
-    ) -> Result<bool> {
+    fn decode<'p>(&mut self, rows: &mut Rows<'_>, layout: &Layout, place: impl Fn(usize) -> Place<'p>) -> Result<bool> {
         while let Some(line) = self.splitter.next_line(&mut self.fields) {
             let raw = self.splitter.bytes_of(&line);
             if rows.is_too_long(raw.len()) {

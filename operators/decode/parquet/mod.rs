@@ -13,7 +13,7 @@ use std::sync::Arc;
 
 use arrow::array::{Array, ArrayRef, BooleanArray, RecordBatch, StringViewBuilder, UInt64Array, new_null_array};
 use arrow::compute::{filter, take_record_batch};
-use arrow::datatypes::Field;
+use arrow::datatypes::{DataType, Field, Fields, Schema};
 use bytes::Bytes;
 use parquet::arrow::ProjectionMask;
 use parquet::arrow::arrow_reader::{
@@ -91,7 +91,9 @@ fn unreadable(partition: &str, error: ParquetError) -> Error {
 
 fn open(plan: &Plan, partition: &str, group: &RowGroup) -> Result<ParquetRecordBatchReader> {
     let bad = |error| unreadable(partition, error);
-    let builder = ParquetRecordBatchReaderBuilder::try_new(Pieces::new(group)).map_err(bad)?;
+    let pieces = Pieces::new(group);
+    let metadata = with_views(&ArrowReaderMetadata::load(&pieces, ArrowReaderOptions::default()).map_err(bad)?);
+    let builder = ParquetRecordBatchReaderBuilder::new_with_metadata(pieces, metadata.map_err(bad)?);
     let Some(metadata) = builder.metadata().row_groups().get(group.index) else {
         return Err(Error::data(format!("could not read row group {} of parquet file \"{partition}\"", group.index)));
     };
@@ -111,6 +113,17 @@ fn open(plan: &Plan, partition: &str, group: &RowGroup) -> Result<ParquetRecordB
         .with_batch_size(plan.settings.batch_rows_max.min(rows_at_once))
         .build()
         .map_err(bad)
+}
+
+/// Has texts read as views: a text that a page holds once, in its dictionary, is there once in memory too.
+fn with_views(metadata: &ArrowReaderMetadata) -> Result<ArrowReaderMetadata, ParquetError> {
+    let fields = metadata.schema().fields().iter().map(|field| match field.data_type() {
+        DataType::Utf8 | DataType::LargeUtf8 => Arc::new(field.as_ref().clone().with_data_type(DataType::Utf8View)),
+        _ => Arc::clone(field),
+    });
+    let schema = Schema::new_with_metadata(fields.collect::<Fields>(), metadata.schema().metadata().clone());
+    let options = ArrowReaderOptions::new().with_schema(Arc::new(schema));
+    ArrowReaderMetadata::try_new(Arc::clone(metadata.metadata()), options)
 }
 
 /// Gives the columns of a Parquet file from its last bytes, which hold the footer.

@@ -21,8 +21,10 @@ pub(super) fn kpl(data: &[u8]) {
     }
     let lossy: Vec<(String, &[u8])> =
         data.chunks(7).map(|part| (String::from_utf8_lossy(part).into_owned(), part)).collect();
-    let records: Vec<(&str, Option<&str>, &[u8])> =
-        lossy.iter().map(|(key, data)| (key.as_str(), data.first().filter(|b| **b > 127).map(|_| "7"), *data)).collect();
+    let records: Vec<(&str, Option<&str>, &[u8])> = lossy
+        .iter()
+        .map(|(key, data)| (key.as_str(), data.first().filter(|b| **b > 127).map(|_| "7"), *data))
+        .collect();
     let Content::Aggregate(found) = open(&encoder::aggregate(&records), None) else {
         panic!("an aggregate is not seen as one")
     };

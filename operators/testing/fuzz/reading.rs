@@ -13,30 +13,34 @@ use crate::error::ErrorKind;
 use crate::source::framed::{Framed, FramedSettings, Grain, Input, Step};
 
 /// Most rows of a batch: few, so that little content makes several.
-pub(super) const BATCH_ROWS_MAX: usize = 7;
+pub(in crate::testing) const BATCH_ROWS_MAX: usize = 7;
 
 /// A limit that no input of a fuzzer reaches.
-pub(super) const RECORD_BYTES_MAX: usize = 1 << 20;
+pub(in crate::testing) const RECORD_BYTES_MAX: usize = 1 << 20;
 
 /// What came of some content.
 #[derive(Debug, PartialEq)]
-pub(super) struct Outcome {
-    pub(super) rows: RecordBatch,
-    pub(super) rejects: Vec<Reject>,
+pub(in crate::testing) struct Outcome {
+    pub(in crate::testing) rows: RecordBatch,
+    pub(in crate::testing) rejects: Vec<Reject>,
     /// Why it could not be read on.
-    pub(super) damage: Option<String>,
+    pub(in crate::testing) damage: Option<String>,
     /// Where reading goes on behind each piece, and how many records were before.
-    pub(super) seams: Vec<(u64, usize)>,
+    pub(in crate::testing) seams: Vec<(u64, usize)>,
 }
 
 impl Outcome {
-    pub(super) fn records(&self) -> usize {
+    pub(in crate::testing) fn records(&self) -> usize {
         self.rows.num_rows() + self.rejects.len()
     }
 }
 
 /// Gives the settings of a decoder with these columns.
-pub(super) fn settings(format: FormatSettings, columns: Vec<Field>, unknown: UnknownColumns) -> DecoderSettings {
+pub(in crate::testing) fn settings(
+    format: FormatSettings,
+    columns: Vec<Field>,
+    unknown: UnknownColumns,
+) -> DecoderSettings {
     DecoderSettings {
         source: "fuzzed".into(),
         format,
@@ -49,7 +53,7 @@ pub(super) fn settings(format: FormatSettings, columns: Vec<Field>, unknown: Unk
 }
 
 /// Chooses what becomes of unknown columns.
-pub(super) fn unknown(choice: u8) -> UnknownColumns {
+pub(in crate::testing) fn unknown(choice: u8) -> UnknownColumns {
     match choice % 3 {
         0 => UnknownColumns::Rescue,
         1 => UnknownColumns::Ignore,
@@ -58,7 +62,7 @@ pub(super) fn unknown(choice: u8) -> UnknownColumns {
 }
 
 /// Gives a column of each type, under a short name that a fuzzer finds.
-pub(super) fn columns() -> Vec<Field> {
+pub(in crate::testing) fn columns() -> Vec<Field> {
     let field = |name: &str, data_type| Field::new(name, data_type, true);
     let pair = Fields::from(vec![field("x", DataType::Int64), field("y", DataType::Utf8View)]);
     let entry = Fields::from(vec![Field::new("key", DataType::Utf8View, false), field("value", DataType::Float64)]);
@@ -80,7 +84,7 @@ pub(super) fn columns() -> Vec<Field> {
 }
 
 /// Reads and decodes content from `offset` on.
-pub(super) fn read(settings: &DecoderSettings, content: &Bytes, grain: Grain, offset: u64) -> Outcome {
+pub(in crate::testing) fn read(settings: &DecoderSettings, content: &Bytes, grain: Grain, offset: u64) -> Outcome {
     let framing = FramedSettings {
         framing: settings.format.framing(),
         record_bytes_max: settings.record_bytes_max,
@@ -113,7 +117,7 @@ pub(super) fn read(settings: &DecoderSettings, content: &Bytes, grain: Grain, of
 }
 
 /// Decodes one chunk, and checks its steps.
-pub(super) fn decode(
+pub(in crate::testing) fn decode(
     decoder: &dyn Decoder,
     settings: &DecoderSettings,
     chunk: &Chunk,

@@ -1,2 +1,6 @@
 #![no_main]
-libfuzzer_sys::fuzz_target!(|data: &[u8]| { let _ = data; });
+
+use libfuzzer_sys::fuzz_target;
+use nexus_operators::testing::fuzz::{pass_over_contained_panics, target};
+
+fuzz_target!(init: pass_over_contained_panics(), |data: &[u8]| target("kpl")(data));
