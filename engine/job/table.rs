@@ -135,8 +135,9 @@ impl TableStage {
         // The plan may end before its input does (a join with nothing): what it held must not hold the input back.
         let leaving = async {
             while let Some(batch) = rows.next().await {
-                if let Some(batch) = self.transform.absorb(batch.map_err(failed)?) {
-                    self.outlet.pass(batch, &mut tally).await?;
+                match self.transform.absorb(batch.map_err(failed)?) {
+                    Some(batch) => self.outlet.pass(batch, &mut tally).await?,
+                    None => hold(&mut self.memory, &self.transform, &self.outlet)?,
                 }
             }
             drop(rows);
@@ -180,6 +181,7 @@ impl TableStage {
     }
 
     async fn snapshot(&mut self, epoch: u64, watermark_us: i64) -> Result<Option<TableState>> {
+        hold(&mut self.memory, &self.transform, &self.outlet)?;
         let Some(memory) = &mut self.memory else { return Ok(None) };
         fail::point("before_snapshot")?;
         let windows = self.transform.snapshot(epoch).await?;
@@ -187,8 +189,6 @@ impl TableStage {
             Some(unique) => unique.snapshot(epoch, watermark_us)?,
             None => nexus_operators::transform::segments::Snapshot::default(),
         };
-        let used = self.transform.size_bytes() + self.outlet.unique.as_ref().map_or(0, Unique::size_bytes);
-        memory.share.hold(used)?;
         let windows = memory.windows.save(epoch, windows).await?;
         fail::point("after_windows_snapshot")?;
         let keys = memory.keys.save(epoch, keys).await?;
@@ -197,6 +197,12 @@ impl TableStage {
         fail::point("after_snapshot")?;
         Ok(Some(state))
     }
+}
+
+/// Notes what the state of a table takes, which must not be more than its share.
+fn hold(memory: &mut Option<Memory>, transform: &Transform, outlet: &Outlet) -> Result<()> {
+    let Some(memory) = memory else { return Ok(()) };
+    memory.share.hold(transform.size_bytes() + outlet.unique.as_ref().map_or(0, Unique::size_bytes))
 }
 
 /// What arrived in an epoch.

@@ -170,7 +170,7 @@ impl Wiring<'_> {
         self.commands.insert(name.to_owned(), command);
         let decode = DecodeStage {
             name: name.to_owned(),
-            decoder: plan.decoder()?,
+            decoder: plan.decoder()?.into(),
             from: reads,
             to: self.takers.remove(name).unwrap_or_default(),
             quarantine,

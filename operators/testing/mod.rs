@@ -1,7 +1,9 @@
 //! What the tests of several crates share: conformance suites and throw-away servers, for operators that users bring
 //! too.
 
+pub mod bomb;
 pub mod clock;
+pub mod fuzz;
 #[cfg(feature = "kinesis")]
 pub mod kinesis;
 #[cfg(feature = "s3")]
@@ -12,3 +14,5 @@ pub mod outage;
 pub mod postgres;
 pub mod sink;
 pub mod source;
+#[cfg(test)]
+mod suites;

@@ -10,8 +10,8 @@
 //! what is missing or denied is tried a few times first, each time the queue
 //! sends it again. No object holds up another.
 
-mod envelope;
-mod ledger;
+pub(crate) mod envelope;
+pub(crate) mod ledger;
 mod object;
 mod owner;
 mod queue;
