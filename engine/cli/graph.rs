@@ -79,7 +79,8 @@ fn reads(table: &TablePlan) -> Vec<String> {
 fn state(table: &TablePlan) -> Option<String> {
     let window = table.window.map(|(_, extent)| window(extent));
     let unique = table.unique.as_ref().map(|(_, _, within_us)| format!("keys for {} s", within_us / 1_000_000));
-    let parts: Vec<_> = window.into_iter().chain(unique).collect();
+    let rows = table.keys.is_some().then(|| "the newest row of each key".to_owned());
+    let parts: Vec<_> = window.into_iter().chain(rows).chain(unique).collect();
     (!parts.is_empty()).then(|| parts.join(", "))
 }
 

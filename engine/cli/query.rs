@@ -10,10 +10,12 @@ use datafusion::execution::object_store::ObjectStoreUrl;
 use datafusion::prelude::{SessionConfig, SessionContext};
 use nexus_operators::quarantine;
 use nexus_operators::store::{Backend, Store};
+use nexus_operators::transform::keyed::SEQUENCE_COLUMN;
 
 use super::stored::StoredTable;
 use super::{Failure, File, terminal};
 use crate::plan::Plan;
+use crate::plan::table::TablePlan;
 use crate::spec::Tier;
 use crate::{Error, Result};
 
@@ -51,7 +53,12 @@ async fn register(context: &SessionContext, plan: &Plan) -> Result<()> {
         let tier = table.tier.name();
         if plan.spec_of(table).is_some_and(|spec| spec.store) {
             let folder = format!("{tier}/{}", table.table);
-            add(context, plan, table.tier, &folder, (tier, &table.table), &table.schema).await?;
+            let changes = format!("{}_changes", table.table);
+            let stored = if table.keys.is_some() { &changes } else { &table.table };
+            add(context, plan, table.tier, &folder, (tier, stored), &table.schema).await?;
+            if let Some(keys) = &table.keys {
+                add_newest(context, table, keys, &changes).await?;
+            }
         }
         let folder = format!("_quarantine/{name}");
         add(context, plan, table.tier, &folder, ("quarantine", &name), &quarantine::schema()).await?;
@@ -60,6 +67,27 @@ async fn register(context: &SessionContext, plan: &Plan) -> Result<()> {
         let folder = format!("_quarantine/{source}");
         add(context, plan, Tier::Bronze, &folder, ("quarantine", source), &quarantine::schema()).await?;
     }
+    Ok(())
+}
+
+/// Makes the newest row of each key known under a table's name, of which `changes` has all.
+async fn add_newest(context: &SessionContext, table: &TablePlan, keys: &[usize], changes: &str) -> Result<()> {
+    let quoted = |name: &str| format!("\"{}\"", name.replace('"', "\"\""));
+    let columns = table.keyed_schema();
+    let of = |indexes: &mut dyn Iterator<Item = usize>| {
+        indexes.map(|index| quoted(columns.field(index).name())).collect::<Vec<_>>().join(", ")
+    };
+    let sql = format!(
+        "CREATE VIEW {tier}.{name} AS SELECT {all} FROM (SELECT *, row_number() OVER (PARTITION BY {keys} ORDER BY \
+         {SEQUENCE_COLUMN} DESC) AS _newest FROM {tier}.{changes}) WHERE _newest = 1",
+        tier = table.tier,
+        name = quoted(&table.table),
+        changes = quoted(changes),
+        all = of(&mut (0..columns.fields().len())),
+        keys = of(&mut keys.iter().copied()),
+    );
+    let failed = |e: DataFusionError| Error::internal(format!("could not make a view of {}", table.name())).because(e);
+    context.sql(&sql).await.map_err(failed)?;
     Ok(())
 }
 

@@ -150,7 +150,7 @@ impl TableStage {
         tally.counts.late = arrived.late;
 
         let watermark_us = barrier.watermark_us.unwrap_or(WATERMARK_START);
-        if let Some(mut windows) = self.transform.close(watermark_us).await? {
+        if let Some(mut windows) = self.transform.close(barrier.epoch, watermark_us).await? {
             while let Some(batch) = windows.next().await {
                 self.outlet.pass(batch.map_err(failed)?, &mut tally).await?;
             }

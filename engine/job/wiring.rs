@@ -315,7 +315,7 @@ impl Wiring<'_> {
             key: spec.key.clone(),
             append: spec.append,
             create: spec.create,
-            rows: plan.schema.clone(),
+            rows: plan.keyed_schema(),
         };
         let spool = spool_place(&self.restored.store, &plan.name());
         let sink = PostgresSink::new(settings, secret, spool)?;

@@ -181,6 +181,14 @@ impl<'a> Planning<'a> {
                     || self.loaded.spec.reference.contains_key(read);
                 declared && !streams.contains_key(read) && !references.contains_key(read)
             };
+            let changing = planned.iter().find(|plan| plan.keys.is_some() && read.contains(&plan.name()));
+            if let Some(changing) = changing {
+                let message = format!("{name} reads {}, whose rows change", changing.name());
+                let hint =
+                    "an aggregate without a window is for its sinks; read what it reads, or put both into one query";
+                self.refuse(&[tier.name(), table], codes::NOT_STREAMABLE, message, Some(hint.to_owned()));
+                continue;
+            }
             if read.iter().any(refused) || !self.keeps_order(&name, tier, read) {
                 continue;
             }
@@ -192,7 +200,9 @@ impl<'a> Planning<'a> {
             match plan {
                 Ok(plan) => {
                     self.check_columns(&plan, spec);
-                    streams.insert(name, (plan.schema.clone(), plan.event_time));
+                    if plan.keys.is_none() {
+                        streams.insert(name, (plan.schema.clone(), plan.event_time));
+                    }
                     planned.push(plan);
                 }
                 Err(why) => self.refuse_table((tier, table), why),

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use arrow::datatypes::{DataType, SchemaRef};
+use arrow::datatypes::{DataType, Schema, SchemaRef};
 use datafusion::catalog::{CatalogProvider, MemorySchemaProvider, SchemaProvider, TableProvider};
 use datafusion::common::{DFSchema, TableReference};
 use datafusion::error::DataFusionError;
@@ -13,6 +13,7 @@ use nexus_operators::clock::SharedClock;
 use nexus_operators::transform::Transform;
 use nexus_operators::transform::aggregate::WindowedAggregate;
 use nexus_operators::transform::expect::{Otherwise, Rule};
+use nexus_operators::transform::keyed::{KeyedAggregate, with_sequence};
 use nexus_operators::transform::leaf::{Leaf, StreamTable};
 use nexus_operators::transform::query::{Query, set_time};
 use nexus_operators::transform::rows::stored_schema;
@@ -20,7 +21,7 @@ use nexus_operators::transform::unique::Unique;
 use nexus_operators::transform::window::{Extent, Window};
 use nexus_operators::{Error, Result};
 
-use super::analyze::{EventTimes, Shape, Unfit, analyze, stream_name};
+use super::analyze::{EventTimes, Shape, Unfit, analyze, stream_name, without_window};
 use super::reference::ReferenceTable;
 use super::windows;
 use crate::spec::Tier;
@@ -54,6 +55,8 @@ pub struct TablePlan {
     pub event_time: Option<usize>,
     /// The window of the query's aggregate: its place among the keys, and how far it reaches.
     pub window: Option<(usize, Extent)>,
+    /// The keys of an aggregate without a window, as columns: a row replaces the one before of the same keys.
+    pub keys: Option<Vec<usize>>,
     /// What becomes of late rows.
     pub late: Late,
     /// The rules that a row must meet.
@@ -132,10 +135,14 @@ impl TablePlan {
             return Err(Refused::Sql { message: message.into(), at: None });
         }
         let times: EventTimes = inputs.iter().map(|name| (name.clone(), time_name(readable, name))).collect();
-        let Shape { window, event_time } = analyze(&optimised, &times).map_err(Refused::Unfit)?;
+        let Shape { window, keys, event_time } = analyze(&optimised, &times).map_err(Refused::Unfit)?;
         let used: Vec<Arc<Leaf>> = inputs.iter().filter_map(|name| leaves.get(name).cloned()).collect();
         let query = Query::new(state.clone(), logical.clone(), used.clone(), readable.clock.clone()).await;
-        let schema = stored_schema(&query.map_err(|e| Refused::Sql { message: e.to_string(), at: None })?.schema());
+        let mut schema = stored_schema(&query.map_err(|e| Refused::Sql { message: e.to_string(), at: None })?.schema());
+        if let Some(keys) = &keys {
+            check_keyed(spec, &schema, keys, &times)?;
+            schema = with_sequence(&schema);
+        }
         check_columns(&schema)?;
         let unique = spec.unique.as_ref().map(|unique| unique_plan(unique, &schema, event_time)).transpose()?;
         Ok(Self {
@@ -147,6 +154,7 @@ impl TablePlan {
             rules: rules(&state, &schema, spec)?,
             schema,
             event_time,
+            keys,
             late: spec.late,
             unique,
             logical,
@@ -165,7 +173,7 @@ impl TablePlan {
 
     /// Tells whether something of the table outlives an epoch.
     pub fn is_stateful(&self) -> bool {
-        self.window.is_some() || self.unique.is_some()
+        self.window.is_some() || self.keys.is_some() || self.unique.is_some()
     }
 
     /// Describes the query and the rule of uniqueness: state that belongs to another description cannot be used.
@@ -184,11 +192,18 @@ impl TablePlan {
         format!("{sql}; over {}{}", inputs.join(", "), key.unwrap_or_default())
     }
 
+    /// Gives the columns that a sink with a key keeps: all, but for the sequence that tells which row is newer.
+    pub fn keyed_schema(&self) -> SchemaRef {
+        let columns = self.schema.fields().len() - usize::from(self.keys.is_some());
+        Arc::new(Schema::new(self.schema.fields().iter().take(columns).cloned().collect::<Vec<_>>()))
+    }
+
     /// Makes the query ready to run.
     pub async fn transform(&self) -> Result<Transform> {
         let query =
             Query::new(self.state.clone(), self.logical.clone(), self.leaves.clone(), self.clock.clone()).await?;
         Ok(match self.window {
+            None if self.keys.is_some() => Transform::Keyed(Box::new(KeyedAggregate::new(query)?)),
             None => Transform::Stateless(Box::new(query)),
             Some((index, extent)) => Transform::Windowed(Box::new(WindowedAggregate::new(query, index, extent)?)),
         })
@@ -288,6 +303,32 @@ fn check_columns(schema: &SchemaRef) -> Result<(), Refused> {
             let message = format!("column `{}` is always NULL and has no type; write CAST(NULL AS ...)", field.name());
             return Err(Refused::Sql { message, at: None });
         }
+    }
+    Ok(())
+}
+
+/// Checks that a table whose rows change has a sink that keeps the newest of each key, and nothing that needs rows to
+/// stay.
+fn check_keyed(spec: &model::Table, schema: &SchemaRef, keys: &[usize], times: &EventTimes) -> Result<(), Refused> {
+    let Some(postgres) = spec.postgres.as_ref().filter(|postgres| !postgres.key.is_empty()) else {
+        return Err(Refused::Unfit(without_window(times)));
+    };
+    let names: BTreeSet<&str> = keys.iter().map(|key| schema.field(*key).name().as_str()).collect();
+    if postgres.key.iter().map(String::as_str).collect::<BTreeSet<_>>() != names {
+        let names = names.into_iter().collect::<Vec<_>>().join(", ");
+        let message = format!("the query has one row for each ({names}): so must the table; write `key: [{names}]`");
+        return Err(Refused::Option(vec!["postgres".into(), "key".into()], Error::config(message)));
+    }
+    if spec.unique.is_some() {
+        let message = "the rows of an aggregate without a window change; make the rows that it reads unique";
+        return Err(Refused::Option(vec!["unique".into()], Error::config(message)));
+    }
+    let leaves_out =
+        |rule: &model::Expectation| !matches!(rule.otherwise, model::Otherwise::Keep | model::Otherwise::Fail);
+    if let Some((name, _)) = spec.expect.iter().find(|(_, rule)| leaves_out(rule)) {
+        let message = "a row of an aggregate without a window replaces an older one, which would stay if it were left out; \
+                       only `keep` and `fail` are possible here";
+        return Err(Refused::Option(vec!["expect".into(), name.clone(), "else".into()], Error::config(message)));
     }
     Ok(())
 }

@@ -7,7 +7,9 @@ use datafusion::execution::SendableRecordBatchStream;
 pub mod aggregate;
 pub mod expect;
 pub mod functions;
+pub mod keyed;
 pub mod leaf;
+mod phases;
 pub mod query;
 pub mod rows;
 pub mod segments;
@@ -17,6 +19,7 @@ pub mod window;
 
 use crate::error::Result;
 use aggregate::WindowedAggregate;
+use keyed::KeyedAggregate;
 use query::{Query, Running};
 use segments::{Segment, Snapshot};
 use window::WATERMARK_START;
@@ -27,6 +30,8 @@ pub enum Transform {
     Stateless(Box<Query>),
     /// Rows in, and out when their window closes.
     Windowed(Box<WindowedAggregate>),
+    /// Rows in, and out the new row of each key.
+    Keyed(Box<KeyedAggregate>),
 }
 
 impl Transform {
@@ -40,6 +45,7 @@ impl Transform {
         match self {
             Transform::Stateless(query) => query,
             Transform::Windowed(aggregate) => aggregate.query(),
+            Transform::Keyed(aggregate) => aggregate.query(),
         }
     }
 
@@ -48,6 +54,7 @@ impl Transform {
         match self {
             Transform::Stateless(query) => query.refresh(),
             Transform::Windowed(aggregate) => aggregate.refresh(),
+            Transform::Keyed(aggregate) => aggregate.refresh(),
         }
     }
 
@@ -56,6 +63,7 @@ impl Transform {
         match self {
             Transform::Stateless(query) => query.start().await,
             Transform::Windowed(aggregate) => aggregate.start().await,
+            Transform::Keyed(aggregate) => aggregate.start().await,
         }
     }
 
@@ -67,14 +75,19 @@ impl Transform {
                 aggregate.absorb(batch);
                 None
             }
+            Transform::Keyed(aggregate) => {
+                aggregate.absorb(batch);
+                None
+            }
         }
     }
 
-    /// Gives the rows of the windows that the watermark closes.
-    pub async fn close(&mut self, watermark_us: i64) -> Result<Option<SendableRecordBatchStream>> {
+    /// Gives the rows of the windows that the watermark closes, or of the keys that the epoch has touched.
+    pub async fn close(&mut self, epoch: u64, watermark_us: i64) -> Result<Option<SendableRecordBatchStream>> {
         match self {
             Transform::Stateless(_) => Ok(None),
-            Transform::Windowed(aggregate) => aggregate.close(watermark_us).await,
+            Transform::Windowed(aggregate) => aggregate.close(watermark_us),
+            Transform::Keyed(aggregate) => aggregate.close(epoch).await,
         }
     }
 
@@ -83,6 +96,7 @@ impl Transform {
         match self {
             Transform::Stateless(_) => Ok(Snapshot::default()),
             Transform::Windowed(aggregate) => aggregate.snapshot(epoch).await,
+            Transform::Keyed(aggregate) => aggregate.snapshot(epoch),
         }
     }
 
@@ -91,13 +105,14 @@ impl Transform {
         match self {
             Transform::Stateless(_) => Ok(()),
             Transform::Windowed(aggregate) => aggregate.restore(segments, closed_until_us),
+            Transform::Keyed(aggregate) => aggregate.restore(segments),
         }
     }
 
     /// Gives the time up to which windows have been given out.
     pub fn closed_until_us(&self) -> i64 {
         match self {
-            Transform::Stateless(_) => WATERMARK_START,
+            Transform::Stateless(_) | Transform::Keyed(_) => WATERMARK_START,
             Transform::Windowed(aggregate) => aggregate.closed_until_us(),
         }
     }
@@ -105,7 +120,7 @@ impl Transform {
     /// Gives the time before which no window begins that is still open, or that rows to come will open.
     pub fn earliest_open_us(&self, watermark_us: i64) -> Result<i64> {
         match self {
-            Transform::Stateless(_) => Ok(watermark_us),
+            Transform::Stateless(_) | Transform::Keyed(_) => Ok(watermark_us),
             Transform::Windowed(aggregate) => aggregate.earliest_open_us(watermark_us),
         }
     }
@@ -115,6 +130,7 @@ impl Transform {
         match self {
             Transform::Stateless(_) => 0,
             Transform::Windowed(aggregate) => aggregate.size_bytes(),
+            Transform::Keyed(aggregate) => aggregate.size_bytes(),
         }
     }
 }

@@ -14,7 +14,7 @@ mod window;
 #[cfg(test)]
 mod tests;
 
-use trace::carries_time;
+use trace::{carries_time, is_key};
 use window::find_window;
 
 /// Event-time columns by the name of the stream that has them; none if a stream has no event time.
@@ -25,6 +25,8 @@ pub type EventTimes = BTreeMap<String, Option<String>>;
 pub struct Shape {
     /// The window of the aggregate, if the query has one.
     pub window: Option<WindowShape>,
+    /// The columns of the result that are the keys of an aggregate without a window, whose rows change.
+    pub keys: Option<Vec<usize>>,
     /// The column of the result that carries event time.
     pub event_time: Option<usize>,
 }
@@ -66,12 +68,70 @@ pub fn stream_name(table: &TableReference) -> String {
 /// Looks at an optimised plan over the streams that `times` names.
 pub fn analyze(plan: &LogicalPlan, times: &EventTimes) -> Result<Shape, Unfit> {
     check(plan, times)?;
-    let window = match find_aggregate(plan, times)? {
-        Some(aggregate) => Some(find_window(aggregate, times)?),
-        None => None,
+    let Some(aggregate) = find_aggregate(plan, times)? else {
+        return Ok(Shape { window: None, keys: None, event_time: event_time(plan, times, None) });
     };
-    let event_time = (0..plan.schema().fields().len()).find(|index| carries_time(plan, *index, times, window.as_ref()));
-    Ok(Shape { window, event_time })
+    match find_window(aggregate, times)? {
+        Some(window) => {
+            let event_time = event_time(plan, times, Some(&window));
+            Ok(Shape { window: Some(window), keys: None, event_time })
+        }
+        None => Ok(Shape { window: None, keys: Some(key_columns(plan, aggregate, times)?), event_time: None }),
+    }
+}
+
+fn event_time(plan: &LogicalPlan, times: &EventTimes, window: Option<&WindowShape>) -> Option<usize> {
+    (0..plan.schema().fields().len()).find(|index| carries_time(plan, *index, times, window))
+}
+
+/// Finds the columns of the result that are the keys of an aggregate without a window.
+///
+/// A row that has been given out cannot be taken back: above the aggregate, nothing may leave a row out.
+fn key_columns(plan: &LogicalPlan, aggregate: &Aggregate, times: &EventTimes) -> Result<Vec<usize>, Unfit> {
+    if aggregate.group_expr.is_empty() {
+        return Err(without_window(times));
+    }
+    let mut above = plan;
+    while !matches!(above, LogicalPlan::Aggregate(_)) {
+        if !matches!(above, LogicalPlan::Projection(_) | LogicalPlan::SubqueryAlias(_)) {
+            return Err(Unfit::new(
+                "HAVING, a filter or a join over an aggregate without a window",
+                "its rows change, and one that has been written would have to be taken back; write all rows, and filter \
+                 where they are read",
+            ));
+        }
+        let Some(below) = above.inputs().into_iter().next() else { break };
+        above = below;
+    }
+    let columns = 0..plan.schema().fields().len();
+    let column_of = |key: usize| columns.clone().find(|column| is_key(plan, *column, key, times));
+    let found = (0..aggregate.group_expr.len()).map(|key| {
+        column_of(key).ok_or_else(|| {
+            Unfit::new(
+                format!(
+                    "`{}` is grouped by and not selected",
+                    aggregate.group_expr.get(key).map(ToString::to_string).unwrap_or_default()
+                ),
+                "without a window, the keys tell which row a later one replaces: select each of them",
+            )
+        })
+    });
+    found.collect()
+}
+
+/// Refuses an aggregate whose groups never end.
+pub fn without_window(times: &EventTimes) -> Unfit {
+    let with_time: Vec<String> =
+        times.iter().filter_map(|(stream, time)| time.as_ref().map(|t| format!("`{t}` of {stream}"))).collect();
+    let window = if with_time.is_empty() {
+        "give the source an `event_time`, and group by date_bin(INTERVAL '1 hour', <that column>)".to_owned()
+    } else {
+        format!("group by date_bin(INTERVAL '1 hour', ...) or date_trunc('hour', ...) of {}", with_time.join(" or "))
+    };
+    Unfit::new(
+        "an aggregate without a window of the event time never ends",
+        format!("{window}; or have one row for each key kept up to date by `postgres: {{ key: [...] }}`"),
+    )
 }
 
 fn reads_stream(plan: &LogicalPlan, times: &EventTimes) -> bool {

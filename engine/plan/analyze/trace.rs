@@ -65,6 +65,12 @@ pub(super) fn carries_time(plan: &LogicalPlan, index: usize, times: &EventTimes,
     })
 }
 
+/// Tells whether a column of the result is a key of the aggregate, as it is.
+pub(super) fn is_key(plan: &LogicalPlan, index: usize, key: usize, times: &EventTimes) -> bool {
+    let (qualifier, field) = plan.schema().qualified_field(index);
+    traces_to_key(plan, Expr::Column(Column::new(qualifier.cloned(), field.name())), key, times)
+}
+
 fn traces_to_key(plan: &LogicalPlan, expr: Expr, key: usize, times: &EventTimes) -> bool {
     let below = match plan {
         LogicalPlan::Aggregate(aggregate) if reads_stream(plan, times) => {

@@ -25,23 +25,17 @@ const ZONE_SLACK_US: i64 = 3 * HOUR_US;
 /// The last day that every month has: months that begin behind it are not equally far apart.
 const MONTH_DAYS_MIN: u32 = 28;
 
-pub(super) fn find_window(aggregate: &Aggregate, times: &EventTimes) -> Result<WindowShape, Unfit> {
+/// Finds the key that is a window of event time.
+pub(super) fn find_window(aggregate: &Aggregate, times: &EventTimes) -> Result<Option<WindowShape>, Unfit> {
     if aggregate.group_expr.iter().any(|key| matches!(key, Expr::GroupingSet(_))) {
         return Err(Unfit::new("GROUPING SETS, ROLLUP or CUBE over a stream", "write one table for each set of keys"));
     }
     for group_index in 0..aggregate.group_expr.len() {
         if let Some(window) = key_window(aggregate, group_index, times)? {
-            return Ok(window);
+            return Ok(Some(window));
         }
     }
-    let with_time: Vec<String> =
-        times.iter().filter_map(|(stream, time)| time.as_ref().map(|t| format!("`{t}` of {stream}"))).collect();
-    let hint = if with_time.is_empty() {
-        "give the source an `event_time`, and group by date_bin(INTERVAL '1 hour', <that column>)".to_owned()
-    } else {
-        format!("group by date_bin(INTERVAL '1 hour', ...) or date_trunc('hour', ...) of {}", with_time.join(" or "))
-    };
-    Err(Unfit::new("an aggregate without a window of the event time never ends", hint))
+    Ok(None)
 }
 
 /// Tells the window that a key of an aggregate is, and how each stream's rows fall into it.
