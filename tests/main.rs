@@ -19,5 +19,6 @@ mod oracle;
 mod pressure;
 mod readers;
 mod servers;
+mod serving;
 mod soak;
 mod world;
