@@ -12,8 +12,9 @@ PIPELINE ?= pipelines/flights.yaml
 export NEXUS_TEST_ENV ?= $(TEST_ENV)
 
 SOAK_CRASHES ?= 500
+FUZZ_SECONDS ?= 120
 
-.PHONY: help run check build test test-env test-rust soak lint fmt fmt-check doc bench deny clean
+.PHONY: help run check build test test-env test-rust test-suites soak fuzz bombs lint fmt fmt-check doc bench deny clean
 
 help: ## Lists these targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -44,6 +45,22 @@ test-rust:
 soak: test-env ## Kills and restarts pipelines 500 times (SOAK_CRASHES), and proves each time that nothing is lost or doubled
 	NEXUS_TEST_CRASHES=$(SOAK_CRASHES) $(CARGO) test --workspace --all-features --locked --test nexus \
 		fail_points::killed_at_every_step -- --nocapture
+
+test-suites: ## Reads public suites: JSON_TEST_SUITE=<JSONTestSuite> PARQUET_TEST_DATA=<parquet-testing>/data
+	$(CARGO) test --workspace --all-features --locked --lib -- --ignored --nocapture suites
+
+fuzz: ## Fuzzes each decoder and parser for FUZZ_SECONDS (needs cargo-fuzz)
+	cp Cargo.lock tests/fuzz/Cargo.lock
+	@for target in $$($(CARGO) fuzz list --fuzz-dir tests/fuzz); do \
+		mkdir -p "target/fuzz/$$target"; \
+		$(CARGO) fuzz run --fuzz-dir tests/fuzz --sanitizer none --features engine "$$target" \
+			"target/fuzz/$$target" "tests/fuzz/corpus/$$target" -- \
+			-max_total_time=$(FUZZ_SECONDS) -timeout=20 -rss_limit_mb=2048 -max_len=4096; \
+	done
+
+bombs: test-env ## Unpacks bombs of 10 GiB within 128 MiB
+	NEXUS_TEST_BOMB_MIB=10240 $(CARGO) test --release --workspace --all-features --locked --test nexus \
+		memory::an_endless_line -- --nocapture
 
 lint: ## Runs clippy; a warning is an error
 	$(CARGO) clippy --workspace --all-targets --all-features --locked -- -D warnings

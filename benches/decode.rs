@@ -10,7 +10,9 @@ use arrow::datatypes::{DataType, Field, Schema};
 use bytes::Bytes;
 use criterion::{BenchmarkGroup, Criterion, Throughput, criterion_group, criterion_main, measurement::WallTime};
 use nexus_operators::batch::{Chunk, OffsetKind, Payload, timestamp_type};
-use nexus_operators::decode::{BATCH_ROWS_MAX, Decoder, DecoderSettings, FormatSettings, UnknownColumns, decoder};
+use nexus_operators::decode::{
+    BATCH_ROWS_MAX, Decoder, DecoderSettings, FormatSettings, UnknownColumns, decode_whole, decoder,
+};
 
 const ROWS: usize = 50_000;
 
@@ -84,9 +86,9 @@ fn bench_nexus(group: &mut BenchmarkGroup<'_, WallTime>, name: &str, format: For
     let decoder = format_decoder(format);
     let payload = Payload::Framed { offset: 0, bytes: content.clone(), header: None };
     let chunk = Chunk { partition: "flights".into(), payload, read_at_us: 0, lag_ms: None };
-    let decoded = decoder.decode(&chunk).expect("the content decodes");
+    let decoded = decode_whole(&*decoder, &chunk).expect("the content decodes");
     assert!(decoded.rejects.is_empty() && decoded.batches.iter().map(|b| b.num_rows()).sum::<usize>() >= ROWS);
-    group.bench_function(name, |b| b.iter(|| black_box(decoder.decode(&chunk).expect("the content decodes"))));
+    group.bench_function(name, |b| b.iter(|| black_box(decode_whole(&*decoder, &chunk).expect("the content decodes"))));
 }
 
 fn bench_decode(criterion: &mut Criterion) {

@@ -12,6 +12,7 @@ use futures::StreamExt;
 use nexus::Pipeline;
 use nexus::operators::batch::Payload;
 use nexus::operators::clock::SystemClock;
+use nexus::operators::decode::decode_whole;
 use nexus::operators::position::Cut;
 use nexus::operators::source::SourceEvent;
 use nexus::operators::transform::Transform;
@@ -67,7 +68,7 @@ async fn batches(plan: &Plan) -> Vec<RecordBatch> {
         match operator.next().await.expect("generated rows do not fail") {
             SourceEvent::Chunk(chunk) => {
                 assert!(matches!(chunk.payload, Payload::Batch { .. }));
-                batches.extend(decoder.decode(&chunk).expect("generated rows decode").batches);
+                batches.extend(decode_whole(&*decoder, &chunk).expect("generated rows decode").batches);
             }
             SourceEvent::End => return batches,
             other => panic!("{other:?}"),

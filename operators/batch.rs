@@ -90,12 +90,13 @@ impl Chunk {
         matches!(&self.payload, Payload::Records(records) if records.is_empty())
     }
 
-    /// Gives the place of the first record within the partition.
-    pub fn first_offset(&self) -> String {
+    /// Gives the place within the partition behind so many records, or of the first one where offsets count no rows.
+    pub fn offset_behind(&self, records: u64) -> String {
         match &self.payload {
-            Payload::Framed { offset, .. } | Payload::Batch { offset, .. } => offset.to_string(),
-            Payload::Records(records) => records.first().map(|record| record.offset.clone()).unwrap_or_default(),
-            Payload::RowGroup(group) => group.first_row.to_string(),
+            Payload::Framed { offset, .. } => offset.to_string(),
+            Payload::Batch { offset, .. } => (offset + records).to_string(),
+            Payload::Records(all) => all.first().map(|record| record.offset.clone()).unwrap_or_default(),
+            Payload::RowGroup(group) => (group.first_row + records).to_string(),
         }
     }
 

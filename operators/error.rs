@@ -119,7 +119,14 @@ impl From<std::io::Error> for Error {
             Io::InvalidData | Io::UnexpectedEof => ErrorKind::Data,
             _ => ErrorKind::Unavailable,
         };
-        Error::new(kind, "input or output failed").because(error)
+        let text = match error.kind() {
+            Io::StorageFull | Io::QuotaExceeded => {
+                "the disk is full; free space on it and start again, nothing is lost"
+            }
+            Io::PermissionDenied | Io::ReadOnlyFilesystem => "it is not allowed; let nexus write there, or read it",
+            _ => "input or output failed",
+        };
+        Error::new(kind, text).because(error)
     }
 }
 

@@ -165,3 +165,28 @@ impl Wanted {
         Some(Self { name, passing, what })
     }
 }
+
+/// Passes a poll of a stage.
+#[cfg(not(feature = "testing"))]
+#[inline]
+pub const fn poll(_: &str, _: &mut u64) {}
+
+/// Passes a poll of a stage, which panics there if `NEXUS_PANIC` names it, as `<stage>:<n>` for its n-th poll.
+#[cfg(feature = "testing")]
+#[allow(clippy::panic, reason = "that is what a test asks for")]
+pub fn poll(stage: &str, polls: &mut u64) {
+    static WANTED: std::sync::OnceLock<Option<(String, u64)>> = std::sync::OnceLock::new();
+
+    let wanted = WANTED.get_or_init(|| {
+        let text = std::env::var("NEXUS_PANIC").ok()?;
+        let (stage, poll) = text.rsplit_once(':')?;
+        Some((stage.to_owned(), poll.parse().ok()?))
+    });
+    *polls += 1;
+    if let Some((wanted, poll)) = wanted
+        && wanted == stage
+        && poll == polls
+    {
+        panic!("a test has {stage} panic at its poll {poll}");
+    }
+}

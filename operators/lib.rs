@@ -13,6 +13,7 @@
 pub mod aws;
 pub mod batch;
 pub mod clock;
+pub mod contained;
 pub mod decode;
 pub mod error;
 pub mod fail;

@@ -5,6 +5,8 @@
 
 pub mod local;
 #[cfg(feature = "s3")]
+pub(crate) mod patient;
+#[cfg(feature = "s3")]
 pub mod s3;
 
 use std::fmt;
@@ -180,6 +182,9 @@ impl Store {
     }
 
     /// Writes a file durably if there is none of that name; tells whether it did.
+    ///
+    /// The content must be unlike that of any other writer: where a reply was lost, the file that is there by now is
+    /// known by it for one's own.
     pub async fn create(&self, name: &str, content: Bytes) -> Result<bool> {
         match &self.backend {
             Backend::Local(root) => {

@@ -15,7 +15,13 @@ mod crash;
 mod endless;
 mod fail_points;
 mod flights;
+mod hostile;
+#[path = "fuzz/engine.rs"]
+mod fuzz_engine;
+mod inputs;
+mod memory;
 mod oracle;
+mod panics;
 mod pressure;
 mod readers;
 mod servers;

@@ -86,6 +86,11 @@ impl World {
         self.env.iter().find(|(known, _)| known == name).map_or_else(|| panic!("{name} is not set"), |(_, value)| value)
     }
 
+    /// Tells whether a variable of the command's environment is set here.
+    pub fn has(&self, name: &str) -> bool {
+        self.env.iter().any(|(known, _)| known == name)
+    }
+
     /// Gives the path of a file or folder of this world.
     pub fn path(&self, name: &str) -> PathBuf {
         self.folder.path().join(name)

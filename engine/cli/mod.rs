@@ -5,6 +5,8 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 
+use nexus_operators::contained::is_contained;
+
 use crate::plan::Plan;
 use crate::spec::Diagnostics;
 use crate::{Error, Pipeline};
@@ -83,6 +85,7 @@ enum Failure {
 /// Runs the command that the process was started with.
 pub fn main() -> ExitCode {
     let arguments = Arguments::parse();
+    quieten_contained_panics();
     let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
         Ok(runtime) => runtime,
         Err(error) => {
@@ -104,6 +107,17 @@ pub fn main() -> ExitCode {
             ExitCode::from(FAILED)
         }
     }
+}
+
+/// Keeps quiet about panics that are caught where they come from: they say something of a file, which goes to the
+/// quarantine with its own words.
+fn quieten_contained_panics() {
+    let report = std::panic::take_hook();
+    std::panic::set_hook(Box::new(move |panic| {
+        if !is_contained() {
+            report(panic);
+        }
+    }));
 }
 
 async fn dispatch(verb: Verb) -> Result<(), Failure> {

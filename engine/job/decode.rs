@@ -26,7 +26,7 @@ pub struct DecodeStage {
     /// The source's name.
     pub name: String,
     /// The decoder.
-    pub decoder: Box<dyn Decoder>,
+    pub decoder: Arc<dyn Decoder>,
     /// The source's channel.
     pub from: Receiver<Read>,
     /// The channels of the tables that read the source.
@@ -51,11 +51,7 @@ impl DecodeStage {
             match read {
                 Read::Chunk(chunk) => {
                     counts.bytes += chunk.size_bytes() as u64;
-                    let decoded = self.decode(&chunk)?;
-                    for batch in decoded.batches {
-                        self.pass(&chunk.partition, batch, &mut counts).await?;
-                    }
-                    self.reject(&chunk.partition, decoded.rejects, &mut counts).await?;
+                    self.decode(&chunk, &mut counts).await?;
                 }
                 Read::Reject { partition, reject } => {
                     counts.bytes += reject.raw.len() as u64;
@@ -72,20 +68,31 @@ impl DecodeStage {
         Err(closed())
     }
 
-    /// Decodes a chunk; one that cannot be decoded at all is one reject.
-    fn decode(&self, chunk: &Chunk) -> Result<Decoded> {
+    /// Decodes a chunk and passes on what it becomes, step by step; what cannot be decoded at all is one reject.
+    async fn decode(&mut self, chunk: &Chunk, counts: &mut SourceCounts) -> Result<()> {
         if chunk.is_empty() {
-            return Ok(Decoded::default());
+            return Ok(());
         }
-        match self.decoder.decode(chunk) {
-            Err(error) if error.kind() == ErrorKind::Data => {
-                let reject = Reject { offset: chunk.first_offset(), raw: chunk.raw(), reason: error.to_string() };
-                Ok(Decoded { batches: Vec::new(), rejects: vec![reject] })
+        let decoder = Arc::clone(&self.decoder);
+        let mut records = 0;
+        for step in decoder.decode(chunk) {
+            let decoded = match step {
+                Err(error) if error.kind() == ErrorKind::Data => {
+                    let (offset, raw) = (chunk.offset_behind(records), chunk.raw());
+                    let rejects = vec![Reject { offset, raw, reason: error.to_string() }];
+                    Decoded { batches: Vec::new(), rejects }
+                }
+                decoded => decoded
+                    .map_err(|error| error.while_doing(format!("could not decode records of source {}", self.name)))?,
+            };
+            records += decoded.batches.iter().map(|batch| batch.num_rows() as u64).sum::<u64>();
+            records += decoded.rejects.len() as u64;
+            for batch in decoded.batches {
+                self.pass(&chunk.partition, batch, counts).await?;
             }
-            decoded => {
-                decoded.map_err(|error| error.while_doing(format!("could not decode records of source {}", self.name)))
-            }
+            self.reject(&chunk.partition, decoded.rejects, counts).await?;
         }
+        Ok(())
     }
 
     async fn pass(&mut self, partition: &Arc<str>, batch: RecordBatch, counts: &mut SourceCounts) -> Result<()> {
@@ -214,6 +221,7 @@ mod tests {
     use nexus_operators::Error;
     use nexus_operators::batch::{Payload, RowGroup, timestamp_type};
     use nexus_operators::clock::SystemClock;
+    use nexus_operators::decode::Steps;
 
     use super::*;
     use crate::job::channel::channel;
@@ -236,8 +244,8 @@ mod tests {
             Arc::new(Schema::empty())
         }
 
-        fn decode(&self, _: &Chunk) -> Result<Decoded> {
-            Err(Error::data("column \"n\" is binary in the file"))
+        fn decode<'a>(&'a self, _: &'a Chunk) -> Steps<'a> {
+            Box::new(std::iter::once(Err(Error::data("column \"n\" is binary in the file"))))
         }
     }
 
@@ -248,7 +256,7 @@ mod tests {
         let (reports, mut heard) = mpsc::unbounded_channel();
         let stage = DecodeStage {
             name: "files".into(),
-            decoder: Box::new(Misfit),
+            decoder: Arc::new(Misfit),
             from,
             to: Vec::new(),
             quarantine,

@@ -29,6 +29,7 @@ pub mod budget;
 pub mod channel;
 pub mod coordinator;
 mod decode;
+mod guard;
 pub mod place;
 pub mod progress;
 mod reference;
@@ -40,6 +41,7 @@ mod wiring;
 
 use crate::plan::Plan;
 use coordinator::Coordinator;
+use guard::guard;
 use progress::{Limits, Progress, Report};
 pub use start::{encryption, state_store};
 
@@ -91,7 +93,7 @@ impl Job {
         let (sources, tables) = (sources.iter().map(String::as_str), names.iter().map(String::as_str));
         let progress = Arc::new(Progress::new(&spec.name, sources, tables).with_limits(limits));
         let (stop, stopped) = watch::channel(false);
-        let wired = Box::pin(start::start(plan, settings, progress.clone(), stopped)).await?;
+        let wired = Box::pin(guard("the start", start::start(plan, settings, progress.clone(), stopped))).await?;
         let done = tokio::spawn(async move {
             match wired {
                 None => Ok(()),
@@ -131,7 +133,7 @@ impl Job {
         let status = self.status();
         match ended {
             Ok(ended) => ended.map(|()| status),
-            Err(error) => Err(died("the job", error)),
+            Err(error) => Err(Error::internal("the job was ended from outside").because(error)),
         }
     }
 }
@@ -201,17 +203,17 @@ async fn supervise(wired: Wired) -> Result<()> {
 
 /// Runs all tasks until the coordinator is done or one of them fails.
 async fn run(wired: Wired) -> Result<()> {
-    let mut tasks: JoinSet<(String, Result<()>)> = JoinSet::new();
+    let mut tasks: JoinSet<Result<()>> = JoinSet::new();
     let Wired { cpu, stages, commits, coordinator } = wired;
     let handle = cpu.0.as_ref().map(|runtime| runtime.handle().clone());
     let handle = handle.ok_or_else(|| Error::internal("the runtime has ended"))?;
     for (name, stage) in stages {
-        tasks.spawn_on(async move { (name, stage.await) }, &handle);
+        tasks.spawn_on(async move { guard(&name, stage).await }, &handle);
     }
     for (name, commit) in commits {
-        tasks.spawn(async move { (name, commit.await) });
+        tasks.spawn(async move { guard(&name, commit).await });
     }
-    let mut coordinating = std::pin::pin!(coordinator.run());
+    let mut coordinating = std::pin::pin!(guard("the coordinator", coordinator.run()));
     loop {
         // Cancel-safe: the coordinator is polled by reference, and `join_next` loses nothing.
         tokio::select! {
@@ -231,7 +233,7 @@ async fn run(wired: Wired) -> Result<()> {
 }
 
 /// Finds the error that made the others fail: those only say that a neighbour has ended.
-async fn deepest(first: Error, tasks: &mut JoinSet<(String, Result<()>)>) -> Error {
+async fn deepest(first: Error, tasks: &mut JoinSet<Result<()>>) -> Error {
     let mut found = first;
     let until = Instant::now() + CAUSE_WAIT;
     while is_closed(&found) {
@@ -251,18 +253,6 @@ fn is_closed(error: &Error) -> bool {
     error.to_string().ends_with(&channel::closed().to_string())
 }
 
-fn outcome(ended: Result<(String, Result<()>), JoinError>) -> Result<()> {
-    match ended {
-        Ok((_, result)) => result,
-        Err(error) => Err(died("a stage", error)),
-    }
-}
-
-fn died(what: &str, error: JoinError) -> Error {
-    if error.is_cancelled() {
-        return Error::internal(format!("{what} was cancelled"));
-    }
-    let panic = error.into_panic();
-    let text = panic.downcast_ref::<String>().map(String::as_str).or(panic.downcast_ref::<&str>().copied());
-    Error::internal(format!("{what} panicked, which is a bug: {}", text.unwrap_or("no message")))
+fn outcome(ended: Result<Result<()>, JoinError>) -> Result<()> {
+    ended.unwrap_or_else(|error| Err(Error::internal("a stage was ended from outside").because(error)))
 }

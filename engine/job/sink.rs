@@ -102,3 +102,108 @@ impl CommitStage {
 fn named(name: &str, error: Error) -> Error {
     error.while_doing(format!("sink {name}"))
 }
+
+#[cfg(test)]
+#[cfg(feature = "s3")]
+mod tests {
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
+    use arrow::array::{Int64Array, RecordBatch};
+    use nexus_operators::sink::parquet::{ParquetCompression, ParquetSettings, ParquetSink};
+    use nexus_operators::store::Store;
+    use nexus_operators::testing::outage::store_away_for;
+    use tokio::task::JoinHandle;
+    use tokio::time::Instant;
+
+    use super::super::channel::{Barrier, Sender, channel};
+    use super::*;
+
+    const NAME: &str = "bronze.numbers/parquet";
+    const ID: EpochId = EpochId { generation: 1, epoch: 1 };
+    const MIB: usize = 1 << 20;
+    const BATCHES: usize = 400;
+    const BATCH_ROWS: usize = 8192;
+
+    /// Rows of 64 KiB that no encoding makes smaller.
+    fn batch(number: usize) -> RecordBatch {
+        let start = (number * BATCH_ROWS) as i64;
+        let rows = (start..start + BATCH_ROWS as i64).map(|n| n.wrapping_mul(0x5851_f42d_4c95_7f2d).rotate_left(29));
+        RecordBatch::try_from_iter([("n", Arc::new(rows.collect::<Int64Array>()) as _)]).unwrap()
+    }
+
+    /// A table's sink on a store, and the way to it.
+    struct Scene {
+        to: Sender<Item>,
+        heard: mpsc::UnboundedReceiver<Report>,
+        epochs: mpsc::UnboundedSender<(EpochId, Option<Handle>)>,
+        stage: JoinHandle<Result<()>>,
+    }
+
+    fn start(store: &Store) -> Scene {
+        let settings = ParquetSettings {
+            pipeline: "test".into(),
+            tier: "bronze".into(),
+            table: "numbers".into(),
+            schema: batch(0).schema(),
+            partition_by: Vec::new(),
+            compression: ParquetCompression::Uncompressed,
+            open_partitions_max: 4,
+            buffer_bytes: MIB,
+        };
+        let [table, staging, notes] = ["bronze/numbers", "staging", "notes"].map(|name| store.below(name));
+        let sink = ParquetSink::new(settings, table, staging, notes).unwrap();
+        let committer = sink.committer();
+        let (to, from) = channel(MIB);
+        let (reports, heard) = mpsc::unbounded_channel();
+        let stage = SinkStage { name: NAME.into(), sink: Box::new(sink), from, reports: reports.clone(), open: ID };
+        let (epochs, from) = mpsc::unbounded_channel();
+        tokio::spawn(CommitStage { name: NAME.into(), committer, from, reports }.run());
+        Scene { to, heard, epochs, stage: tokio::spawn(stage.run()) }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_store_that_is_away_for_ten_minutes_is_waited_for_in_bounded_memory() {
+        let begun = Instant::now();
+        let away = Duration::from_secs(600);
+        let store = store_away_for(away);
+        let Scene { to, mut heard, epochs, .. } = start(&store);
+        let sent = Arc::new(AtomicUsize::new(0));
+        let sending = sent.clone();
+        tokio::spawn(async move {
+            for number in 0..BATCHES {
+                to.send(Item::Batch(batch(number))).await.unwrap();
+                sending.fetch_add(1, Ordering::Relaxed);
+            }
+            to.send(Item::Barrier(Barrier { epoch: 1, watermark_us: None, last: true })).await.unwrap();
+        });
+        tokio::time::sleep(away - Duration::from_secs(10)).await;
+        let held = sent.load(Ordering::Relaxed) * BATCH_ROWS * size_of::<i64>();
+        // The channel, the sink's buffer, and what is on its way between them.
+        assert!(held > MIB && held < 4 * MIB, "{held} bytes were taken from the source");
+
+        let Some(Report::Prepared { prepared, .. }) = heard.recv().await else { panic!("nothing was prepared") };
+        assert_eq!(prepared.rows, (BATCHES * BATCH_ROWS) as u64);
+        epochs.send((ID, prepared.handle)).unwrap();
+        let Some(Report::Committed { epoch: 1, .. }) = heard.recv().await else { panic!("nothing was committed") };
+        assert!(begun.elapsed() >= away && begun.elapsed() < away + Duration::from_secs(60), "{:?}", begun.elapsed());
+        let stored: u64 = store.list("bronze/numbers").await.unwrap().iter().map(|file| file.size).sum();
+        assert_eq!(stored, prepared.bytes);
+        assert!(store.list("notes").await.unwrap().is_empty(), "notes of uploads were left");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_store_that_stays_away_ends_the_run_with_an_error_that_names_it() {
+        let begun = Instant::now();
+        let store = store_away_for(Duration::from_secs(3600));
+        let Scene { to, stage, .. } = start(&store);
+        to.send(Item::Batch(batch(0))).await.unwrap();
+        to.send(Item::Barrier(Barrier { epoch: 1, watermark_us: None, last: true })).await.unwrap();
+        let error = stage.await.unwrap().unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Unavailable);
+        let text = error.to_string();
+        let what = "sink bronze.numbers/parquet: could not start the upload of bronze/numbers/test-1-1-0.parquet";
+        assert!(text.starts_with(what) && text.contains("connection refused"), "{text}");
+        let waited = begun.elapsed();
+        assert!(waited > Duration::from_secs(15 * 60) && waited < Duration::from_secs(16 * 60), "{waited:?}");
+    }
+}

@@ -22,7 +22,7 @@ use super::reference::References;
 use super::sink::{CommitStage, SinkStage};
 use super::source::{Command, EpochLoad, SourceStage};
 use super::start::handles_of;
-use super::table::{Input, Intake, Memory, Outlet, TableStage, TimePassage};
+use super::table::{Input, Intake, Memory, Outlet, TableStage};
 use super::{CpuRuntime, RunSettings, Stage, Wired};
 use crate::plan::Plan;
 use crate::plan::table::TablePlan;
@@ -175,7 +175,7 @@ impl Wiring<'_> {
         self.commands.insert(name.to_owned(), command);
         let decode = DecodeStage {
             name: name.to_owned(),
-            decoder: plan.decoder()?,
+            decoder: plan.decoder()?.into(),
             from: reads,
             to: self.takers.remove(name).unwrap_or_default(),
             quarantine,
@@ -253,11 +253,7 @@ impl Wiring<'_> {
                 clock: self.settings.clock.clone(),
             },
             memory,
-            time: match (plan.event_time, plan.window) {
-                (None, _) => TimePassage::Lost,
-                (Some(_), None) => TimePassage::Kept,
-                (Some(_), Some((_, width))) => TimePassage::WindowStart(width),
-            },
+            carries_time: plan.event_time.is_some(),
             references: References::new(references.collect()),
             reports: self.reports.clone(),
         };

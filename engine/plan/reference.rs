@@ -163,12 +163,14 @@ async fn read(settings: &ReferenceSettings, schema: &SchemaRef, clock: &SharedCl
                 return Err(bad_row(settings, &partition, &offset, &reason));
             }
             SourceEvent::Chunk(chunk) => {
-                let decoded = decoder.decode(&chunk)?;
-                if let Some(reject) = decoded.rejects.first() {
-                    return Err(bad_row(settings, &chunk.partition, &reject.offset, &reject.reason));
-                }
-                for batch in decoded.batches {
-                    rows.push(batch.project(&wanted)?);
+                for decoded in decoder.decode(&chunk) {
+                    let decoded = decoded?;
+                    if let Some(reject) = decoded.rejects.first() {
+                        return Err(bad_row(settings, &chunk.partition, &reject.offset, &reject.reason));
+                    }
+                    for batch in decoded.batches {
+                        rows.push(batch.project(&wanted)?);
+                    }
                 }
             }
         }

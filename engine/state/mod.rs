@@ -59,6 +59,9 @@ struct Generation {
     version: u32,
     state: String,
     claimed_at_us: i64,
+    /// A random name of the process: two that claim at the same time write different files.
+    #[serde(default)]
+    process: String,
 }
 
 /// What stands in a generation's file of committed epochs.
@@ -97,12 +100,21 @@ impl StateStore {
             Some(newest) => self.read::<Generation>(&generation_file(newest)).await?.map(|claimed| claimed.state),
             None => None,
         };
-        let id = id.unwrap_or_else(|| uuid::Uuid::new_v4().simple().to_string());
         let mut generation = newest.unwrap_or(0) + 1;
-        let claim = Generation { version: VERSION, state: id.clone(), claimed_at_us: self.clock.now_us() };
+        let mut claim = Generation {
+            version: VERSION,
+            state: id.unwrap_or_else(random_name),
+            claimed_at_us: self.clock.now_us(),
+            process: random_name(),
+        };
         while !fail::mutated("no_claim") && !self.store.create(&generation_file(generation), json(&claim)?).await? {
+            // The listing was older than this file, which knows the state's name.
+            if let Some(found) = self.read::<Generation>(&generation_file(generation)).await? {
+                claim.state = found.state;
+            }
             generation += 1;
         }
+        let id = claim.state;
         fail::point("before_start_record")?;
         loop {
             self.check_fence(generation).await?;
@@ -304,6 +316,10 @@ fn check_version(version: u32) -> Result<()> {
 fn json<T: Serialize>(value: &T) -> Result<Bytes> {
     let text = serde_json::to_vec_pretty(value);
     text.map(Bytes::from).map_err(|e| Error::internal("could not write a record as json").because(e))
+}
+
+fn random_name() -> String {
+    uuid::Uuid::new_v4().simple().to_string()
 }
 
 fn number(name: &str) -> Option<u64> {

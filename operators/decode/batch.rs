@@ -13,26 +13,28 @@ use crate::batch::Chunk;
 use crate::error::{Error, Result};
 
 /// Checks that `rows` have the declared columns, and adds the provenance; `offset` counts rows.
-pub(super) fn decode(plan: &Plan, chunk: &Chunk, offset: u64, rows: &RecordBatch) -> Result<Decoded> {
+pub(super) fn decode<'a>(
+    plan: &'a Plan,
+    chunk: &'a Chunk,
+    offset: u64,
+    rows: &'a RecordBatch,
+) -> Result<impl Iterator<Item = Result<Decoded>> + Send + 'a> {
     check(plan, rows)?;
-    let mut decoded = Decoded::default();
-    let mut start = 0;
-    while start < rows.num_rows() {
+    let slices = (0..rows.num_rows()).step_by(plan.settings.batch_rows_max).map(move |start| {
         let len = plan.settings.batch_rows_max.min(rows.num_rows() - start);
-        let slice = rows.slice(start, len);
         let mut places = Places::new(plan.settings.offsets);
         for row in start..start + len {
             places.push(Place::Offset(offset + row as u64))?;
         }
-        let mut arrays: Vec<ArrayRef> = slice.columns().to_vec();
+        let mut arrays: Vec<ArrayRef> = rows.slice(start, len).columns().to_vec();
         if plan.rescues {
             arrays.push(new_null_array(&DataType::Utf8View, len));
         }
         arrays.extend(places.finish(plan, chunk, len)?);
-        decoded.batches.push(RecordBatch::try_new(Arc::clone(&plan.schema), arrays)?);
-        start += len;
-    }
-    Ok(decoded)
+        let batch = RecordBatch::try_new(Arc::clone(&plan.schema), arrays)?;
+        Ok(Decoded { batches: vec![batch], rejects: Vec::new() })
+    });
+    Ok(slices)
 }
 
 fn check(plan: &Plan, rows: &RecordBatch) -> Result<()> {
@@ -74,7 +76,7 @@ mod tests {
     use super::*;
     use crate::batch::{OffsetKind, Payload};
     use crate::decode::testing::*;
-    use crate::decode::{DecoderSettings, FormatSettings, decoder};
+    use crate::decode::{DecoderSettings, FormatSettings, decode_whole, decoder};
     use crate::error::ErrorKind;
 
     fn rows(name: &str, values: Vec<Option<i64>>) -> Payload {
@@ -106,7 +108,7 @@ mod tests {
     fn rows_of_other_columns_are_refused() {
         let refused = |columns: Vec<Field>, payload: Payload| {
             let decoder = decoder(settings(FormatSettings::Batch, columns)).unwrap();
-            let error = decoder.decode(&chunk(payload)).unwrap_err();
+            let error = decode_whole(&*decoder, &chunk(payload)).unwrap_err();
             assert_eq!(error.kind(), ErrorKind::Config);
             error.to_string()
         };

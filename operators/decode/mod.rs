@@ -19,6 +19,7 @@ mod provenance;
 mod raw;
 mod rows;
 mod settings;
+mod steps;
 #[cfg(test)]
 mod testing;
 mod time;
@@ -32,6 +33,7 @@ use bytes::Bytes;
 pub use self::infer::infer;
 use self::settings::Plan;
 pub use self::settings::{BATCH_ROWS_MAX, DecoderSettings, FormatSettings, RECORD_BYTES_LIMIT, UnknownColumns};
+use self::steps::Stepped;
 use crate::batch::{Chunk, Payload};
 use crate::error::{Error, Result};
 
@@ -46,7 +48,7 @@ pub struct Reject {
     pub reason: String,
 }
 
-/// What became of a chunk's records.
+/// What became of some of a chunk's records.
 ///
 /// `rows + rejects.len()` is the number of records, where a record is what the
 /// format counts: a line, a document, a row.
@@ -58,6 +60,9 @@ pub struct Decoded {
     pub rejects: Vec<Reject>,
 }
 
+/// What becomes of a chunk's records, a step at a time and in their order. After an error there is no further step.
+pub type Steps<'a> = Box<dyn Iterator<Item = Result<Decoded>> + Send + 'a>;
+
 /// Turns the records of chunks into rows.
 ///
 /// # Contract
@@ -67,15 +72,28 @@ pub struct Decoded {
 /// - A value that does not fit its declared type is a reject, never a NULL.
 /// - It holds nothing from chunk to chunk, so that chunks may be decoded side
 ///   by side and in any order.
-/// - An error of kind `Data` says that nothing of the chunk can be decoded, such as a row group whose types cannot be
-///   the declared ones: the whole chunk goes to the quarantine as one reject. Any other error means a bug or a limit,
-///   and stops the run.
+/// - A step holds about one batch, and rejects of about as many bytes, however many rows and rejects the chunk makes:
+///   a MiB of `{}` is a third of a million rows. The next step is taken when the one before has been passed on.
+/// - An error of kind `Data` says that nothing of the rest of the chunk can be decoded, such as a row group whose types
+///   cannot be the declared ones: the rest goes to the quarantine as one reject. Any other error means a bug or a
+///   limit, and stops the run.
 pub trait Decoder: Send + Sync {
     /// Gives the columns of every decoded batch: the declared ones, `_rescued`
     /// where unknown columns are rescued, and the provenance.
     fn schema(&self) -> SchemaRef;
-    /// Decodes one chunk.
-    fn decode(&self, chunk: &Chunk) -> Result<Decoded>;
+    /// Decodes one chunk, as far as its steps are taken.
+    fn decode<'a>(&'a self, chunk: &'a Chunk) -> Steps<'a>;
+}
+
+/// Takes all steps of a chunk, whose rows and rejects must fit in memory together.
+pub fn decode_whole(decoder: &dyn Decoder, chunk: &Chunk) -> Result<Decoded> {
+    let mut whole = Decoded::default();
+    for step in decoder.decode(chunk) {
+        let step = step?;
+        whole.batches.extend(step.batches);
+        whole.rejects.extend(step.rejects);
+    }
+    Ok(whole)
 }
 
 /// Makes the decoder of a source.
@@ -90,26 +108,38 @@ struct FormatDecoder {
     plan: Plan,
 }
 
+impl FormatDecoder {
+    fn steps<'a>(&'a self, chunk: &'a Chunk) -> Result<Steps<'a>> {
+        let plan = &self.plan;
+        Ok(match (&chunk.payload, &plan.settings.format) {
+            (Payload::Batch { offset, rows }, _) => Box::new(batch::decode(plan, chunk, *offset, rows)?),
+            (Payload::RowGroup(group), FormatSettings::Parquet) => Box::new(parquet::decode(plan, chunk, group)),
+            (Payload::Framed { .. } | Payload::Records(_), FormatSettings::Json) => {
+                Box::new(Stepped::new(plan, chunk, json::Documents::of(plan, chunk))?)
+            }
+            (Payload::Framed { .. } | Payload::Records(_), FormatSettings::Csv { header, delimiter, quote, nulls }) => {
+                let dialect = csv::Dialect { header: *header, delimiter: *delimiter, quote: *quote, nulls };
+                Box::new(Stepped::new(plan, chunk, csv::Lines::of(plan, dialect, chunk))?)
+            }
+            (Payload::Framed { .. } | Payload::Records(_), FormatSettings::Raw) => {
+                Box::new(Stepped::new(plan, chunk, raw::Pieces::of(chunk))?)
+            }
+            (_, format) => {
+                return Err(Error::internal(format!(
+                    "could not decode a chunk of partition \"{}\": its payload is not one of format {format:?}",
+                    chunk.partition
+                )));
+            }
+        })
+    }
+}
+
 impl Decoder for FormatDecoder {
     fn schema(&self) -> SchemaRef {
         Arc::clone(&self.plan.schema)
     }
 
-    fn decode(&self, chunk: &Chunk) -> Result<Decoded> {
-        let plan = &self.plan;
-        match (&chunk.payload, &plan.settings.format) {
-            (Payload::Batch { offset, rows }, _) => batch::decode(plan, chunk, *offset, rows),
-            (Payload::RowGroup(group), FormatSettings::Parquet) => parquet::decode(plan, chunk, group),
-            (Payload::Framed { .. } | Payload::Records(_), FormatSettings::Json) => json::decode(plan, chunk),
-            (Payload::Framed { .. } | Payload::Records(_), FormatSettings::Csv { header, delimiter, quote, nulls }) => {
-                let dialect = csv::Dialect { header: *header, delimiter: *delimiter, quote: *quote, nulls };
-                csv::decode(plan, &dialect, chunk)
-            }
-            (Payload::Framed { .. } | Payload::Records(_), FormatSettings::Raw) => raw::decode(plan, chunk),
-            (_, format) => Err(Error::internal(format!(
-                "could not decode a chunk of partition \"{}\": its payload is not one of format {format:?}",
-                chunk.partition
-            ))),
-        }
+    fn decode<'a>(&'a self, chunk: &'a Chunk) -> Steps<'a> {
+        self.steps(chunk).unwrap_or_else(|error| Box::new(std::iter::once(Err(error))))
     }
 }

@@ -1,33 +1,51 @@
 //! No decoding: a line of a file, or a record, is a row of the column `_raw`.
 
-use super::Decoded;
+use memchr::memchr;
+
 use super::column::Form;
 use super::provenance::Place;
 use super::rows::Rows;
-use super::settings::Plan;
-use crate::batch::{Chunk, Payload};
+use super::steps::Records;
+use crate::batch::{Chunk, Payload, Record};
 use crate::error::Result;
 
-/// Decodes a chunk; a line ends before its line break, and a blank line is a row too.
-pub(super) fn decode(plan: &Plan, chunk: &Chunk) -> Result<Decoded> {
-    let mut rows = Rows::new(plan, chunk)?;
-    match &chunk.payload {
-        Payload::Framed { offset, bytes, .. } => {
-            let mut place = *offset;
-            for line in bytes.split_inclusive(|&byte| byte == b'\n') {
-                let text = line.strip_suffix(b"\n").unwrap_or(line);
-                push(&mut rows, Place::Offset(place), text.strip_suffix(b"\r").unwrap_or(text))?;
-                place += line.len() as u64;
-            }
+/// The lines or records of a chunk. A line ends before its line break, and a blank line is a row too.
+pub(super) enum Pieces<'a> {
+    Lines { offset: u64, left: &'a [u8] },
+    Records { left: &'a [Record] },
+}
+
+impl<'a> Pieces<'a> {
+    pub(super) fn of(chunk: &'a Chunk) -> Self {
+        match &chunk.payload {
+            Payload::Framed { offset, bytes, .. } => Pieces::Lines { offset: *offset, left: bytes },
+            Payload::Records(records) => Pieces::Records { left: records },
+            Payload::RowGroup(_) | Payload::Batch { .. } => Pieces::Records { left: &[] },
         }
-        Payload::Records(records) => {
-            for record in records {
-                push(&mut rows, Place::Record(record), &record.data)?;
-            }
-        }
-        Payload::RowGroup(_) | Payload::Batch { .. } => {}
     }
-    rows.finish()
+}
+
+impl Records for Pieces<'_> {
+    fn read(&mut self, rows: &mut Rows<'_>) -> Result<bool> {
+        while !rows.is_full() {
+            match self {
+                Pieces::Lines { left: [], .. } => return Ok(false),
+                Pieces::Lines { offset, left } => {
+                    let (line, behind) = left.split_at(memchr(b'\n', left).map_or(left.len(), |end| end + 1));
+                    let text = line.strip_suffix(b"\n").unwrap_or(line);
+                    push(rows, Place::Offset(*offset), text.strip_suffix(b"\r").unwrap_or(text))?;
+                    *offset += line.len() as u64;
+                    *left = behind;
+                }
+                Pieces::Records { left } => {
+                    let Some((record, behind)) = left.split_first() else { return Ok(false) };
+                    push(rows, Place::Record(record), &record.data)?;
+                    *left = behind;
+                }
+            }
+        }
+        Ok(true)
+    }
 }
 
 fn push(rows: &mut Rows<'_>, place: Place<'_>, raw: &[u8]) -> Result<()> {

@@ -17,6 +17,13 @@ use crate::error::Result;
 /// flows in several batches, and with one record of the greatest size on top far below what 31 bits address.
 const BATCH_BYTES_MAX: usize = 16 << 20;
 
+/// Rejects of a step: when their bytes pass this, they are passed on.
+const REJECT_BYTES_MAX: usize = 1 << 20;
+
+/// What a reject takes beside its bytes, here and on its way to the quarantine, where it bears the names of its source
+/// and partition: a MiB of `0` lines is half a million rejects.
+const REJECT_OVERHEAD_BYTES: usize = 256;
+
 /// Longest part of a record over the limit that goes to the quarantine: enough to tell what it was.
 pub(super) const TOO_LONG_RAW_BYTES_MAX: usize = 64 << 10;
 
@@ -31,6 +38,8 @@ pub(super) struct Rows<'a> {
     /// Bytes of the records in the open batch.
     bytes: usize,
     rows: usize,
+    /// Bytes of the rejects in the open step.
+    reject_bytes: usize,
     decoded: Decoded,
 }
 
@@ -44,6 +53,7 @@ impl<'a> Rows<'a> {
             places: Places::new(plan.settings.offsets),
             bytes: 0,
             rows: 0,
+            reject_bytes: 0,
             decoded: Decoded::default(),
         })
     }
@@ -86,6 +96,7 @@ impl<'a> Rows<'a> {
         if let Some(rescued) = &mut self.rescued {
             rescued.truncate(self.rows);
         }
+        self.reject_bytes += raw.len() + reason.len() + REJECT_OVERHEAD_BYTES;
         self.decoded.rejects.push(Reject { offset: place.text(), raw: Bytes::copy_from_slice(raw), reason });
     }
 
@@ -104,12 +115,24 @@ impl<'a> Rows<'a> {
         record_bytes > self.plan.settings.record_bytes_max
     }
 
-    /// Gives all that became of the chunk's records.
-    pub(super) fn finish(mut self) -> Result<Decoded> {
+    /// Tells whether what is there is enough for a step.
+    #[inline]
+    pub(super) fn is_full(&self) -> bool {
+        !self.decoded.batches.is_empty() || self.reject_bytes >= REJECT_BYTES_MAX
+    }
+
+    /// Gives what is there; the open batch stays open.
+    pub(super) fn take(&mut self) -> Decoded {
+        self.reject_bytes = 0;
+        std::mem::take(&mut self.decoded)
+    }
+
+    /// Gives what is left behind the last record.
+    pub(super) fn finish(&mut self) -> Result<Decoded> {
         if self.rows > 0 {
             self.close_batch()?;
         }
-        Ok(self.decoded)
+        Ok(self.take())
     }
 
     fn close_batch(&mut self) -> Result<()> {

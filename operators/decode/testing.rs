@@ -8,7 +8,7 @@ use arrow::compute::concat_batches;
 use arrow::datatypes::{DataType, Field, Fields, TimeUnit, TimestampMicrosecondType};
 use bytes::Bytes;
 
-use super::{Decoded, DecoderSettings, FormatSettings, UnknownColumns, decoder};
+use super::{Decoded, DecoderSettings, FormatSettings, UnknownColumns, decode_whole, decoder};
 use crate::batch::{Chunk, OffsetKind, Payload, Record, timestamp_type};
 
 pub(super) fn settings(format: FormatSettings, columns: Vec<Field>) -> DecoderSettings {
@@ -83,7 +83,7 @@ pub(super) fn records(records: &[(&str, &[u8])]) -> Chunk {
 pub(super) fn decode_chunk(settings: DecoderSettings, chunk: &Chunk) -> (RecordBatch, Decoded) {
     let rows_max = settings.batch_rows_max;
     let decoder = decoder(settings).unwrap();
-    let decoded = decoder.decode(chunk).unwrap();
+    let decoded = decode_whole(&*decoder, chunk).unwrap();
     for batch in &decoded.batches {
         assert_eq!(batch.schema(), decoder.schema());
         assert!((1..=rows_max).contains(&batch.num_rows()));

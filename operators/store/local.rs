@@ -23,10 +23,18 @@ pub fn write_beside(path: &Path, content: &[u8]) -> io::Result<PathBuf> {
     let number = WRITES.fetch_add(1, Ordering::Relaxed);
     let name = path.file_name().unwrap_or_default().to_string_lossy();
     let staged = folder.join(format!(".{name}.{}-{number}{HALF_WRITTEN}", std::process::id()));
-    let mut file = File::create(&staged)?;
-    file.write_all(content)?;
-    file.sync_all()?;
-    Ok(staged)
+    let written = File::create(&staged).and_then(|mut file| {
+        file.write_all(content)?;
+        file.sync_all()
+    });
+    match written {
+        Ok(()) => Ok(staged),
+        Err(error) => {
+            // Half of a file would take the room that is missing. The error that counts is that of the write.
+            let _ = fs::remove_file(&staged);
+            Err(error)
+        }
+    }
 }
 
 /// Reads a piece of a file.

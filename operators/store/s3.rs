@@ -10,23 +10,16 @@ use object_store::path::Path;
 use object_store::{BackoffConfig, ClientOptions, CredentialProvider, ObjectStoreExt, PutPayload, RetryConfig};
 
 use super::Encryption;
+use super::patient::{PATIENCE, Patient, again, is_broken};
 use crate::error::{Error, Result};
 
-/// How often a write is tried again before a store is taken not to know SSE-S3.
-const PROBE_RETRIES_MAX: usize = 2;
-
-/// How long a call to S3 is tried again before it fails: longer than a failover of the service.
-const RETRY_FOR: Duration = Duration::from_secs(15 * 60);
+/// Answers of a server that has too much to do, or is not there: they say nothing of the request.
+const BUSY: [&str; 5] = ["429", "500", "502", "503", "504"];
 
 /// Opens a bucket with the process's identity.
-pub async fn bucket(name: &str, encryption: &Encryption) -> Result<AmazonS3> {
-    bucket_with(&crate::aws::config().await, name, encryption)
-}
-
-/// Opens a bucket with the identity and endpoint of `config`.
-pub fn bucket_with(config: &aws_config::SdkConfig, name: &str, encryption: &Encryption) -> Result<AmazonS3> {
-    let built = builder_with(config, name, encryption)?.build();
-    built.map_err(|e| Error::config(format!("could not open the bucket {name}")).because(e))
+pub(crate) async fn bucket(name: &str, encryption: &Encryption) -> Result<Patient<AmazonS3>> {
+    let built = builder_with(&crate::aws::config().await, name, encryption)?.build();
+    built.map(Patient::new).map_err(|e| Error::config(format!("could not open the bucket {name}")).because(e))
 }
 
 /// Prepares to open a bucket with the identity and endpoint of `config`.
@@ -36,7 +29,7 @@ pub(crate) fn builder_with(
     encryption: &Encryption,
 ) -> Result<AmazonS3Builder> {
     let region = config.region().map_or("us-east-1", |r| r.as_ref()).to_owned();
-    let retry = RetryConfig { backoff: BackoffConfig::default(), max_retries: usize::MAX, retry_timeout: RETRY_FOR };
+    let retry = RetryConfig { backoff: BackoffConfig::default(), max_retries: usize::MAX, retry_timeout: PATIENCE };
     let mut builder = AmazonS3Builder::new()
         .with_bucket_name(name)
         .with_region(region)
@@ -69,18 +62,28 @@ pub(super) async fn takes_sse(bucket: &str, prefix: &Path) -> Result<bool> {
         return Ok(true);
     }
     let name = super::join(prefix, &format!("_nexus/probe-{}", std::process::id()));
-    let retry = RetryConfig { max_retries: PROBE_RETRIES_MAX, ..RetryConfig::default() };
+    // The client would try an answer of 501 again for as long as one of 503.
+    let retry = RetryConfig { max_retries: 0, ..RetryConfig::default() };
     let mut taken = [false; 2];
     for (taken, encryption) in taken.iter_mut().zip([Encryption::SseS3, Encryption::BucketDefault]) {
         let store = builder_with(&config, bucket, &encryption)?.with_retry(retry.clone()).build()?;
-        *taken = store.put(&name, PutPayload::from_static(b"probe")).await.is_ok();
-        if *taken {
-            store.delete(&name).await?;
-            break;
+        match again(is_passing, || store.put(&name, PutPayload::from_static(b"probe"))).await {
+            Ok(_) => *taken = true,
+            // A store that is away must not be taken for one that refuses.
+            Err(error) if is_passing(&error) => return Err(error.into()),
+            Err(_) => continue,
         }
+        Patient::new(store).delete(&name).await?;
+        break;
     }
     // Where neither is taken, encryption is not what is wrong.
     Ok(taken != [false, true])
+}
+
+/// Tells whether an error says nothing of the request, and the same may be asked again.
+fn is_passing(error: &object_store::Error) -> bool {
+    let text = error.to_string();
+    is_broken(error) || BUSY.iter().any(|status| text.contains(&format!("status code: {status}")))
 }
 
 /// Finds the endpoint that the environment or the profile sets for S3, else for all services.

@@ -14,10 +14,12 @@ use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
+pub mod faults;
 pub mod kinesis;
 pub mod ministack;
 pub mod postgres;
 pub mod proxy;
+pub mod wire;
 
 /// How long a server may take to answer: much longer than it takes on a machine that is busy compiling.
 const START_MAX: Duration = Duration::from_secs(60);

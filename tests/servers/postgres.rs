@@ -1,8 +1,9 @@
 //! PostgreSQL: the one that is installed, with data of its own.
 
 use std::fs;
+use std::io::Write;
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Command, Stdio};
 use std::sync::OnceLock;
 
 use super::{Server, Start, folder, free_port, script, unique};
@@ -59,6 +60,42 @@ impl Postgres {
         if !pid.is_empty() {
             run(Command::new("kill").args(["-s", "KILL", &pid]));
         }
+    }
+
+    /// Runs SQL in a database as the superuser, each statement in a transaction of its own.
+    pub fn sql(&self, database: &str, sql: &str) {
+        self.psql(database, sql);
+    }
+
+    /// Asks a database as the superuser; gives the rows, their columns parted by `|`.
+    pub fn ask(&self, database: &str, query: &str) -> Vec<String> {
+        self.psql(database, query).lines().map(str::to_owned).collect()
+    }
+
+    /// Kills the server processes that a query names, as if each had crashed: the server ends all others too, and
+    /// recovers.
+    pub fn kill_backend(&self, database: &str, query: &str) {
+        for pid in self.ask(database, query) {
+            run(Command::new("sh").args(["-c", &format!("kill -s KILL {pid}")]));
+        }
+    }
+
+    fn psql(&self, database: &str, sql: &str) -> String {
+        let mut psql = Command::new(programs().join("psql"));
+        psql.args(["-h", "127.0.0.1", "-p", &self.port.to_string(), "-U", "postgres", "-d", database, "-qAtX"]);
+        let mut psql = psql
+            .args(["-v", "ON_ERROR_STOP=1"])
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .expect("could not run psql");
+        let mut stdin = psql.stdin.take().expect("it is piped");
+        stdin.write_all(sql.as_bytes()).expect("psql reads its input");
+        drop(stdin);
+        let output = psql.wait_with_output().expect("could not wait for psql");
+        assert!(output.status.success(), "{sql} failed:\n{}", String::from_utf8_lossy(&output.stderr));
+        String::from_utf8(output.stdout).expect("psql prints UTF-8")
     }
 
     /// Makes an empty database, and gives its port-independent name.

@@ -7,16 +7,17 @@ use std::str;
 use split::Field;
 pub(super) use split::Splitter;
 
-use super::Decoded;
 use super::column::{Column, Form, Misfit, Values};
 use super::json;
 use super::provenance::Place;
 use super::rows::Rows;
 use super::settings::{Plan, UnknownColumns};
-use crate::batch::{Chunk, Payload};
+use super::steps::Records;
+use crate::batch::{Chunk, Payload, Record};
 use crate::error::Result;
 
 /// How a CSV reads.
+#[derive(Clone, Copy)]
 pub(super) struct Dialect<'a> {
     /// Whether the first record names the columns.
     pub(super) header: bool,
@@ -26,41 +27,68 @@ pub(super) struct Dialect<'a> {
     pub(super) nulls: &'a [String],
 }
 
-/// Decodes a chunk of lines. With a header, framed content has it in the chunk's `header` or as its first record;
+/// The lines of a chunk. With a header, framed content has it in the chunk's `header` or as its first record;
 /// a record of a source that keeps records apart is like a small file and begins with its own.
-pub(super) fn decode(plan: &Plan, dialect: &Dialect<'_>, chunk: &Chunk) -> Result<Decoded> {
-    let mut rows = Rows::new(plan, chunk)?;
-    match &chunk.payload {
-        Payload::Framed { offset, bytes, header } => {
-            let mut lines = Lines::new(plan, dialect, bytes);
-            let layout = match header.as_ref().filter(|_| dialect.header) {
-                Some(header) => Lines::new(plan, dialect, header).header(),
-                None => lines.layout(),
-            };
-            lines.decode(&mut rows, &layout, |start| Place::Offset(offset + start as u64))?;
+pub(super) enum Lines<'a> {
+    Framed { offset: u64, lines: Stretch<'a>, layout: Layout },
+    Records { plan: &'a Plan, dialect: Dialect<'a>, left: &'a [Record], open: Option<(Stretch<'a>, Layout)> },
+}
+
+impl<'a> Lines<'a> {
+    pub(super) fn of(plan: &'a Plan, dialect: Dialect<'a>, chunk: &'a Chunk) -> Self {
+        match &chunk.payload {
+            Payload::Framed { offset, bytes, header } => {
+                let mut lines = Stretch::new(plan, dialect, bytes);
+                let layout = match header.as_ref().filter(|_| dialect.header) {
+                    Some(header) => Stretch::new(plan, dialect, header).header(),
+                    None => lines.layout(),
+                };
+                Lines::Framed { offset: *offset, lines, layout }
+            }
+            Payload::Records(records) => Lines::Records { plan, dialect, left: records, open: None },
+            Payload::RowGroup(_) | Payload::Batch { .. } => Lines::Records { plan, dialect, left: &[], open: None },
         }
-        Payload::Records(records) => {
-            for record in records {
-                let place = Place::Record(record);
-                if rows.is_too_long(record.data.len()) {
-                    rows.reject_too_long(place, &record.data);
-                    continue;
+    }
+}
+
+impl Records for Lines<'_> {
+    fn read(&mut self, rows: &mut Rows<'_>) -> Result<bool> {
+        match self {
+            Lines::Framed { offset, lines, layout } => {
+                lines.decode(rows, layout, |start| Place::Offset(*offset + start as u64))
+            }
+            Lines::Records { plan, dialect, left, open } => {
+                while let Some((record, behind)) = left.split_first() {
+                    let place = Place::Record(record);
+                    if rows.is_too_long(record.data.len()) {
+                        rows.reject_too_long(place, &record.data);
+                    } else {
+                        let (lines, layout) = open.get_or_insert_with(|| {
+                            let mut lines = Stretch::new(plan, *dialect, &record.data);
+                            let layout = lines.layout();
+                            (lines, layout)
+                        });
+                        if lines.decode(rows, layout, |_| place)? {
+                            return Ok(true);
+                        }
+                        if lines.found == 0 {
+                            let what = if dialect.header { "no line behind its header" } else { "no line" };
+                            rows.reject(place, &record.data, format!("the record holds {what}"));
+                        }
+                    }
+                    (*left, *open) = (behind, None);
+                    if rows.is_full() {
+                        return Ok(true);
+                    }
                 }
-                let mut lines = Lines::new(plan, dialect, &record.data);
-                let layout = lines.layout();
-                if lines.decode(&mut rows, &layout, |_| place)? == 0 {
-                    let what = if dialect.header { "no line behind its header" } else { "no line" };
-                    rows.reject(place, &record.data, format!("the record holds {what}"));
-                }
+                Ok(false)
             }
         }
-        Payload::RowGroup(_) | Payload::Batch { .. } => {}
     }
-    rows.finish()
 }
 
 /// Which field of a line goes where.
-struct Layout {
+pub(super) struct Layout {
     targets: Vec<Target>,
     /// Declared columns that the lines do not have.
     missing: Vec<usize>,
@@ -76,9 +104,9 @@ enum Target {
 }
 
 /// The lines in one stretch of bytes.
-struct Lines<'a> {
+pub(super) struct Stretch<'a> {
     plan: &'a Plan,
-    dialect: &'a Dialect<'a>,
+    dialect: Dialect<'a>,
     splitter: Splitter<'a>,
     /// Whether all bytes are UTF-8, so that fields need not be looked at one by one.
     is_utf8: bool,
@@ -86,10 +114,12 @@ struct Lines<'a> {
     /// A field without its escapes.
     text: Vec<u8>,
     rescued: Vec<u8>,
+    /// How many lines there were so far, good and bad, but for the header.
+    found: usize,
 }
 
-impl<'a> Lines<'a> {
-    fn new(plan: &'a Plan, dialect: &'a Dialect<'a>, bytes: &'a [u8]) -> Self {
+impl<'a> Stretch<'a> {
+    fn new(plan: &'a Plan, dialect: Dialect<'a>, bytes: &'a [u8]) -> Self {
         Self {
             plan,
             dialect,
@@ -98,6 +128,7 @@ impl<'a> Lines<'a> {
             fields: Vec::new(),
             text: Vec::new(),
             rescued: Vec::new(),
+            found: 0,
         }
     }
 
@@ -136,14 +167,8 @@ impl<'a> Lines<'a> {
         Layout { targets, missing: missing.collect(), by_header: true }
     }
 
-    /// Decodes all lines into `rows`; gives how many there were, good and bad.
-    fn decode<'p>(
-        &mut self,
-        rows: &mut Rows<'_>,
-        layout: &Layout,
-        place: impl Fn(usize) -> Place<'p>,
-    ) -> Result<usize> {
-        let mut lines = 0;
+    /// Decodes lines into `rows` until these are full; tells whether there may be more.
+    fn decode<'p>(&mut self, rows: &mut Rows<'_>, layout: &Layout, place: impl Fn(usize) -> Place<'p>) -> Result<bool> {
         while let Some(line) = self.splitter.next_line(&mut self.fields) {
             let raw = self.splitter.bytes_of(&line);
             if rows.is_too_long(raw.len()) {
@@ -159,9 +184,12 @@ impl<'a> Lines<'a> {
                     Err(reason) => rows.reject(place(line.start), raw, reason),
                 }
             }
-            lines += 1;
+            self.found += 1;
+            if rows.is_full() {
+                return Ok(true);
+            }
         }
-        Ok(lines)
+        Ok(false)
     }
 
     fn line(&mut self, rows: &mut Rows<'_>, layout: &Layout) -> Result<(), String> {

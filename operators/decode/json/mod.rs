@@ -14,13 +14,13 @@ pub(super) use cursor::Cursor;
 use object::Reader;
 use resync::Resync;
 
-use super::Decoded;
 use super::column::{Column, Form, Misfit, quoted};
 use super::names::Names;
 use super::provenance::Place;
 use super::rows::Rows;
 use super::settings::{Plan, UnknownColumns};
-use crate::batch::{Chunk, Payload};
+use super::steps::Records;
+use crate::batch::{Chunk, Payload, Record};
 use crate::error;
 
 /// The byte order mark, which some writers put before UTF-8.
@@ -52,31 +52,57 @@ impl From<Misfit> for Failure {
     }
 }
 
-/// Decodes a chunk of documents, framed or in records.
-pub(super) fn decode(plan: &Plan, chunk: &Chunk) -> error::Result<Decoded> {
-    let mut rows = Rows::new(plan, chunk)?;
-    match &chunk.payload {
-        Payload::Framed { offset, bytes, .. } => {
-            let mut documents = Documents::new(plan, bytes);
-            documents.decode(&mut rows, |start| Place::Offset(offset + start as u64))?;
+/// The documents of a chunk, framed or in records.
+pub(super) enum Documents<'a> {
+    Framed { offset: u64, documents: Stretch<'a> },
+    Records { plan: &'a Plan, left: &'a [Record], open: Option<Stretch<'a>> },
+}
+
+impl<'a> Documents<'a> {
+    pub(super) fn of(plan: &'a Plan, chunk: &'a Chunk) -> Self {
+        match &chunk.payload {
+            Payload::Framed { offset, bytes, .. } => {
+                Documents::Framed { offset: *offset, documents: Stretch::new(plan, bytes) }
+            }
+            Payload::Records(records) => Documents::Records { plan, left: records, open: None },
+            Payload::RowGroup(_) | Payload::Batch { .. } => Documents::Records { plan, left: &[], open: None },
         }
-        Payload::Records(records) => {
-            for record in records {
-                let place = Place::Record(record);
-                if rows.is_too_long(record.data.len()) {
-                    rows.reject_too_long(place, &record.data);
-                } else if Documents::new(plan, &record.data).decode(&mut rows, |_| place)? == 0 {
-                    rows.reject(place, &record.data, "the record holds no JSON document".into());
+    }
+}
+
+impl Records for Documents<'_> {
+    fn read(&mut self, rows: &mut Rows<'_>) -> error::Result<bool> {
+        match self {
+            Documents::Framed { offset, documents } => {
+                documents.decode(rows, |start| Place::Offset(*offset + start as u64))
+            }
+            Documents::Records { plan, left, open } => {
+                while let Some((record, behind)) = left.split_first() {
+                    let place = Place::Record(record);
+                    if rows.is_too_long(record.data.len()) {
+                        rows.reject_too_long(place, &record.data);
+                    } else {
+                        let documents = open.get_or_insert_with(|| Stretch::new(plan, &record.data));
+                        if documents.decode(rows, |_| place)? {
+                            return Ok(true);
+                        }
+                        if documents.found == 0 {
+                            rows.reject(place, &record.data, "the record holds no JSON document".into());
+                        }
+                    }
+                    (*left, *open) = (behind, None);
+                    if rows.is_full() {
+                        return Ok(true);
+                    }
                 }
+                Ok(false)
             }
         }
-        Payload::RowGroup(_) | Payload::Batch { .. } => {}
     }
-    rows.finish()
 }
 
 /// The documents in one stretch of bytes.
-struct Documents<'a> {
+pub(super) struct Stretch<'a> {
     bytes: &'a [u8],
     names: &'a Names,
     cursor: Cursor<'a>,
@@ -85,9 +111,11 @@ struct Documents<'a> {
     is_utf8: bool,
     resync: Resync<'a>,
     rescued: Vec<u8>,
+    /// How many documents there were so far, good and bad.
+    found: usize,
 }
 
-impl<'a> Documents<'a> {
+impl<'a> Stretch<'a> {
     fn new(plan: &'a Plan, bytes: &'a [u8]) -> Self {
         let mut cursor = Cursor::new(bytes);
         if bytes.starts_with(BOM) {
@@ -101,14 +129,14 @@ impl<'a> Documents<'a> {
             is_utf8: str::from_utf8(bytes).is_ok(),
             resync: Resync::new(bytes),
             rescued: Vec::new(),
+            found: 0,
         }
     }
 
-    /// Decodes all documents into `rows`; gives how many there were, good and bad.
-    fn decode<'p>(&mut self, rows: &mut Rows<'_>, place: impl Fn(usize) -> Place<'p>) -> error::Result<usize> {
-        let mut documents = 0;
+    /// Decodes documents into `rows` until these are full; tells whether there may be more.
+    fn decode<'p>(&mut self, rows: &mut Rows<'_>, place: impl Fn(usize) -> Place<'p>) -> error::Result<bool> {
         while let Some(start) = next_document(&mut self.cursor) {
-            let failure = self.document(rows, start).err().map(|failure| self.behind_bad(start, failure, documents));
+            let failure = self.document(rows, start).err().map(|failure| self.behind_bad(start, failure));
             let end = self.cursor.at();
             let raw = self.bytes.get(start..end).unwrap_or_default().trim_ascii_end();
             match failure {
@@ -116,9 +144,12 @@ impl<'a> Documents<'a> {
                 None => rows.keep(place(start), raw.len())?,
                 Some(failure) => rows.reject(place(start), raw, self.reason(start, raw, failure)),
             }
-            documents += 1;
+            self.found += 1;
+            if rows.is_full() {
+                return Ok(true);
+            }
         }
-        Ok(documents)
+        Ok(false)
     }
 
     fn document(&mut self, rows: &mut Rows<'_>, start: usize) -> Result<(), Failure> {
@@ -138,9 +169,9 @@ impl<'a> Documents<'a> {
         Ok(rows.push_rescued(&mut self.rescued)?)
     }
 
-    /// Goes behind a bad document, `before` documents of these bytes having come before it; gives what is wrong.
+    /// Goes behind a bad document; gives what is wrong.
     #[cold]
-    fn behind_bad(&mut self, start: usize, failure: Failure, before: usize) -> Failure {
+    fn behind_bad(&mut self, start: usize, failure: Failure) -> Failure {
         self.cursor.move_to(start);
         // A value that does not fit may be one of the next document, if this one is cut short.
         let failure = match (failure, self.cursor.skip_value(0)) {
@@ -148,7 +179,7 @@ impl<'a> Documents<'a> {
             (Failure::Misfit(_), Err(syntax)) => syntax,
             (syntax, _) => syntax,
         };
-        self.cursor.move_to(self.resync.end_of_bad(start, before));
+        self.cursor.move_to(self.resync.end_of_bad(start, self.found));
         failure
     }
 

@@ -9,16 +9,17 @@
 mod fit;
 mod pieces;
 
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 
 use arrow::array::{Array, ArrayRef, BooleanArray, RecordBatch, StringViewBuilder, UInt64Array, new_null_array};
 use arrow::compute::{filter, take_record_batch};
-use arrow::datatypes::Field;
+use arrow::datatypes::{DataType, Field, Fields, Schema};
 use bytes::Bytes;
 use parquet::arrow::ProjectionMask;
-use parquet::arrow::arrow_reader::{ArrowReaderMetadata, ArrowReaderOptions, ParquetRecordBatchReaderBuilder};
-use parquet::file::metadata::RowGroupMetaData;
+use parquet::arrow::arrow_reader::{
+    ArrowReaderMetadata, ArrowReaderOptions, ParquetRecordBatchReader, ParquetRecordBatchReaderBuilder,
+};
+use parquet::errors::ParquetError;
 
 use fit::{fit, json_lines};
 use pieces::Pieces;
@@ -27,56 +28,109 @@ use super::provenance::{Place, Places};
 use super::settings::{Plan, UnknownColumns};
 use super::{Decoded, Reject};
 use crate::batch::{Chunk, RowGroup};
+use crate::contained::contained;
 use crate::error::{Error, Result};
 
+/// Bytes that the rows of one read should have, by the average of their row group.
+const READ_BYTES: i64 = 4 << 20;
+
 /// Decodes one row group; offsets count the file's rows.
-pub(super) fn decode(plan: &Plan, chunk: &Chunk, group: &RowGroup) -> Result<Decoded> {
-    // The parquet crate asserts some things of a file's bytes that a broken file does not keep.
-    catch_unwind(AssertUnwindSafe(|| decode_row_group(plan, chunk, group)))
-        .unwrap_or_else(|_| Err(broken(&chunk.partition)))
+pub(super) fn decode<'a>(plan: &'a Plan, chunk: &'a Chunk, group: &'a RowGroup) -> Rows<'a> {
+    Rows { plan, chunk, group, reader: None, next_row: group.first_row, ended: false }
+}
+
+/// The rows of a row group.
+pub(super) struct Rows<'a> {
+    plan: &'a Plan,
+    chunk: &'a Chunk,
+    group: &'a RowGroup,
+    /// Made when the first row is asked for.
+    reader: Option<ParquetRecordBatchReader>,
+    next_row: u64,
+    ended: bool,
+}
+
+impl Iterator for Rows<'_> {
+    type Item = Result<Decoded>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        if self.ended {
+            return None;
+        }
+        let step = contained(|| self.read()).unwrap_or_else(|| Err(broken(&self.chunk.partition)));
+        self.ended = !matches!(step, Ok(Some(_)));
+        step.transpose()
+    }
+}
+
+impl Rows<'_> {
+    fn read(&mut self) -> Result<Option<Decoded>> {
+        let Self { plan, chunk, group, reader, next_row, .. } = self;
+        let partition = &chunk.partition;
+        let reader = match reader {
+            Some(reader) => reader,
+            None => reader.insert(open(plan, partition, group)?),
+        };
+        let Some(batch) = reader.next() else { return Ok(None) };
+        let batch = batch.map_err(|error| unreadable(partition, error.into()))?;
+        let mut decoded = Decoded::default();
+        let rows = Batch { plan, chunk, batch: &batch, first_row: *next_row };
+        rows.decode(&mut decoded).map_err(|error| error.while_doing(format!("parquet file \"{partition}\"")))?;
+        *next_row += batch.num_rows() as u64;
+        Ok(Some(decoded))
+    }
 }
 
 fn broken(partition: &str) -> Error {
     Error::data(format!("could not read parquet file \"{partition}\": its bytes are broken"))
 }
 
-fn decode_row_group(plan: &Plan, chunk: &Chunk, group: &RowGroup) -> Result<Decoded> {
-    let partition = &chunk.partition;
-    let bad = |error| Error::data(format!("could not read parquet file \"{partition}\"")).because(error);
-    let builder = ParquetRecordBatchReaderBuilder::try_new(Pieces::new(group)).map_err(bad)?;
-    let Some(columns) = builder.metadata().row_groups().get(group.index).map(RowGroupMetaData::columns) else {
+fn unreadable(partition: &str, error: ParquetError) -> Error {
+    Error::data(format!("could not read parquet file \"{partition}\"")).because(error)
+}
+
+fn open(plan: &Plan, partition: &str, group: &RowGroup) -> Result<ParquetRecordBatchReader> {
+    let bad = |error| unreadable(partition, error);
+    let pieces = Pieces::new(group);
+    let metadata = with_views(&ArrowReaderMetadata::load(&pieces, ArrowReaderOptions::default()).map_err(bad)?);
+    let builder = ParquetRecordBatchReaderBuilder::new_with_metadata(pieces, metadata.map_err(bad)?);
+    let Some(metadata) = builder.metadata().row_groups().get(group.index) else {
         return Err(Error::data(format!("could not read row group {} of parquet file \"{partition}\"", group.index)));
     };
-    if columns.iter().any(|column| column.compressed_size() < 0 || column.data_page_offset() < 0) {
+    if metadata.columns().iter().any(|column| column.compressed_size() < 0 || column.data_page_offset() < 0) {
         return Err(broken(partition));
     }
+    let row_bytes = metadata.total_byte_size() / metadata.num_rows().max(1);
+    let rows_at_once = usize::try_from(READ_BYTES / row_bytes.max(1)).unwrap_or(1).max(1);
     let is_wanted = |field: &Field| {
         plan.settings.unknown != UnknownColumns::Ignore || plan.declared.iter().any(|d| d.name() == field.name())
     };
     let wanted = builder.schema().fields().iter().enumerate().filter(|(_, field)| is_wanted(field)).map(|(at, _)| at);
     let projection = ProjectionMask::roots(builder.parquet_schema(), wanted.collect::<Vec<_>>());
-    let reader = builder
+    builder
         .with_projection(projection)
         .with_row_groups(vec![group.index])
-        .with_batch_size(plan.settings.batch_rows_max)
+        .with_batch_size(plan.settings.batch_rows_max.min(rows_at_once))
         .build()
-        .map_err(bad)?;
-    let mut decoded = Decoded::default();
-    let mut first_row = group.first_row;
-    for batch in reader {
-        let batch = batch.map_err(|error| bad(error.into()))?;
-        let rows = Batch { plan, chunk, batch: &batch, first_row };
-        rows.decode(&mut decoded).map_err(|error| error.while_doing(format!("parquet file \"{partition}\"")))?;
-        first_row += batch.num_rows() as u64;
-    }
-    Ok(decoded)
+        .map_err(bad)
+}
+
+/// Has texts read as views: a text that a page holds once, in its dictionary, is there once in memory too.
+fn with_views(metadata: &ArrowReaderMetadata) -> Result<ArrowReaderMetadata, ParquetError> {
+    let fields = metadata.schema().fields().iter().map(|field| match field.data_type() {
+        DataType::Utf8 | DataType::LargeUtf8 => Arc::new(field.as_ref().clone().with_data_type(DataType::Utf8View)),
+        _ => Arc::clone(field),
+    });
+    let schema = Schema::new_with_metadata(fields.collect::<Fields>(), metadata.schema().metadata().clone());
+    let options = ArrowReaderOptions::new().with_schema(Arc::new(schema));
+    ArrowReaderMetadata::try_new(Arc::clone(metadata.metadata()), options)
 }
 
 /// Gives the columns of a Parquet file from its last bytes, which hold the footer.
 pub(super) fn infer(file: &[u8]) -> Result<Vec<Field>> {
     let load = || ArrowReaderMetadata::load(&Bytes::copy_from_slice(file), ArrowReaderOptions::default());
-    let metadata = catch_unwind(load)
-        .map_err(|_| Error::data("could not read the footer of the parquet file: its bytes are broken"))?
+    let metadata = contained(load)
+        .ok_or_else(|| Error::data("could not read the footer of the parquet file: its bytes are broken"))?
         .map_err(|error| Error::data("could not read the footer of the parquet file").because(error))?;
     metadata.schema().fields().iter().map(|field| fit::inferred(field)).collect()
 }

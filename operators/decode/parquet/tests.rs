@@ -12,7 +12,7 @@ use parquet::file::reader::{FileReader, SerializedFileReader};
 use crate::batch::{Chunk, Payload, RowGroup, timestamp_type};
 use crate::decode::column::{is_json, type_name};
 use crate::decode::testing::*;
-use crate::decode::{DecoderSettings, FormatSettings, UnknownColumns, decoder, infer};
+use crate::decode::{DecoderSettings, FormatSettings, UnknownColumns, decode_whole, decoder, infer};
 use crate::error::ErrorKind;
 
 fn parquet_settings(columns: Vec<arrow::datatypes::Field>) -> DecoderSettings {
@@ -131,7 +131,8 @@ fn nested_times_are_rescued() {
 
 #[test]
 fn a_file_that_cannot_fit_is_a_data_error() {
-    let error = |columns, chunk: &Chunk| decoder(parquet_settings(columns)).unwrap().decode(chunk).unwrap_err();
+    let decode = |columns, chunk: &Chunk| decode_whole(&*decoder(parquet_settings(columns)).unwrap(), chunk);
+    let error = |columns, chunk: &Chunk| decode(columns, chunk).unwrap_err();
     let unfit = error(vec![field("delay", DataType::Int64)], &row_group(&file(), 0));
     assert_eq!(unfit.kind(), ErrorKind::Data);
     assert_eq!(
@@ -147,7 +148,7 @@ fn a_file_that_cannot_fit_is_a_data_error() {
         if let Payload::RowGroup(group) = &mut chunk.payload {
             group.pieces = vec![(0, broken.into())];
         }
-        if let Err(error) = decoder(parquet_settings(vec![field("flight", DataType::Int64)])).unwrap().decode(&chunk) {
+        if let Err(error) = decode(vec![field("flight", DataType::Int64)], &chunk) {
             assert_eq!(error.kind(), ErrorKind::Data, "byte {at}: {error}");
         }
     }

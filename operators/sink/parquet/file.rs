@@ -27,6 +27,8 @@ pub(super) struct OpenFile {
     pub(super) number: u64,
     /// Path relative to the table's folder.
     pub(super) path: String,
+    /// Where it is written now, for messages.
+    target: String,
     pub(super) rows: u64,
     /// Bytes that the encoder holds; kept here because to count them means to ask every column.
     pub(super) encoder_bytes: usize,
@@ -68,15 +70,16 @@ impl OpenFile {
         options: ArrowWriterOptions,
         number: u64,
         path: String,
+        target: String,
     ) -> Result<Self> {
         let writer =
-            ArrowWriter::try_new_with_options(output, schema, options).map_err(|e| failed("start", &path, e))?;
-        Ok(Self { writer, number, path, rows: 0, encoder_bytes: 0, used_at: 0 })
+            ArrowWriter::try_new_with_options(output, schema, options).map_err(|e| failed("start", &target, e))?;
+        Ok(Self { writer, number, path, target, rows: 0, encoder_bytes: 0, used_at: 0 })
     }
 
     /// Encodes rows.
     pub(super) fn write(&mut self, rows: &RecordBatch) -> Result<()> {
-        self.writer.write(rows).map_err(|e| failed("write to", &self.path, e))?;
+        self.writer.write(rows).map_err(|e| failed("write to", &self.target, e))?;
         self.rows += rows.num_rows() as u64;
         self.encoder_bytes = self.writer.memory_size();
         Ok(())
@@ -84,7 +87,7 @@ impl OpenFile {
 
     /// Ends the row group that is being encoded, so that its memory is free.
     pub(super) fn flush(&mut self) -> Result<()> {
-        self.writer.flush().map_err(|e| failed("write to", &self.path, e))?;
+        self.writer.flush().map_err(|e| failed("write to", &self.target, e))?;
         self.encoder_bytes = self.writer.memory_size();
         Ok(())
     }
@@ -110,19 +113,21 @@ impl OpenFile {
 
     /// Writes the footer, with `metadata` and the number of rows.
     pub(super) fn finish(mut self, metadata: Vec<KeyValue>) -> Result<FinishedFile> {
-        let Self { number, path, rows, .. } = &self;
-        let (number, path, rows) = (*number, path.clone(), *rows);
+        let (number, rows) = (self.number, self.rows);
+        let (path, target) = (std::mem::take(&mut self.path), std::mem::take(&mut self.target));
         for pair in metadata {
             self.writer.append_key_value_metadata(pair);
         }
         self.writer.append_key_value_metadata(KeyValue::new("nexus.rows".into(), rows.to_string()));
-        let output = self.writer.into_inner().map_err(|e| failed("finish", &path, e))?;
-        let (bytes, parts) = match output {
+        // Not `into_inner`, which tells of a full disk as if it were a mistake of the encoder.
+        self.writer.finish().map_err(|e| failed("finish", &target, e))?;
+        let (bytes, parts) = match self.writer.inner_mut() {
             Output::Disk(file) => {
                 let size = file.metadata().map(|meta| meta.len());
-                (size.map_err(|e| Error::from(e).while_doing(format!("could not look at {path}")))?, Vec::new())
+                (size.map_err(|e| Error::from(e).while_doing(format!("could not look at {target}")))?, Vec::new())
             }
-            Output::Parts(Parts { mut full, last, sent_bytes }) => {
+            Output::Parts(parts) => {
+                let Parts { mut full, last, sent_bytes } = std::mem::take(parts);
                 let unsent_bytes: usize = full.iter().map(Bytes::len).sum();
                 let bytes = sent_bytes + unsent_bytes as u64 + last.len() as u64;
                 if !last.is_empty() {

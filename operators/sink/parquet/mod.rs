@@ -103,6 +103,9 @@ const ROW_GROUP_BYTES: usize = 64 << 20;
 /// divide their work by about as many.
 const ROW_GROUP_ROWS: usize = 1 << 20;
 
+/// What a file that has just been opened takes at least.
+const OPEN_FILE_BYTES: usize = 4 << 10;
+
 /// Files that are synced at once: a disk joins syncs that come together.
 const SYNCS_MAX: usize = 8;
 
@@ -213,7 +216,10 @@ impl ParquetSink {
     /// Encodes rows. It is all CPU work and writes to the disk's cache.
     fn encode(&mut self, id: EpochId, groups: Vec<Group>) -> Result<()> {
         self.writes += 1;
+        // To add up what thousands of open files hold for each of them would take the square of their number.
+        let mut unseen_bytes = 0;
         for Group { folder, rows } in groups {
+            unseen_bytes += rows.get_array_memory_size() + OPEN_FILE_BYTES;
             if !self.open.contains_key(&folder) {
                 self.open_file(id, folder)?;
             }
@@ -224,9 +230,12 @@ impl ParquetSink {
                     send_parts(uploads, file);
                 }
             }
-            self.shrink(id)?;
+            if unseen_bytes > self.held_bytes_max() / 32 {
+                unseen_bytes = 0;
+                self.shrink(id)?;
+            }
         }
-        Ok(())
+        self.shrink(id)
     }
 
     fn open_file(&mut self, id: EpochId, folder: usize) -> Result<()> {
@@ -240,22 +249,26 @@ impl ParquetSink {
         let name = file_name(&self.settings.pipeline, id, number);
         let folder_path = self.router.folder(folder);
         let path = if folder_path.is_empty() { name.clone() } else { format!("{folder_path}/{name}") };
-        let output = match &self.place {
+        let (output, target) = match &self.place {
             Place::Disk { staging, .. } => {
                 if !self.staging_made {
-                    local::make_folder(staging)?;
+                    local::make_folder(staging)
+                        .map_err(|e| Error::from(e).while_doing(format!("could not make {}", staging.display())))?;
                     self.staging_made = true;
                 }
-                Output::on_disk(&staging.join(&name))?
+                let target = staging.join(&name);
+                (Output::on_disk(&target)?, target.display().to_string())
             }
             Place::Objects(objects) => {
+                let target = join(&objects.prefix, &path);
                 if let Some(uploads) = &mut self.uploads {
-                    uploads.begin(number, join(&objects.prefix, &path), note_name(id, number));
+                    uploads.begin(number, target.clone(), note_name(id, number));
                 }
-                Output::Parts(Parts::default())
+                (Output::Parts(Parts::default()), target.to_string())
             }
         };
-        let file = OpenFile::new(output, self.router.file_schema().clone(), self.options.clone(), number, path)?;
+        let schema = self.router.file_schema().clone();
+        let file = OpenFile::new(output, schema, self.options.clone(), number, path, target)?;
         self.open.insert(folder, file);
         Ok(())
     }

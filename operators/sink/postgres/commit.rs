@@ -4,7 +4,7 @@ use std::collections::HashSet;
 
 use async_trait::async_trait;
 use bytes::{Bytes, BytesMut};
-use deadpool_postgres::Transaction;
+use deadpool_postgres::{Client, Transaction};
 use futures::SinkExt;
 use serde::{Deserialize, Serialize};
 use tokio::sync::OnceCell;
@@ -111,6 +111,15 @@ impl PostgresCommitter {
     async fn land(&self, id: EpochId, spooled: &Spooled) -> Result<()> {
         let way = self.way().await?;
         let mut client = self.database.client().await?;
+        let landed = self.land_by(&mut client, way, id, spooled).await;
+        if landed.is_err() {
+            // The next try takes a new connection: this one may lead to a server that has become a standby.
+            drop(Client::take(client));
+        }
+        landed
+    }
+
+    async fn land_by(&self, client: &mut Client, way: Way, id: EpochId, spooled: &Spooled) -> Result<()> {
         let transaction = client.transaction().await.map_err(|e| failed("could not begin a transaction", e))?;
         run(&transaction, "set the limits of a transaction", SETTINGS_SQL).await?;
         match self.note(&transaction, id, spooled.rows).await? {

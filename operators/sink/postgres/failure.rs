@@ -38,8 +38,9 @@ pub(super) fn is_wrong_password(error: &PoolError) -> bool {
 /// Sorts the classes of SQLSTATE (appendix A of the manual of PostgreSQL).
 fn kind_of(state: &SqlState) -> ErrorKind {
     let code = state.code();
-    // 57014 is our own statement timeout, 55P03 our own lock timeout.
-    if code.starts_with("57P") || matches!(code, "55P03" | "57014") {
+    // 57014 is our own statement timeout, 55P03 our own lock timeout; 25006 says a server that is a standby until it
+    // has taken over, or that was put to read-only while its disk is full.
+    if code.starts_with("57P") || matches!(code, "25006" | "55P03" | "57014") {
         return ErrorKind::Unavailable;
     }
     match code.get(..2) {
@@ -70,6 +71,11 @@ fn describe(answer: &DbError) -> String {
 
 fn advice(answer: &DbError) -> Option<&'static str> {
     match answer.code().code() {
+        "25006" => Some(
+            "the server takes no writes now: is it a standby, or is `default_transaction_read_only` on for this user",
+        ),
+        "53100" => Some("free space on the server's disk"),
+        "53300" => Some("raise `max_connections` or the limit of the role or the database, or close other connections"),
         "28P01" => Some("is the password in the secret still right"),
         "28000" => Some("does pg_hba.conf of the server let this user in, with or without TLS"),
         "3D000" => Some("create the database, or name another one in the URL"),

@@ -8,11 +8,12 @@ use std::io::{self, BufRead, Read};
 
 use bytes::{Buf, Bytes};
 
+use super::Grain;
 use super::input::Input;
 use crate::error::{Error, Result};
 
-/// Bytes of decompressed content made in one step: what a bomb can take before a limit is looked at.
-const STEP_BYTES: usize = 256 * 1024;
+/// Bytes of decompressed content made in one step.
+pub(super) const STEP_BYTES: usize = 256 * 1024;
 
 /// Decompressed bytes of one partition: far above any real object (S3 holds 48 TiB in its largest, and nobody
 /// packs telemetry into one of them), and reached by a bomb in minutes, after which it is refused.
@@ -35,6 +36,7 @@ pub struct Content {
     given: u64,
     limit: u64,
     truncated: bool,
+    pub(super) grain: Grain,
 }
 
 enum Form {
@@ -47,7 +49,7 @@ enum Form {
 impl Content {
     /// Reads the content of `input` from its start; more than `limit` decompressed bytes are an error.
     pub fn new(input: Input, limit: u64) -> Self {
-        Self { input, at: 0, form: Form::Unknown, given: 0, limit, truncated: false }
+        Self { input, at: 0, form: Form::Unknown, given: 0, limit, truncated: false, grain: Grain::default() }
     }
 
     /// Tells whether the content is packed, once something has been read.
@@ -96,22 +98,24 @@ impl Content {
     }
 
     fn step(&mut self, out: &mut Vec<u8>) -> io::Result<usize> {
+        let step_bytes = self.grain.step_bytes;
         match &mut self.form {
             Form::Unknown => Err(io::ErrorKind::WouldBlock.into()),
             Form::Plain { block } if block.is_empty() => Err(io::ErrorKind::WouldBlock.into()),
             Form::Plain { block } => {
-                let step = block.split_to(block.len().min(STEP_BYTES));
+                let step = block.split_to(block.len().min(step_bytes));
                 out.extend_from_slice(&step);
                 Ok(step.len())
             }
-            Form::Gzip(decoder) => read_into(decoder, out),
-            Form::Zstd(decoder) => read_into(decoder, out),
+            Form::Gzip(decoder) => read_into(decoder, out, step_bytes),
+            Form::Zstd(decoder) => read_into(decoder, out, step_bytes),
         }
     }
 
     /// Fetches the next block and hands it to whoever waits for it; tells whether there is more to take.
     async fn fetch(&mut self) -> Result<bool> {
-        let block = self.input.read_at(self.at, self.input.block_bytes()).await?;
+        let block_bytes = self.input.block_bytes().min(self.grain.block_bytes);
+        let block = self.input.read_at(self.at, block_bytes).await?;
         let more = !block.is_empty();
         self.at += block.len() as u64;
         match &mut self.form {
@@ -200,9 +204,9 @@ impl BufRead for Feed {
     }
 }
 
-fn read_into(decoder: &mut impl Read, out: &mut Vec<u8>) -> io::Result<usize> {
+fn read_into(decoder: &mut impl Read, out: &mut Vec<u8>, step_bytes: usize) -> io::Result<usize> {
     let filled = out.len();
-    out.resize(filled + STEP_BYTES, 0);
+    out.resize(filled + step_bytes, 0);
     let read = out.get_mut(filled..).map_or(Ok(0), |room| decoder.read(room));
     out.truncate(filled + read.as_ref().copied().unwrap_or(0));
     read

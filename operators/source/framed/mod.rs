@@ -18,8 +18,8 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 
-pub(super) use self::content::is_packed;
-use self::content::{CONTENT_BYTES_MAX, Content};
+pub(crate) use self::content::is_packed;
+use self::content::{CONTENT_BYTES_MAX, Content, STEP_BYTES};
 use self::cutter::{Csv, Cutter, Want};
 pub use self::input::{Input, ObjectInput};
 use self::row_groups::RowGroups;
@@ -31,8 +31,29 @@ use crate::framing::Framing;
 /// handful in flight fit any budget.
 const PIECE_BYTES: usize = 1024 * 1024;
 
+/// How finely a partition is read: in the tests, so finely that little content has every seam there is.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Grain {
+    /// Bytes of a block, unless the input's own are fewer.
+    pub(crate) block_bytes: usize,
+    /// Bytes of content made in one step: what a bomb can take before a limit is looked at.
+    pub(crate) step_bytes: usize,
+    /// Bytes after which a piece is cut.
+    pub(crate) piece_bytes: usize,
+}
+
+impl Default for Grain {
+    fn default() -> Self {
+        Self { block_bytes: usize::MAX, step_bytes: STEP_BYTES, piece_bytes: PIECE_BYTES }
+    }
+}
+
 /// Bytes of a broken end that are kept for the quarantine: enough to recognise it by.
 const REJECT_BYTES: usize = 64 * 1024;
+
+/// Bytes of content that are there before its framing is told from them: packed content may come in parts as small as
+/// its writer's flushes, and a first line alone says little.
+const START_BYTES: usize = 64 * 1024;
 
 /// The mark of UTF-8 that some editors put before a text.
 const BYTE_ORDER_MARK: &[u8] = b"\xef\xbb\xbf";
@@ -84,6 +105,16 @@ impl Framed {
             _ => Reader::Records(Box::new(Records::new(input, settings, offset))),
         };
         Self { name, reader }
+    }
+
+    /// Reads in smaller steps.
+    #[cfg(feature = "testing")]
+    #[must_use]
+    pub(crate) fn with_grain(mut self, grain: Grain) -> Self {
+        if let Reader::Records(records) = &mut self.reader {
+            records.content.grain = grain;
+        }
+        self
     }
 
     /// Reads the next piece.
@@ -204,7 +235,7 @@ impl Records {
 
     /// Learns from the start of the content how it is framed, and takes the header off.
     fn begin(&mut self) -> Result<()> {
-        if self.buffer.len() < BYTE_ORDER_MARK.len() && !self.ended {
+        if self.buffer.len() < START_BYTES && !self.ended {
             return Ok(());
         }
         let mark = if self.buffer.starts_with(BYTE_ORDER_MARK) { BYTE_ORDER_MARK.len() } else { 0 };
@@ -254,7 +285,7 @@ impl Records {
         if self.oversized.is_some() {
             return self.skip_oversized();
         }
-        if self.buffer.len() < PIECE_BYTES && !self.ended {
+        if self.buffer.len() < self.content.grain.piece_bytes && !self.ended {
             return None;
         }
         self.scan();
@@ -351,7 +382,8 @@ impl Records {
     fn take_front(&mut self, len: usize) -> Vec<u8> {
         let mut rest = Vec::new();
         if !self.ended {
-            rest.reserve(PIECE_BYTES + PIECE_BYTES / 2);
+            let piece_bytes = self.content.grain.piece_bytes;
+            rest.reserve(piece_bytes + piece_bytes / 2);
         }
         rest.extend_from_slice(self.buffer.get(len..).unwrap_or_default());
         let mut piece = std::mem::replace(&mut self.buffer, rest);

@@ -9,6 +9,7 @@ use parquet::file::metadata::{
 
 use super::input::Input;
 use crate::batch::RowGroup;
+use crate::contained::contained;
 use crate::error::{Error, Result};
 
 /// Bytes of a footer: 64 MiB describe some hundred thousand column chunks.
@@ -110,7 +111,8 @@ impl Footer {
         }
         let bytes = input.read_at(at, usize::try_from(file_len - at).unwrap_or(usize::MAX)).await?;
         let encoded = bytes.get(..tail.metadata_length()).ok_or_else(|| invalid("it ends within its footer"))?;
-        let metadata = ParquetMetaDataReader::decode_metadata(encoded)
+        let metadata = contained(|| ParquetMetaDataReader::decode_metadata(encoded))
+            .ok_or_else(|| invalid("its footer is broken"))?
             .map_err(|e| invalid("its footer cannot be decoded").because(e))?;
         Ok(Self { file_len, at, bytes, metadata })
     }

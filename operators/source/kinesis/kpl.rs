@@ -10,7 +10,7 @@ use bytes::Bytes;
 use md5::{Digest, Md5};
 
 /// The hash keys that a shard is responsible for.
-pub(super) type HashRange = RangeInclusive<u128>;
+pub(crate) type HashRange = RangeInclusive<u128>;
 
 /// The first bytes of every aggregate.
 const MAGIC: [u8; 4] = [0xF3, 0x89, 0x9A, 0xC2];
@@ -20,7 +20,7 @@ const DIGEST_LEN: usize = 16;
 
 /// What a record turned out to hold.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) enum Content {
+pub(crate) enum Content {
     /// The record is no aggregate.
     Plain,
     /// The records that the producer put together, in order; sub-sequence numbers count them from 0.
@@ -32,7 +32,7 @@ pub(super) enum Content {
 
 /// One record as the producer's user put it.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) struct UserRecord {
+pub(crate) struct UserRecord {
     /// The partition key.
     pub key: String,
     /// The bytes.
@@ -40,12 +40,12 @@ pub(super) struct UserRecord {
 }
 
 /// Tells whether a record may be an aggregate: cheap, and wrong only for what [`open`] then finds to be plain.
-pub(super) fn looks_aggregated(data: &[u8]) -> bool {
+pub(crate) fn looks_aggregated(data: &[u8]) -> bool {
     data.starts_with(&MAGIC) && data.len() >= MAGIC.len() + DIGEST_LEN
 }
 
 /// Opens a record that came from a shard with this hash range (unknown: not checked).
-pub(super) fn open(data: &Bytes, range: Option<&HashRange>) -> Content {
+pub(crate) fn open(data: &Bytes, range: Option<&HashRange>) -> Content {
     let Some((protobuf, digest)) =
         data.strip_prefix(MAGIC.as_slice()).and_then(|rest| rest.split_last_chunk::<DIGEST_LEN>())
     else {
@@ -210,8 +210,8 @@ fn take<'a>(rest: &mut &'a [u8], len: usize) -> Result<&'a [u8], Malformed> {
     Ok(taken)
 }
 
-#[cfg(test)]
-pub(super) mod encoder {
+#[cfg(any(test, feature = "testing"))]
+pub(crate) mod encoder {
     //! Writes aggregates as the producer library does.
 
     use super::*;

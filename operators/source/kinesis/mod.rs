@@ -35,7 +35,7 @@
 
 mod backoff;
 mod discovery;
-mod kpl;
+pub(crate) mod kpl;
 mod reader;
 mod service;
 mod shards;

@@ -10,8 +10,8 @@
 //! what is missing or denied is tried a few times first, each time the queue
 //! sends it again. No object holds up another.
 
-mod envelope;
-mod ledger;
+pub(crate) mod envelope;
+pub(crate) mod ledger;
 mod object;
 mod owner;
 mod queue;
@@ -43,6 +43,7 @@ use crate::error::{Error, Result};
 use crate::fail;
 use crate::framing::Framing;
 use crate::position::{Cut, Position};
+use crate::store::patient::Patient;
 use crate::store::{self, Encryption};
 
 /// How long `next` waits before it says that there is nothing, over all calls that were dropped meanwhile.
@@ -223,7 +224,7 @@ impl S3Source {
         }
         let built =
             builder.build().map_err(|e| Error::config(format!("could not open the bucket {name}")).because(e))?;
-        let store: Arc<dyn ObjectStore> = Arc::new(built);
+        let store: Arc<dyn ObjectStore> = Arc::new(Patient::new(built));
         self.buckets.insert(name.to_owned(), Arc::clone(&store));
         Ok(store)
     }

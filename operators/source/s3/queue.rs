@@ -3,7 +3,9 @@
 use std::time::Duration;
 
 use aws_config::SdkConfig;
+use aws_config::timeout::TimeoutConfig;
 use aws_sdk_sqs::Client;
+use aws_sdk_sqs::config::Builder;
 use aws_sdk_sqs::config::http::HttpResponse;
 use aws_sdk_sqs::error::{ProvideErrorMetadata, SdkError};
 use aws_sdk_sqs::types::{
@@ -25,6 +27,13 @@ const CALLS_AT_ONCE: usize = 4;
 /// How long the service holds an empty answer back. Longer saves little, and what an abandoned call receives
 /// stays invisible for a while.
 const POLL_SECONDS: i32 = 5;
+
+/// How long a connection may take to be made.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// How long one attempt of a call may take: longer than the service holds an empty answer back. Without it a call that is
+/// never answered would stop the source for good.
+const ATTEMPT_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// Answers that only a change of the pipeline file or of permissions turns into others.
 const CONFIG_CODES: [&str; 8] = [
@@ -72,7 +81,10 @@ pub struct Outcome {
 impl Queue {
     /// Names a queue; nothing is called yet.
     pub fn new(config: &SdkConfig, url: &str, visibility: Duration) -> Self {
-        Self { client: Client::new(config), url: url.to_owned(), visibility }
+        let timeouts = TimeoutConfig::builder().operation_attempt_timeout(ATTEMPT_TIMEOUT);
+        let timeouts = timeouts.connect_timeout(CONNECT_TIMEOUT).build();
+        let client = Client::from_conf(Builder::from(config).timeout_config(timeouts).build());
+        Self { client, url: url.to_owned(), visibility }
     }
 
     /// Receives up to ten messages; waits a few seconds for one if `wait` is set.

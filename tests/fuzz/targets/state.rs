@@ -1,0 +1,7 @@
+#![no_main]
+
+#[allow(dead_code, reason = "each target has its own function")]
+#[path = "../engine.rs"]
+mod engine;
+
+libfuzzer_sys::fuzz_target!(|data: &[u8]| engine::state(data));
