@@ -15,9 +15,9 @@ mod crash;
 mod endless;
 mod fail_points;
 mod flights;
-mod hostile;
 #[path = "fuzz/engine.rs"]
 mod fuzz_engine;
+mod hostile;
 mod inputs;
 mod memory;
 mod oracle;
