@@ -12,9 +12,10 @@ PIPELINE ?= pipelines/flights.yaml
 export NEXUS_TEST_ENV ?= $(TEST_ENV)
 
 SOAK_CRASHES ?= 500
+SOAK_MINUTES ?= 60
 FUZZ_SECONDS ?= 120
 
-.PHONY: help run check build test test-env test-rust test-suites soak fuzz bombs lint fmt fmt-check doc bench deny clean
+.PHONY: help run check build test test-env test-rust test-suites soak soak-hour fuzz bombs lint fmt fmt-check doc bench deny clean
 
 help: ## Lists these targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -61,6 +62,10 @@ fuzz: ## Fuzzes each decoder and parser for FUZZ_SECONDS (needs cargo-fuzz)
 bombs: test-env ## Unpacks bombs of 10 GiB within 128 MiB
 	NEXUS_TEST_BOMB_MIB=10240 $(CARGO) test --release --workspace --all-features --locked --test nexus \
 		memory::an_endless_line -- --nocapture
+
+soak-hour: test-env ## Runs two pipelines under faults for an hour (SOAK_MINUTES), and proves flat memory and every row once
+	NEXUS_TEST_SOAK_MINUTES=$(SOAK_MINUTES) $(CARGO) test --workspace --all-features --locked --test nexus \
+		soak:: -- --nocapture
 
 lint: ## Runs clippy; a warning is an error
 	$(CARGO) clippy --workspace --all-targets --all-features --locked -- -D warnings

@@ -38,6 +38,7 @@ pub mod cli;
 pub mod job;
 mod pipeline;
 pub mod plan;
+pub mod serve;
 pub mod spec;
 pub mod state;
 pub mod trial;

@@ -292,9 +292,7 @@ impl Store {
     /// A process that still writes such a file fails: only the newest may call this.
     pub async fn remove_half_written(&self) -> Result<u64> {
         match &self.backend {
-            Backend::Local(root) => {
-                self.on_disk("clear", "", root.clone(), |folder| local::remove_half_written(folder)).await
-            }
+            Backend::Local(root) => self.on_disk("clear", "", root.clone(), local::remove_half_written).await,
             Backend::Object { .. } => Ok(0),
         }
     }

@@ -25,5 +25,6 @@ mod panics;
 mod pressure;
 mod readers;
 mod servers;
+mod serving;
 mod soak;
 mod world;

@@ -108,7 +108,7 @@ impl World {
         let args: Vec<String> = args.iter().map(|a| a.as_ref().to_owned()).collect();
         let output = self.path(&unique("run"));
         let log = |suffix| File::create(output.with_extension(suffix)).expect("could not make a log");
-        // Another build may be put to the same tests: `make soak-hour` takes the release.
+        // Another build may be put to the same tests, such as a release.
         let given = std::env::var_os("NEXUS_TEST_COMMAND");
         let mut command = Command::new(given.unwrap_or_else(|| env!("CARGO_BIN_EXE_nexus").into()));
         for (name, _) in std::env::vars_os() {

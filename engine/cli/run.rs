@@ -11,6 +11,7 @@ use super::table::layout;
 use super::terminal::{self, count, size};
 use super::{Failure, File};
 use crate::job::progress::{Progress, Report};
+use crate::serve::{Pages, READY_WITHIN};
 use crate::spec::units::Span;
 use crate::{BuildError, Error, Job};
 
@@ -34,6 +35,13 @@ pub struct Run {
     /// Write what the run has committed to this file, as JSON.
     #[arg(long, value_name = "PATH")]
     report: Option<PathBuf>,
+    /// Serve /health, /ready and /metrics on this address, such as 127.0.0.1:9464. Who reaches it can read names and
+    /// counts, and nothing else.
+    #[arg(long, value_name = "ADDRESS")]
+    listen: Option<String>,
+    /// With --listen: be ready until an epoch has waited for its commit for so many intervals of `commit.every`.
+    #[arg(long, value_name = "INTERVALS", default_value_t = READY_WITHIN, requires = "listen")]
+    ready_within: u32,
     /// How logs are written.
     #[arg(long, value_enum, default_value_t = LogFormat::Text)]
     log: LogFormat,
@@ -56,6 +64,13 @@ impl Run {
             pipeline = pipeline.until_idle(idle);
         }
         let mut signals = Signals::listen()?;
+        let pages = match &self.listen {
+            Some(address) => Some(Pages::listen_with(address, self.ready_within).await?),
+            None => None,
+        };
+        if let Some(pages) = &pages {
+            tracing::info!("serving http://{}/metrics, /ready and /health", pages.address());
+        }
         // A start may wait for a service for minutes. Nothing has been read yet, so to drop it loses nothing.
         let started = tokio::select! {
             started = pipeline.start() => started,
@@ -69,6 +84,9 @@ impl Run {
             BuildError::Operator(error) => Failure::Failed(error),
         })?;
         signals.watch(job.stopper());
+        if let Some(pages) = &pages {
+            pages.show(job.progress());
+        }
         let report = watch(&mut job).await?;
         if let Some(path) = &self.report {
             let json = serde_json::to_vec_pretty(&report);

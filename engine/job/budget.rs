@@ -84,6 +84,11 @@ impl StateMemory {
         Arc::new(Self { used: AtomicUsize::new(0), bytes_max })
     }
 
+    /// Gives what all tables' state takes now.
+    pub fn used_bytes(&self) -> usize {
+        self.used.load(Ordering::Acquire)
+    }
+
     /// Gives a table its part, which is empty.
     pub fn share(self: &Arc<Self>) -> StateShare {
         StateShare { all: self.clone(), held: 0 }

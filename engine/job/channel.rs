@@ -64,6 +64,22 @@ pub struct Receiver<T> {
     items: mpsc::Receiver<(T, OwnedSemaphorePermit)>,
 }
 
+/// Tells how full a channel is.
+#[derive(Debug, Clone)]
+pub struct Gauge {
+    room: Arc<Semaphore>,
+    permits_max: usize,
+}
+
+/// How full a channel is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Fill {
+    /// Bytes that wait.
+    pub bytes: usize,
+    /// Bytes that it may hold.
+    pub bytes_max: usize,
+}
+
 /// Makes a channel that holds at most `bytes_max` bytes, or one item if that is larger.
 pub fn channel<T: Weigh>(bytes_max: usize) -> (Sender<T>, Receiver<T>) {
     let permits_max = (bytes_max / PERMIT_BYTES).clamp(1, Semaphore::MAX_PERMITS.min(u32::MAX as usize));
@@ -75,6 +91,21 @@ pub fn channel<T: Weigh>(bytes_max: usize) -> (Sender<T>, Receiver<T>) {
 impl<T> Clone for Sender<T> {
     fn clone(&self) -> Self {
         Self { items: self.items.clone(), room: self.room.clone(), permits_max: self.permits_max }
+    }
+}
+
+impl<T> Sender<T> {
+    /// Gives what tells how full the channel is.
+    pub fn gauge(&self) -> Gauge {
+        Gauge { room: self.room.clone(), permits_max: self.permits_max }
+    }
+}
+
+impl Gauge {
+    /// Tells how full the channel is now.
+    pub fn fill(&self) -> Fill {
+        let taken = self.permits_max.saturating_sub(self.room.available_permits());
+        Fill { bytes: taken * PERMIT_BYTES, bytes_max: self.permits_max * PERMIT_BYTES }
     }
 }
 
@@ -129,6 +160,8 @@ mod tests {
     async fn a_full_channel_stops_its_sender_until_there_is_room() {
         let (sender, mut receiver) = channel::<Load>(10 * PERMIT_BYTES);
         sender.send(Load(6 * PERMIT_BYTES)).await.unwrap();
+        let filled = Fill { bytes: 6 * PERMIT_BYTES, bytes_max: 10 * PERMIT_BYTES };
+        assert_eq!(sender.gauge().fill(), filled);
         let blocked = tokio::time::timeout(Duration::from_secs(1), sender.send(Load(6 * PERMIT_BYTES))).await;
         assert!(blocked.is_err());
         receiver.recv().await.unwrap();

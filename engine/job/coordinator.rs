@@ -8,6 +8,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
+use nexus_operators::clock::SharedClock;
 use nexus_operators::position::Cut;
 use nexus_operators::sink::{EpochId, Handle, Prepared};
 use nexus_operators::{Error, Result, fail};
@@ -15,7 +16,7 @@ use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, MissedTickBehavior, interval};
 
 use super::channel::closed;
-use super::progress::Progress;
+use super::progress::{Progress, Standing};
 use super::source::{Closing, Command, EpochLoad};
 use crate::state::record::{CommitRecord, SourceCounts, TableRecord};
 use crate::state::{State, StateStore};
@@ -137,6 +138,12 @@ pub struct Coordinator {
     pub stop: watch::Receiver<bool>,
     /// What has been recorded and is not yet committed everywhere.
     pub ledger: Ledger,
+    /// The time.
+    pub clock: SharedClock,
+    /// When the epoch was closed that is not recorded yet.
+    pub closing_since: Option<Instant>,
+    /// When an epoch was last committed by all sinks, in microseconds since the Unix epoch.
+    pub committed_at_us: Option<i64>,
 }
 
 /// Which epochs have been committed by which sink.
@@ -157,6 +164,8 @@ pub struct Ledger {
 pub struct OpenEpoch {
     /// Its number.
     pub epoch: u64,
+    /// When it was closed; when this process started, for one of an earlier process.
+    pub closed_at: Instant,
     /// What the sources are told once it is committed; empty for an epoch of an earlier process.
     pub cuts: BTreeMap<String, Cut>,
     /// Prepared bytes by sink.
@@ -192,6 +201,7 @@ impl Coordinator {
     async fn coordinate(&mut self) -> Result<()> {
         let mut closed_at = Instant::now();
         let mut idle_barrier_owed = false;
+        self.tell_standing();
         loop {
             let reason = self.wait(closed_at, &mut idle_barrier_owed).await?;
             let last = reason != Reason::Due;
@@ -250,6 +260,9 @@ impl Coordinator {
     /// Closes an epoch: barrier, cut, prepare, record, and the order to commit.
     async fn close(&mut self, closing: Closing) -> Result<()> {
         fail::point("before_barrier")?;
+        let closed_at = Instant::now();
+        self.closing_since = Some(closed_at);
+        self.tell_standing();
         self.load.bytes.store(0, Ordering::Release);
         for source in self.sources.values() {
             source.send(Command::Barrier(closing)).map_err(|_| closed())?;
@@ -283,9 +296,11 @@ impl Coordinator {
         }
         self.ledger.open.push_back(OpenEpoch {
             epoch: record.epoch,
+            closed_at,
             cuts: record.sources.into_iter().map(|(name, source)| (name, source.cut)).collect(),
             bytes: record.sinks.into_iter().map(|(name, prepared)| (name, prepared.bytes)).collect(),
         });
+        self.closing_since = None;
         self.settle().await
     }
 
@@ -359,6 +374,7 @@ impl Coordinator {
     async fn settle(&mut self) -> Result<()> {
         let done = self.ledger.committed_by_all(self.sinks.keys());
         if self.ledger.open.front().is_none_or(|open| open.epoch > done) {
+            self.tell_standing();
             return Ok(());
         }
         fail::point("before_committed_note")?;
@@ -368,7 +384,23 @@ impl Coordinator {
             fail::point("before_acknowledge")?;
             self.acknowledge(open.cuts)?;
         }
+        self.committed_at_us = Some(self.clock.now_us());
+        self.tell_standing();
         Ok(())
+    }
+
+    /// Tells those who watch the job where the commits stand.
+    fn tell_standing(&self) {
+        let oldest = self.ledger.open.front();
+        let committed = |name: &String| self.ledger.committed.get(name).copied().unwrap_or(0);
+        let behind =
+            |open: &OpenEpoch| self.sinks.keys().filter(|name| committed(name) < open.epoch).cloned().collect();
+        self.progress.set_standing(Standing {
+            open_since: oldest.map(|open| open.closed_at).or(self.closing_since),
+            behind: oldest.map(behind).unwrap_or_default(),
+            spooled_bytes: self.ledger.spooled_bytes(),
+            committed_at_us: self.committed_at_us,
+        });
     }
 
     /// Tells the sources that all rows up to these cuts are committed.

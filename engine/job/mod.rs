@@ -42,7 +42,7 @@ mod wiring;
 use crate::plan::Plan;
 use coordinator::Coordinator;
 use guard::guard;
-use progress::{Progress, Report};
+use progress::{Limits, Progress, Report};
 pub use start::{encryption, state_store};
 
 /// How long after a first error other stages may name a cause that lies deeper.
@@ -88,11 +88,10 @@ impl Job {
         let started = Instant::now();
         let names = plan.tables.iter().map(crate::plan::table::TablePlan::name).collect::<Vec<_>>();
         let sources = plan.opened_sources();
-        let progress = Arc::new(Progress::new(
-            &plan.loaded.spec.name,
-            sources.iter().map(String::as_str),
-            names.iter().map(String::as_str),
-        ));
+        let spec = &plan.loaded.spec;
+        let limits = Limits { memory_bytes: spec.limits.memory.0, commit_every: spec.commit.every.0 };
+        let (sources, tables) = (sources.iter().map(String::as_str), names.iter().map(String::as_str));
+        let progress = Arc::new(Progress::new(&spec.name, sources, tables).with_limits(limits));
         let (stop, stopped) = watch::channel(false);
         let wired = Box::pin(guard("the start", start::start(plan, settings, progress.clone(), stopped))).await?;
         let done = tokio::spawn(async move {

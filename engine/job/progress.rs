@@ -2,10 +2,14 @@
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::time::Duration;
 
 use serde::Serialize;
+use tokio::time::Instant;
 
+use super::budget::StateMemory;
+use super::channel::{Fill, Gauge};
 use crate::state::record::{CommitRecord, SourceCounts, TableCounts};
 
 /// No lag is known.
@@ -37,8 +41,38 @@ pub struct Progress {
     pub sources: BTreeMap<String, SourceProgress>,
     /// By table.
     pub tables: BTreeMap<String, TableProgress>,
+    /// What the pipeline file allows.
+    pub limits: Limits,
     /// The lock is held to add one record or to copy the totals, so it need not be async.
     committed: Mutex<Report>,
+    /// Written by the coordinator. The lock is held to copy it, so it need not be async.
+    standing: Mutex<Standing>,
+    /// Set when the stages are wired.
+    state: OnceLock<Arc<StateMemory>>,
+    /// By name. The lock is held to add one or to look at all, so it need not be async.
+    channels: Mutex<Vec<(String, Gauge)>>,
+}
+
+/// What the pipeline file allows, as far as a job's progress is held against it.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Limits {
+    /// `limits.memory`.
+    pub memory_bytes: u64,
+    /// `commit.every`.
+    pub commit_every: Duration,
+}
+
+/// Where the commits stand.
+#[derive(Debug, Clone, Default)]
+pub struct Standing {
+    /// When the oldest epoch was closed that is not committed by all sinks.
+    pub open_since: Option<Instant>,
+    /// The sinks that have yet to commit it.
+    pub behind: Vec<String>,
+    /// Bytes that are prepared and not committed.
+    pub spooled_bytes: u64,
+    /// When all sinks had last committed an epoch, in microseconds since the Unix epoch.
+    pub committed_at_us: Option<i64>,
 }
 
 /// What a run has committed, as `--report` writes it.
@@ -120,7 +154,67 @@ impl Progress {
             tables: tables.keys().map(|name| (name.clone(), TableReport::default())).collect(),
             ..Report::default()
         };
-        Self { sources, tables, committed: Mutex::new(report) }
+        Self { sources, tables, committed: Mutex::new(report), ..Self::default() }
+    }
+
+    /// Holds the progress against what the pipeline file allows.
+    #[must_use]
+    pub fn with_limits(self, limits: Limits) -> Self {
+        Self { limits, ..self }
+    }
+
+    /// Notes where the commits stand.
+    pub fn set_standing(&self, standing: Standing) {
+        *self.standing.lock().unwrap_or_else(PoisonError::into_inner) = standing;
+    }
+
+    /// Tells where the commits stand.
+    pub fn standing(&self) -> Standing {
+        self.standing.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Gives for how long the oldest closed epoch has waited for its commit.
+    pub fn waiting(&self) -> Duration {
+        self.standing().open_since.map(|since| since.elapsed()).unwrap_or_default()
+    }
+
+    /// Tells what is wrong if a closed epoch has waited longer for its commit than so many intervals of `commit.every`.
+    pub fn overdue(&self, intervals: u32) -> Option<String> {
+        let (waited, limit) = (self.waiting(), self.limits.commit_every.saturating_mul(intervals));
+        if waited <= limit {
+            return None;
+        }
+        let behind = self.standing().behind.join(", ");
+        let cause = if behind.is_empty() {
+            "the rows of the open epoch are not prepared".to_owned()
+        } else {
+            format!("behind are {behind}")
+        };
+        Some(format!(
+            "an epoch has waited {:.1} s for its commit, longer than {intervals} intervals of `commit.every`; {cause}",
+            waited.as_secs_f64()
+        ))
+    }
+
+    /// Has the memory of state told from now on.
+    pub fn watch_state(&self, state: Arc<StateMemory>) {
+        self.state.get_or_init(|| state);
+    }
+
+    /// Gives what open windows and remembered keys take, in bytes.
+    pub fn state_bytes(&self) -> usize {
+        self.state.get().map_or(0, |state| state.used_bytes())
+    }
+
+    /// Has the fill of a channel told from now on.
+    pub fn watch_channel(&self, name: String, gauge: Gauge) {
+        self.channels.lock().unwrap_or_else(PoisonError::into_inner).push((name, gauge));
+    }
+
+    /// Tells how full the channels between the stages are, by name.
+    pub fn channels(&self) -> Vec<(String, Fill)> {
+        let channels = self.channels.lock().unwrap_or_else(PoisonError::into_inner);
+        channels.iter().map(|(name, gauge)| (name.clone(), gauge.fill())).collect()
     }
 
     /// Adds a recorded epoch to the totals.

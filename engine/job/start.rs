@@ -10,6 +10,7 @@ use nexus_operators::source::SourceEvent;
 use nexus_operators::store::{Encryption, Store};
 use nexus_operators::{Error, Result, fail};
 use tokio::sync::watch;
+use tokio::time::Instant;
 
 use super::coordinator::{Ledger, OpenEpoch};
 use super::progress::Progress;
@@ -152,6 +153,7 @@ async fn undone(store: &StateStore, state: &State) -> Result<(BTreeMap<String, u
 fn open_epoch(record: &CommitRecord) -> OpenEpoch {
     OpenEpoch {
         epoch: record.epoch,
+        closed_at: Instant::now(),
         cuts: BTreeMap::new(),
         bytes: record.sinks.iter().map(|(name, prepared)| (name.clone(), prepared.bytes)).collect(),
     }

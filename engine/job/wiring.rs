@@ -13,7 +13,7 @@ use nexus_operators::{Error, Result, fail};
 use tokio::sync::{Notify, mpsc, watch};
 
 use super::budget::{Budget, StateMemory};
-use super::channel::{Item, Receiver, Sender, channel};
+use super::channel::{Item, Receiver, Sender, Weigh, channel};
 use super::coordinator::{CommitQueue, Coordinator, Ledger, Report, Timing};
 use super::decode::{DecodeStage, Watermark};
 use super::place::{PARQUET, POSTGRES, ParquetPlace, parquet_place, spool_place};
@@ -81,12 +81,14 @@ pub async fn wire(
     let user_sources = std::mem::take(&mut settings.sources);
     let user_sinks = std::mem::take(&mut settings.sinks);
     let budget = Budget::of(&plan);
+    let state_memory = StateMemory::new(budget.state);
+    progress.watch_state(state_memory.clone());
     let mut wiring = Wiring {
         plan: &plan,
         restored: &restored,
         settings: &settings,
         budget,
-        state_memory: StateMemory::new(budget.state),
+        state_memory,
         progress: progress.clone(),
         reports,
         load: load.clone(),
@@ -130,8 +132,11 @@ pub async fn wire(
         load,
         progress,
         timing,
+        clock: settings.clock.clone(),
         stop,
         ledger,
+        closing_since: None,
+        committed_at_us: None,
     };
     Ok(Wired { cpu: CpuRuntime::start()?, stages, commits, coordinator })
 }
@@ -165,7 +170,7 @@ impl Wiring<'_> {
         let positions = positions.cloned().unwrap_or_else(Cut::default);
         source.open(&positions).await.map_err(|e| e.while_doing(format!("could not open source {name}")))?;
         let quarantine = self.quarantine(name).await?;
-        let (read, reads) = channel(self.budget.channel);
+        let (read, reads) = self.channel(format!("decode {name}"));
         let (command, commands) = mpsc::unbounded_channel();
         self.commands.insert(name.to_owned(), command);
         let decode = DecodeStage {
@@ -210,7 +215,7 @@ impl Wiring<'_> {
         let quarantine = if late || !plan.rules.is_empty() { Some(self.quarantine(&name).await?) } else { None };
         let mut inputs = Vec::with_capacity(plan.inputs.len());
         for input in &plan.inputs {
-            let (sender, from) = channel(self.budget.channel);
+            let (sender, from) = self.channel(format!("{input} to {name}"));
             self.takers.entry(input.clone()).or_default().push(sender);
             inputs.push(Input { from, window: plan.input_window(input)? });
         }
@@ -349,7 +354,7 @@ impl Wiring<'_> {
         if swept > 0 {
             tracing::info!(sink = name, swept, "removed what a crash had left behind");
         }
-        let (sender, from): (Sender<Item>, Receiver<Item>) = channel(self.budget.channel);
+        let (sender, from): (Sender<Item>, Receiver<Item>) = self.channel(format!("sink {name}"));
         let (queue, epochs) = mpsc::unbounded_channel();
         for record in undone {
             if let Some(prepared) = record.sinks.get(name) {
@@ -365,6 +370,13 @@ impl Wiring<'_> {
         self.stages.push((format!("sink {name}"), Box::pin(stage.run())));
         self.commits.push((format!("commit {name}"), Box::pin(commit.run())));
         Ok(sender)
+    }
+
+    /// Makes a channel whose fill is told under a name.
+    fn channel<T: Weigh>(&self, name: String) -> (Sender<T>, Receiver<T>) {
+        let (sender, receiver) = channel(self.budget.channel);
+        self.progress.watch_channel(name, sender.gauge());
+        (sender, receiver)
     }
 
     fn memory(&self, plan: &TablePlan) -> Memory {

@@ -6,6 +6,7 @@
 
 mod mutations;
 mod scene;
+mod shutdown;
 
 use std::collections::BTreeMap;
 use std::sync::Mutex;

@@ -75,7 +75,7 @@ impl Trial {
             Trial::Idle => scene.is_fenced_when_idle(FENCED_MAX),
             Trial::Again => {
                 scene.ends_whole(Cuts::of_bytes(9_000))?;
-                let said = scene.runs(Cuts::of_bytes(9_000)).said();
+                let said = scene.run(Cuts::of_bytes(9_000)).said();
                 if said.contains("nothing new") {
                     Ok(())
                 } else {

