@@ -19,6 +19,7 @@ mod flights;
 mod fuzz_engine;
 mod hostile;
 mod inputs;
+mod keyed;
 mod memory;
 mod oracle;
 mod panics;

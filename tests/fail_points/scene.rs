@@ -217,7 +217,11 @@ impl Scene {
             Source::Generated => GENERATED.to_owned(),
             _ => EVENTS.replace("{source}", &self.source).replace("{lateness}", self.kind.source.lateness()),
         };
-        let tables = if self.kind.postgres { tables } else { without_postgres(&tables) };
+        let tables = match self.kind {
+            Kind { postgres: false, .. } => without_postgres(&tables),
+            Kind { source: Source::Generated, .. } => tables,
+            _ => tables.replace("secrets:", &format!("{SITES}secrets:")),
+        };
         self.world.file("crash.yaml", &(head + &tables))
     }
 
@@ -478,6 +482,12 @@ secrets:
   pg: { env: DATABASE_URL }
 ";
 
+/// A table whose rows change: it is for Postgres.
+const SITES: &str = "  sites:
+    sql: SELECT site, count(*) AS events, sum(v) AS v, max(ts) AS last FROM silver.events GROUP BY site
+    postgres: { url: pg, table: sites, key: [site] }
+";
+
 const EVENTS_LAKE_SQL: &str = "
     SELECT 'bronze', n::VARCHAR, site, ts::VARCHAR, v, parse_filename(_partition), _offset::VARCHAR FROM bronze.events
     UNION ALL SELECT 'silver', n::VARCHAR, site, ts::VARCHAR, v, '', '' FROM silver.events
@@ -487,7 +497,8 @@ const EVENTS_LAKE_SQL: &str = "
 
 const EVENTS_POSTGRES_SQL: &str = "
     SELECT 'events', n::text, site, ts::text, v, _offset::text FROM events
-    UNION ALL SELECT 'hours', hour::text, site, events::text, v, '' FROM hours";
+    UNION ALL SELECT 'hours', hour::text, site, events::text, v, '' FROM hours
+    UNION ALL SELECT 'sites', last::text, site, events::text, v, '' FROM sites";
 
 const GENERATED: &str = "sources:
   ticks:
