@@ -18,7 +18,7 @@ use crate::world::{Finished, World, ask, run_args, table_files};
 const MIB: usize = 1 << 20;
 
 /// Unpacked MiB of the bombs, unless NEXUS_TEST_BOMB_MIB says otherwise; `make bombs` has 10 GiB.
-const BOMB_MIB: u64 = 256;
+const BOMB_MIB: u64 = 32;
 
 /// Runs a pipeline to its end; gives how it ended, its peak memory, and the report if there is one.
 fn run(world: &World, pipeline: &Path) -> (Finished, u64, Option<Value>) {
