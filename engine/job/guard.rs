@@ -34,13 +34,11 @@ mod tests {
 
     #[tokio::test]
     async fn a_panic_is_an_error_that_names_its_stage() {
-        let error = guard("table silver.events", async {
+        let panics = async {
             tokio::task::yield_now().await;
-            let none: Option<()> = None;
-            none.expect("a row has gone");
-            Ok(())
-        });
-        let error = error.await.unwrap_err();
+            panic!("a row has gone")
+        };
+        let error = guard::<()>("table silver.events", panics).await.unwrap_err();
         assert_eq!(error.kind(), ErrorKind::Internal);
         assert!(error.to_string().starts_with("table silver.events panicked"), "{error}");
         assert!(error.to_string().ends_with("a row has gone"), "{error}");
