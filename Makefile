@@ -12,6 +12,7 @@ PIPELINE ?= pipelines/flights.yaml
 export NEXUS_TEST_ENV ?= $(TEST_ENV)
 
 SOAK_CRASHES ?= 500
+SOAK_FAULT_RUNS ?= 25
 
 .PHONY: help run check build test test-env test-rust soak lint fmt fmt-check doc bench deny clean
 
@@ -41,9 +42,11 @@ test-rust:
 	$(CARGO) test --workspace --all-features --locked --benches
 	$(CARGO) test --workspace --all-features --locked --lib --bins --examples --tests --no-fail-fast
 
-soak: test-env ## Kills and restarts pipelines 500 times (SOAK_CRASHES), and proves each time that nothing is lost or doubled
+soak: test-env ## Kills and restarts pipelines 500 times (SOAK_CRASHES), runs them 25 times in each hostile environment (SOAK_FAULT_RUNS), and proves each time that nothing is lost or doubled
 	NEXUS_TEST_CRASHES=$(SOAK_CRASHES) $(CARGO) test --workspace --all-features --locked --test nexus \
 		fail_points::killed_at_every_step -- --nocapture
+	NEXUS_TEST_FAULT_RUNS=$(SOAK_FAULT_RUNS) $(CARGO) test --workspace --all-features --locked --test nexus hostile:: \
+		-- --nocapture --test-threads 3
 
 lint: ## Runs clippy; a warning is an error
 	$(CARGO) clippy --workspace --all-targets --all-features --locked -- -D warnings

@@ -1,7 +1,7 @@
 //! A Postgres that fails in each of the ways that a commit has to bear, while the lake goes on.
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
+use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -265,7 +265,7 @@ fn troubled(seed: u64) -> BTreeMap<Trouble, u64> {
     world.set("DATABASE_URL", &scene.url(port));
     *lock(&scene.coming) = troubles;
     let mut said = String::new();
-    let mut run = |world: &World, file: &PathBuf| -> Finished {
+    let mut run = |world: &World, file: &Path| -> Finished {
         let finished = world.nexus(&["run", path(file)]);
         said.push_str(&finished.stderr);
         finished
@@ -317,7 +317,7 @@ fn the_lake_goes_on_without_postgres_as_far_as_the_spool_reaches() {
     world.set("DATABASE_URL", &scene.url(scene.server.port));
     let lake = world.path("lake");
     let text = pipeline(&lake.display().to_string(), "1h, bytes: 1B", FILES, true);
-    let file = write_pipeline(&world, &format!("limits: {{ spool: {SPOOL_KIB}KiB }}\n{text}"));
+    let file = write_pipeline(&world, &format!("limits: {{ record: 4KiB, spool: {SPOOL_KIB}KiB }}\n{text}"));
     input.write(&world);
 
     scene.sql(&format!("ALTER ROLE {ROLE} CONNECTION LIMIT 0"));
