@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::thread::JoinHandle;
 use std::time::Duration;
 
 use super::{FILES, Input, assert_same, audit, each_run, lake_rows, path, pipeline, restarted, sorted, write_pipeline};
@@ -87,14 +88,22 @@ struct Scene {
     /// Whether the epoch that was troubled last has yet to be committed.
     resting: Mutex<bool>,
     injected: Mutex<BTreeMap<Trouble, u64>>,
+    /// Other sessions that hold something, until somebody waits for it.
+    sessions: Mutex<Vec<JoinHandle<()>>>,
 }
 
 impl Scene {
     fn new() -> Self {
         let server = Postgres::start();
         let database = server.database();
-        let scene =
-            Self { server, database, coming: Mutex::default(), resting: Mutex::default(), injected: Mutex::default() };
+        let scene = Self {
+            server,
+            database,
+            coming: Mutex::default(),
+            resting: Mutex::default(),
+            injected: Mutex::default(),
+            sessions: Mutex::default(),
+        };
         let database = &scene.database;
         scene.sql(&format!(
             "CREATE ROLE {ROLE} LOGIN; ALTER DATABASE {database} OWNER TO {ROLE};
@@ -137,6 +146,10 @@ impl Scene {
         let whose = format!("FROM pg_stat_activity WHERE usename = '{ROLE}'");
         match trouble {
             Trouble::Crash => {
+                // It would end these too, before anybody has waited for them.
+                for session in std::mem::take(&mut *lock(&self.sessions)) {
+                    session.join().expect("a session that holds something does what it is told");
+                }
                 self.server.kill_backend(&self.database, &format!("SELECT pid {whose} AND query LIKE 'COPY%'"));
                 Act::Pass
             }
@@ -187,7 +200,8 @@ impl Scene {
     /// Has another session do something beside.
     fn meanwhile(self: &Arc<Self>, sql: &'static str) {
         let scene = self.clone();
-        std::thread::spawn(move || scene.sql(sql));
+        let session = std::thread::spawn(move || scene.sql(sql));
+        lock(&self.sessions).push(session);
     }
 
     /// Waits until a query gives rows.

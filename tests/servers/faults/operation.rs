@@ -143,14 +143,19 @@ impl Operation {
                 &[F::Throttled, F::ExpiredIterator, F::EmptyBehind, F::ServerError, F::ResetInAnswer, F::Slow]
             }
             (Self::Iterator, _) => &[F::Throttled, F::ServerError, F::LostReply],
-            (Self::Shards, _) => &[F::LimitExceeded, F::ServerError, F::LostReply],
+            (Self::Shards, _) => &[F::LimitExceeded, F::ServerError, F::LimitExceeded, F::LostReply],
             (Self::Other, _) => &[],
         }
     }
 
     /// Gives how much more often this fails than others: where most depends on it, most is to be seen.
     pub fn weight(self) -> f64 {
-        if matches!(self, Self::Create | Self::Complete) { 3.0 } else { 1.0 }
+        match self {
+            Self::Create | Self::Complete => 3.0,
+            // There are few of them.
+            Self::Shards => 2.0,
+            _ => 1.0,
+        }
     }
 
     fn is_s3(self) -> bool {
