@@ -14,6 +14,7 @@ export NEXUS_TEST_ENV ?= $(TEST_ENV)
 SOAK_CRASHES ?= 500
 SOAK_MINUTES ?= 60
 FUZZ_SECONDS ?= 120
+SOAK_FAULT_RUNS ?= 25
 
 .PHONY: help run check build test test-env test-rust test-suites soak soak-hour fuzz bombs lint fmt fmt-check doc bench deny clean
 
@@ -43,9 +44,11 @@ test-rust:
 	$(CARGO) test --workspace --all-features --locked --benches
 	$(CARGO) test --workspace --all-features --locked --lib --bins --examples --tests --no-fail-fast
 
-soak: test-env ## Kills and restarts pipelines 500 times (SOAK_CRASHES), and proves each time that nothing is lost or doubled
+soak: test-env ## Kills and restarts pipelines 500 times (SOAK_CRASHES), runs them 25 times in each hostile environment (SOAK_FAULT_RUNS), and proves each time that nothing is lost or doubled
 	NEXUS_TEST_CRASHES=$(SOAK_CRASHES) $(CARGO) test --workspace --all-features --locked --test nexus \
 		fail_points::killed_at_every_step -- --nocapture
+	NEXUS_TEST_FAULT_RUNS=$(SOAK_FAULT_RUNS) $(CARGO) test --workspace --all-features --locked --test nexus hostile:: \
+		-- --nocapture --test-threads 3
 
 test-suites: ## Reads public suites: JSON_TEST_SUITE=<JSONTestSuite> PARQUET_TEST_DATA=<parquet-testing>/data
 	$(CARGO) test --workspace --all-features --locked --lib -- --ignored --nocapture suites

@@ -73,7 +73,7 @@ pub(super) async fn takes_sse(bucket: &str, prefix: &Path) -> Result<bool> {
             Err(error) if is_passing(&error) => return Err(error.into()),
             Err(_) => continue,
         }
-        Patient::new(store).delete(&name).await?;
+        again(is_passing, || store.delete(&name)).await?;
         break;
     }
     // Where neither is taken, encryption is not what is wrong.

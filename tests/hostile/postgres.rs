@@ -1,8 +1,9 @@
 //! A Postgres that fails in each of the ways that a commit has to bear, while the lake goes on.
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
+use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::thread::JoinHandle;
 use std::time::Duration;
 
 use super::{FILES, Input, assert_same, audit, each_run, lake_rows, path, pipeline, restarted, sorted, write_pipeline};
@@ -87,14 +88,22 @@ struct Scene {
     /// Whether the epoch that was troubled last has yet to be committed.
     resting: Mutex<bool>,
     injected: Mutex<BTreeMap<Trouble, u64>>,
+    /// Other sessions that hold something, until somebody waits for it.
+    sessions: Mutex<Vec<JoinHandle<()>>>,
 }
 
 impl Scene {
     fn new() -> Self {
         let server = Postgres::start();
         let database = server.database();
-        let scene =
-            Self { server, database, coming: Mutex::default(), resting: Mutex::default(), injected: Mutex::default() };
+        let scene = Self {
+            server,
+            database,
+            coming: Mutex::default(),
+            resting: Mutex::default(),
+            injected: Mutex::default(),
+            sessions: Mutex::default(),
+        };
         let database = &scene.database;
         scene.sql(&format!(
             "CREATE ROLE {ROLE} LOGIN; ALTER DATABASE {database} OWNER TO {ROLE};
@@ -137,6 +146,10 @@ impl Scene {
         let whose = format!("FROM pg_stat_activity WHERE usename = '{ROLE}'");
         match trouble {
             Trouble::Crash => {
+                // It would end these too, before anybody has waited for them.
+                for session in std::mem::take(&mut *lock(&self.sessions)) {
+                    session.join().expect("a session that holds something does what it is told");
+                }
                 self.server.kill_backend(&self.database, &format!("SELECT pid {whose} AND query LIKE 'COPY%'"));
                 Act::Pass
             }
@@ -187,7 +200,8 @@ impl Scene {
     /// Has another session do something beside.
     fn meanwhile(self: &Arc<Self>, sql: &'static str) {
         let scene = self.clone();
-        std::thread::spawn(move || scene.sql(sql));
+        let session = std::thread::spawn(move || scene.sql(sql));
+        lock(&self.sessions).push(session);
     }
 
     /// Waits until a query gives rows.
@@ -265,7 +279,7 @@ fn troubled(seed: u64) -> BTreeMap<Trouble, u64> {
     world.set("DATABASE_URL", &scene.url(port));
     *lock(&scene.coming) = troubles;
     let mut said = String::new();
-    let mut run = |world: &World, file: &PathBuf| -> Finished {
+    let mut run = |world: &World, file: &Path| -> Finished {
         let finished = world.nexus(&["run", path(file)]);
         said.push_str(&finished.stderr);
         finished
@@ -317,7 +331,7 @@ fn the_lake_goes_on_without_postgres_as_far_as_the_spool_reaches() {
     world.set("DATABASE_URL", &scene.url(scene.server.port));
     let lake = world.path("lake");
     let text = pipeline(&lake.display().to_string(), "1h, bytes: 1B", FILES, true);
-    let file = write_pipeline(&world, &format!("limits: {{ spool: {SPOOL_KIB}KiB }}\n{text}"));
+    let file = write_pipeline(&world, &format!("limits: {{ record: 4KiB, spool: {SPOOL_KIB}KiB }}\n{text}"));
     input.write(&world);
 
     scene.sql(&format!("ALTER ROLE {ROLE} CONNECTION LIMIT 0"));

@@ -1,7 +1,7 @@
 //! S3, SQS and Kinesis that fail now and then, each time for a moment: a run bears that without an end.
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use super::{FILES, Input, assert_same, audit, each_run, epoch_bytes, lake_rows, path, pipeline, restarted, runs};
 use crate::servers::faults::{Fault, Faults, Hostility};
@@ -64,7 +64,7 @@ impl Scene {
     }
 
     /// Compares what is left with what should be, and has it audited.
-    fn check(&self, pipeline: &PathBuf, input: &Input) {
+    fn check(&self, pipeline: &Path, input: &Input) {
         let lake = match &self.lake {
             Lake::Folder(folder) => folder.clone(),
             Lake::Bucket(bucket) => self.world.download(&[bucket]).join("lake"),

@@ -97,15 +97,23 @@ impl PostgresCommitter {
     pub(super) async fn way(&self) -> Result<Way> {
         let find = || async {
             let mut client = self.database.client().await?;
-            let transaction = client.transaction().await.map_err(|e| failed("could not begin a transaction", e))?;
-            run(&transaction, "set the limits of a transaction", SETTINGS_SQL).await?;
-            let way = self.table.check(&transaction).await?;
-            fail::point("before_table")?;
-            transaction.commit().await.map_err(|e| failed("could not commit the new tables", e))?;
-            fail::point("after_table")?;
-            Ok(way)
+            let found = self.find_way(&mut client).await;
+            if found.is_err() {
+                drop(Client::take(client));
+            }
+            found
         };
         self.way.get_or_try_init(find).await.copied()
+    }
+
+    async fn find_way(&self, client: &mut Client) -> Result<Way> {
+        let transaction = client.transaction().await.map_err(|e| failed("could not begin a transaction", e))?;
+        run(&transaction, "set the limits of a transaction", SETTINGS_SQL).await?;
+        let way = self.table.check(&transaction).await?;
+        fail::point("before_table")?;
+        transaction.commit().await.map_err(|e| failed("could not commit the new tables", e))?;
+        fail::point("after_table")?;
+        Ok(way)
     }
 
     async fn land(&self, id: EpochId, spooled: &Spooled) -> Result<()> {

@@ -125,11 +125,13 @@ impl Operation {
             (Self::Look, true) => &[F::Hang, F::ServerError, F::SlowDown, F::Reset, F::LostReply],
             (Self::Get, _) => &[F::ServerError, F::SlowDown, F::Reset, F::ResetInAnswer, F::Slow],
             (Self::Look, _) => &[F::ServerError, F::SlowDown, F::Reset, F::LostReply],
-            (Self::List, _) => &[F::ServerError, F::SlowDown, F::Reset, F::ResetInAnswer, F::OldListing],
+            (Self::List, _) => &[F::ServerError, F::SlowDown, F::Reset, F::OldListing, F::ResetInAnswer, F::OldListing],
             (Self::Put | Self::Part, _) => {
                 &[F::ServerError, F::SlowDown, F::Reset, F::ResetInRequest, F::LostReply, F::Slow]
             }
-            (Self::Create, _) => &[F::ServerError, F::SlowDown, F::Reset, F::ResetInRequest, F::LostReply, F::Conflict],
+            (Self::Create, _) => {
+                &[F::ServerError, F::SlowDown, F::Reset, F::ResetInRequest, F::Conflict, F::LostReply, F::Conflict]
+            }
             (Self::Begin, _) => &[F::ServerError, F::SlowDown, F::Reset, F::LostReply, F::ResetInAnswer],
             (Self::Complete, _) => {
                 &[F::ServerError, F::SlowDown, F::Reset, F::LostReply, F::ResetInAnswer, F::ErrorInAnswer]
@@ -143,14 +145,21 @@ impl Operation {
                 &[F::Throttled, F::ExpiredIterator, F::EmptyBehind, F::ServerError, F::ResetInAnswer, F::Slow]
             }
             (Self::Iterator, _) => &[F::Throttled, F::ServerError, F::LostReply],
-            (Self::Shards, _) => &[F::LimitExceeded, F::ServerError, F::LostReply],
+            (Self::Shards, _) => &[F::LimitExceeded, F::ServerError, F::LimitExceeded, F::LostReply],
             (Self::Other, _) => &[],
         }
     }
 
     /// Gives how much more often this fails than others: where most depends on it, most is to be seen.
     pub fn weight(self) -> f64 {
-        if matches!(self, Self::Create | Self::Complete) { 3.0 } else { 1.0 }
+        match self {
+            Self::Create | Self::Complete => 6.0,
+            Self::List => 3.0,
+            Self::Get => 2.0,
+            // There are few of them.
+            Self::Shards => 2.0,
+            _ => 1.0,
+        }
     }
 
     fn is_s3(self) -> bool {
