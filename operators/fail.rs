@@ -29,6 +29,8 @@ pub const POINTS: &[&str] = &[
     "after_commit",
     "before_committed_note",
     "after_committed_note",
+    "before_history",
+    "after_history",
     "before_acknowledge",
     "after_acknowledge",
 ];

@@ -55,7 +55,7 @@ impl Kind {
     /// Gives the kinds whose runs pass a fail point.
     fn passing(point: &str) -> &'static [Kind] {
         match point {
-            "before_checkpoint" | "after_checkpoint" => &[Kind::Checkpoint],
+            "before_checkpoint" | "after_checkpoint" | "before_history" | "after_history" => &[Kind::Checkpoint],
             "before_postgres_commit" | "after_postgres_commit" => &[Kind::Postgres, Kind::Generated],
             "before_snapshot" | "after_snapshot" => &[Kind::Lake, Kind::Postgres, Kind::Bucket],
             _ => &[Kind::Lake, Kind::Postgres, Kind::Bucket, Kind::Generated],
@@ -65,7 +65,8 @@ impl Kind {
     /// Gives how often a run passes a fail point at most, as far as it is worth to let it die there.
     fn passings(self, point: &str) -> usize {
         match point {
-            "before_claim" | "before_start_record" | "after_claim" | "before_checkpoint" | "after_checkpoint" => 1,
+            "before_claim" | "before_start_record" | "after_claim" => 1,
+            "before_checkpoint" | "after_checkpoint" | "before_history" | "after_history" => 1,
             "before_sweep" | "after_sweep" => 3,
             "after_write" | "after_file" => 12,
             _ => 5,

@@ -185,8 +185,8 @@ impl TableStage {
         fail::point("before_snapshot");
         let windows = self.transform.snapshot(epoch).await?;
         let keys = match &mut self.outlet.unique {
-            Some(unique) => unique.snapshot(epoch, watermark_us)?,
-            None => nexus_operators::transform::segments::Snapshot::default(),
+            Some(unique) => memory.save_keys(unique, epoch, watermark_us).await?,
+            None => BTreeMap::new(),
         };
         let used = self.transform.size_bytes() + self.outlet.unique.as_ref().map_or(0, Unique::size_bytes);
         memory.share.hold(used)?;
@@ -194,10 +194,21 @@ impl TableStage {
             query: memory.query.clone(),
             closed_until_us: self.transform.closed_until_us(),
             windows: memory.windows.save(epoch, windows).await?,
-            keys: memory.keys.save(epoch, keys).await?,
+            keys,
         };
         fail::point("after_snapshot");
         Ok(Some(state))
+    }
+}
+
+impl Memory {
+    /// Makes the remembered keys durable, and gives the files that they consist of.
+    async fn save_keys(&mut self, unique: &mut Unique, epoch: u64, watermark_us: i64) -> Result<BTreeMap<u64, String>> {
+        let (files, added) = self.keys.save_keys(epoch, unique.seal(epoch, watermark_us)?).await?;
+        if let Some(added) = added {
+            unique.adopt(epoch, added)?;
+        }
+        Ok(files)
     }
 }
 

@@ -10,3 +10,4 @@ pub mod ministack;
 pub mod postgres;
 pub mod sink;
 pub mod source;
+pub mod store;

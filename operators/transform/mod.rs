@@ -6,6 +6,7 @@ use datafusion::execution::SendableRecordBatchStream;
 
 pub mod aggregate;
 pub mod expect;
+pub mod keys;
 pub mod leaf;
 pub mod query;
 pub mod rows;
