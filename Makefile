@@ -13,7 +13,7 @@ export NEXUS_TEST_ENV ?= $(TEST_ENV)
 
 SOAK_CRASHES ?= 500
 
-.PHONY: help run check build test test-env test-rust soak lint fmt fmt-check doc bench deny clean
+.PHONY: help run check build test test-env test-rust soak restart golden lint fmt fmt-check doc bench deny clean
 
 help: ## Lists these targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -44,6 +44,13 @@ test-rust:
 soak: test-env ## Kills and restarts pipelines 500 times (SOAK_CRASHES), and proves each time that nothing is lost or doubled
 	NEXUS_TEST_CRASHES=$(SOAK_CRASHES) $(CARGO) test --workspace --all-features --locked --test nexus \
 		fail_points::killed_at_every_step -- --nocapture
+
+restart: test-env build ## Measures a restart with 10 000 commit records and 1 GiB of state behind it (some ten minutes)
+	NEXUS_TEST_RESTART=full NEXUS_TEST_COMMAND="$${CARGO_TARGET_DIR:-target}/release/nexus" \
+		$(CARGO) test --workspace --all-features --locked --test nexus restart -- --nocapture
+
+golden: ## Makes the golden files of this version's state anew, in tests/golden; they are kept as they are once it is out
+	NEXUS_TEST_GOLDEN=make $(CARGO) test --workspace --all-features --locked --test nexus golden -- --nocapture
 
 lint: ## Runs clippy; a warning is an error
 	$(CARGO) clippy --workspace --all-targets --all-features --locked -- -D warnings
