@@ -174,8 +174,15 @@ impl Store {
                 self.on_disk("read", name, root.join(name), move |path| local::read_range(path, range)).await
             }
             Backend::Object { objects, prefix, .. } => {
+                let length = range.end.saturating_sub(range.start);
                 let got = objects.get_range(&join(prefix, name), range).await;
-                got.map_err(|e| self.failed("read", name, e))
+                let got = got.map_err(|e| self.failed("read", name, e))?;
+                // A store answers with what there is.
+                if got.len() as u64 == length {
+                    return Ok(got);
+                }
+                let url = &self.url;
+                Err(Error::data(format!("could not read {length} bytes of {url}/{name}: it ends after {}", got.len())))
             }
         }
     }

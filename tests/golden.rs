@@ -142,7 +142,8 @@ fn state_of_every_format_is_read_and_gone_on_from() {
     for version in versions() {
         let (world, pipeline) = world_of(&version);
         let lake = world.path("lake");
-        for part in ["epochs", "history", "checkpoints", "snapshots/gold.hours/windows", "snapshots/silver.events/keys"] {
+        for part in ["epochs", "history", "checkpoints", "snapshots/gold.hours/windows", "snapshots/silver.events/keys"]
+        {
             assert!(!files(&lake.join("_nexus/golden").join(part)).is_empty(), "{version} has no {part}");
         }
         let pipeline_text = pipeline.to_str().expect("the tests' paths are UTF-8");

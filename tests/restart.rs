@@ -31,7 +31,7 @@ impl Load {
         match std::env::var("NEXUS_TEST_RESTART").as_deref() {
             Ok("full") => Self { records: 10_000, state_bytes: 1 << 30, restart_max: RESTART_MAX },
             // A debug build on a busy machine.
-            _ => Self { records: 200, state_bytes: 20 << 20, restart_max: Duration::from_secs(60) },
+            _ => Self { records: 100, state_bytes: 8 << 20, restart_max: Duration::from_secs(60) },
         }
     }
 }
@@ -49,7 +49,7 @@ sources:
     generate:
       columns:
         n: { sequence: {} }
-        ts: { time: { start: \"2026-11-01T00:00:00Z\", step: 1us } }
+        ts: { time: { start: \"2026-11-01T00:00:00Z\", step: 1ms } }
     event_time: { column: ts, lateness: 1s }
 bronze:
   numbers: { from: numbers, store: false }
@@ -86,9 +86,7 @@ fn a_killed_pipeline_soon_commits_again() {
 
     let mut running = world.start(&["run", pipeline]);
     let started = Instant::now();
-    running.until("there is enough behind it", || {
-        newest(&state) >= load.records && bytes(&keys) >= load.state_bytes
-    });
+    running.until("there is enough behind it", || newest(&state) >= load.records && bytes(&keys) >= load.state_bytes);
     println!("{} records after {:.1?}", newest(&state), started.elapsed());
     for _ in 0..RESTARTS {
         running.signal("KILL");

@@ -95,20 +95,14 @@ impl Records {
 
     /// Reads the records that were written since.
     pub async fn read_on(&mut self, store: &StateStore) -> Result<()> {
-        for _ in 0..LISTINGS_MAX {
-            let mut next = self.last_epoch() + 1;
-            while let Some(record) = store.epoch(next).await? {
-                self.numbers.push(next);
-                self.read.push(record);
-                next += 1;
-            }
-            // Records that have been folded meanwhile are no more where they were.
-            if store.checkpoints().await?.last().is_none_or(|newest| *newest < next) {
+        loop {
+            let records = store.records_from(self.last_epoch() + 1).await?;
+            if records.is_empty() {
                 return Ok(());
             }
-            *self = Self::read(store).await?;
+            self.numbers.extend(records.iter().map(|record| record.epoch));
+            self.read.extend(records);
         }
-        Err(Error::unavailable("could not read the commit records: they are written too fast; try again"))
     }
 
     /// Gives the newest epoch; 0 if there is none.

@@ -85,6 +85,21 @@ impl StateStore {
         Ok(Some(records))
     }
 
+    /// Gives the records of the file of history that an epoch is in, from that epoch on; nothing if it is in none.
+    ///
+    /// It is found by its name, so that a listing that lags hides nothing.
+    pub(super) async fn folded_from(&self, epoch: u64) -> Result<Vec<CommitRecord>> {
+        for level in 1..=LEVELS {
+            let width = FOLD.pow(level);
+            let first = (epoch - 1) / width * width + 1;
+            if let Some(mut records) = self.read_history(&(first..=first + width - 1)).await? {
+                records.retain(|record| record.epoch >= epoch);
+                return Ok(records);
+            }
+        }
+        Ok(Vec::new())
+    }
+
     async fn spans(&self) -> Result<BTreeSet<(u64, u64)>> {
         let files = self.folder().list("history").await?;
         Ok(files.iter().filter_map(|file| span_of(&file.name)).collect())

@@ -36,6 +36,9 @@ use record::{CommitRecord, TableState, VERSION};
 /// a checkpoint costs one write of all positions.
 const CHECKPOINT_EVERY: u64 = 64;
 
+/// How often a claim is read that another process removes meanwhile.
+const CLAIM_READS_MAX: usize = 16;
+
 /// Everything that the records up to one epoch add up to.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct State {
@@ -118,21 +121,22 @@ impl StateStore {
     /// Creates the file of the next generation, and removes older ones: their processes are fenced by that.
     async fn claim_generation(&self, id: &str) -> Result<u64> {
         let claim = Generation { version: VERSION, state: id.to_owned(), claimed_at_us: self.clock.now_us() };
-        let mut ours = self.newest_generation().await?.unwrap_or(0) + 1;
+        let first = self.newest_generation().await?.unwrap_or(0) + 1;
+        let mut ours = first;
         while !self.store.create(&generation_file(ours), json(&claim)?).await? {
             ours += 1;
         }
-        for claimed in self.store.list("generations").await? {
-            match number(&claimed.name) {
-                Some(other) if other < ours => self.store.delete(&claimed.name).await?,
-                // Another process has come at the same time; or this one slept since it looked, and its number was free
-                // because it had been removed.
-                Some(newer) if newer > ours => {
-                    self.store.delete(&generation_file(ours)).await?;
-                    return Err(fenced(ours, newer));
-                }
-                _ => {}
-            }
+        let listed = self.store.list("generations").await?;
+        let listed = listed.iter().filter_map(|file| number(&file.name));
+        // Another process has come at the same time; or this one slept since it looked, and its number was free because
+        // it had been removed.
+        if let Some(newer) = listed.clone().find(|number| *number > ours) {
+            self.store.delete(&generation_file(ours)).await?;
+            return Err(fenced(ours, newer));
+        }
+        // Also those that were in the way and that a listing may not show yet.
+        for older in listed.chain(first..ours).filter(|number| *number < ours) {
+            self.store.delete(&generation_file(older)).await?;
         }
         Ok(ours)
     }
@@ -208,35 +212,44 @@ impl StateStore {
 
     /// Reads the newest state.
     pub async fn load(&self) -> Result<State> {
-        let id = self.id().await?;
-        loop {
-            let mut state = State { version: VERSION, id: id.clone(), ..State::default() };
-            let newest = self.newest_checkpoint().await?;
-            if let Some(newest) = newest {
-                // A running process may remove a checkpoint once it has written two newer ones.
-                let Some(checkpoint) = self.checkpoint_of(newest).await? else { continue };
+        let mut state = State { version: VERSION, ..State::default() };
+        for newest in self.checkpoints().await?.into_iter().rev() {
+            // A running process may remove a checkpoint once it has written two newer ones.
+            if let Some(checkpoint) = self.checkpoint_of(newest).await? {
                 check_version(checkpoint.version)?;
-                state = State { id: id.clone(), ..checkpoint };
+                state = checkpoint;
+                break;
             }
-            while let Some(record) = self.epoch(state.epoch + 1).await? {
-                fold(&mut state, &record);
-            }
-            // A running process may fold records away while they are read; then it has written a checkpoint.
-            if self.newest_checkpoint().await?.is_none_or(|newest| newest <= state.epoch) {
+        }
+        state.id = self.id().await?;
+        loop {
+            let records = self.records_from(state.epoch + 1).await?;
+            if records.is_empty() {
                 return Ok(state);
             }
+            records.iter().for_each(|record| fold(&mut state, record));
         }
     }
 
-    async fn newest_checkpoint(&self) -> Result<Option<u64>> {
-        Ok(self.checkpoints().await?.pop())
+    /// Gives the record of an epoch, and those behind it in the same file; nothing if the epoch has none.
+    pub async fn records_from(&self, epoch: u64) -> Result<Vec<CommitRecord>> {
+        // In this order: what is folded is removed once it is in the history.
+        match self.epoch(epoch).await? {
+            Some(record) => Ok(vec![record]),
+            None => self.folded_from(epoch).await,
+        }
     }
 
     /// Gives the state's random name; it is empty if the pipeline has never run.
     pub async fn id(&self) -> Result<String> {
-        let Some(newest) = self.newest_generation().await? else { return Ok(String::new()) };
-        let claimed = self.read::<Generation>(&generation_file(newest)).await?;
-        Ok(claimed.map(|claimed| claimed.state).unwrap_or_default())
+        for _ in 0..CLAIM_READS_MAX {
+            let Some(newest) = self.newest_generation().await? else { return Ok(String::new()) };
+            if let Some(claimed) = self.read::<Generation>(&generation_file(newest)).await? {
+                return Ok(claimed.state);
+            }
+            // Another process has claimed a newer one since, and has removed this.
+        }
+        Err(Error::unavailable(format!("could not read a claim in {}: they change all the time", self.store.url())))
     }
 
     /// Gives the epochs of all checkpoints, in order.
