@@ -1,13 +1,17 @@
 //! `nexus plan`: the graph of tables, their schemas, what is stateful, and the plans.
 
+use std::time::Duration;
+
 use arrow::datatypes::SchemaRef;
 use datafusion::physical_plan::displayable;
+use nexus_operators::transform::window::{Extent, Width};
 use serde_json::json;
 
 use super::{Failure, File, terminal};
 use crate::plan::Plan;
 use crate::plan::table::TablePlan;
 use crate::spec::columns::type_name;
+use crate::spec::units::Span;
 
 /// Show the graph of tables, their schemas, what is stateful, and the plans.
 #[derive(Debug, clap::Args)]
@@ -73,10 +77,22 @@ fn reads(table: &TablePlan) -> Vec<String> {
 
 /// Says what of a table outlives an epoch.
 fn state(table: &TablePlan) -> Option<String> {
-    let window = table.window.map(|(_, width)| format!("windows of {width:?}"));
+    let window = table.window.map(|(_, extent)| window(extent));
     let unique = table.unique.as_ref().map(|(_, _, within_us)| format!("keys for {} s", within_us / 1_000_000));
     let parts: Vec<_> = window.into_iter().chain(unique).collect();
     (!parts.is_empty()).then(|| parts.join(", "))
+}
+
+fn window(extent: Extent) -> String {
+    match extent {
+        Extent::Width(Width::Micros(us)) => format!("windows of {}", span(us)),
+        Extent::Width(Width::Months(months)) => format!("windows of {months} months"),
+        Extent::Session { gap_us, .. } => format!("sessions with a gap of {}", span(gap_us)),
+    }
+}
+
+fn span(us: i64) -> Span {
+    Span(Duration::from_micros(us.unsigned_abs()))
 }
 
 async fn physical(table: &TablePlan) -> Result<String, crate::Error> {

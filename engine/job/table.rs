@@ -17,7 +17,7 @@ use nexus_operators::transform::leaf::LeafSender;
 use nexus_operators::transform::query::{Running, failed};
 use nexus_operators::transform::rows::{conform, quarantined};
 use nexus_operators::transform::unique::Unique;
-use nexus_operators::transform::window::{WATERMARK_END, WATERMARK_START, Width, Window};
+use nexus_operators::transform::window::{WATERMARK_END, WATERMARK_START, Window};
 use nexus_operators::{Error, Result, fail};
 use tokio::sync::mpsc;
 
@@ -42,23 +42,12 @@ pub struct TableStage {
     pub outlet: Outlet,
     /// Where state is kept; nothing if the table has none.
     pub memory: Option<Memory>,
-    /// How event time passes through the query.
-    pub time: TimePassage,
+    /// Whether the result carries event time. Whoever reads one without it waits for the end of input.
+    pub carries_time: bool,
     /// The reference tables that the query reads.
     pub references: References,
     /// The coordinator's ear.
     pub reports: mpsc::UnboundedSender<Report>,
-}
-
-/// How event time passes through a query.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum TimePassage {
-    /// The result has no event time: whoever reads it waits for the end of input.
-    Lost,
-    /// The result carries the event time of the input.
-    Kept,
-    /// The result carries the start of windows of this width.
-    WindowStart(Width),
 }
 
 /// The inputs of a table.
@@ -166,9 +155,19 @@ impl TableStage {
             }
         }
         self.report(&barrier, watermark_us, tally).await?;
-        let forwarded = Barrier { watermark_us: self.time.forward(barrier.watermark_us), ..barrier };
+        let forwarded = Barrier { watermark_us: self.forward(barrier.watermark_us)?, ..barrier };
         self.outlet.close(forwarded).await?;
         Ok(barrier)
+    }
+
+    /// Gives the watermark of the result from the watermark of the input.
+    fn forward(&self, watermark_us: Option<i64>) -> Result<Option<i64>> {
+        match watermark_us {
+            None => Ok(None),
+            Some(WATERMARK_END) => Ok(Some(WATERMARK_END)),
+            Some(watermark_us) if self.carries_time => self.transform.earliest_open_us(watermark_us).map(Some),
+            Some(_) => Ok(Some(WATERMARK_START)),
+        }
     }
 
     async fn report(&mut self, barrier: &Barrier, watermark_us: i64, tally: Tally) -> Result<()> {
@@ -209,19 +208,6 @@ impl Memory {
             unique.adopt(epoch, added)?;
         }
         Ok(files)
-    }
-}
-
-impl TimePassage {
-    /// Gives the watermark of the result from the watermark of the input.
-    fn forward(self, watermark_us: Option<i64>) -> Option<i64> {
-        match (self, watermark_us) {
-            (_, None) => None,
-            (_, Some(WATERMARK_END)) => Some(WATERMARK_END),
-            (TimePassage::Lost, Some(_)) => Some(WATERMARK_START),
-            (TimePassage::Kept, Some(watermark_us)) => Some(watermark_us),
-            (TimePassage::WindowStart(width), Some(watermark_us)) => Some(width.earliest_open_start_us(watermark_us)),
-        }
     }
 }
 

@@ -22,7 +22,7 @@ use super::reference::References;
 use super::sink::{CommitStage, SinkStage};
 use super::source::{Command, EpochLoad, SourceStage};
 use super::start::handles_of;
-use super::table::{Input, Intake, Memory, Outlet, TableStage, TimePassage};
+use super::table::{Input, Intake, Memory, Outlet, TableStage};
 use super::{CpuRuntime, RunSettings, Stage, Wired};
 use crate::plan::Plan;
 use crate::plan::table::TablePlan;
@@ -248,11 +248,7 @@ impl Wiring<'_> {
                 clock: self.settings.clock.clone(),
             },
             memory,
-            time: match (plan.event_time, plan.window) {
-                (None, _) => TimePassage::Lost,
-                (Some(_), None) => TimePassage::Kept,
-                (Some(_), Some((_, width))) => TimePassage::WindowStart(width),
-            },
+            carries_time: plan.event_time.is_some(),
             references: References::new(references.collect()),
             reports: self.reports.clone(),
         };

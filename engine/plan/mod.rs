@@ -14,6 +14,7 @@ pub mod reference;
 pub mod session;
 pub mod source;
 pub mod table;
+mod windows;
 
 use crate::spec::{self, Diagnostic, Diagnostics, Loaded, Severity, Tier, codes, model};
 use reference::{ReferenceSettings, ReferenceTable};

@@ -9,6 +9,7 @@ use datafusion::execution::runtime_env::{RuntimeEnv, RuntimeEnvBuilder};
 use datafusion::execution::session_state::SessionState;
 use datafusion::logical_expr::{AggregateUDF, ScalarUDF};
 use datafusion::prelude::SessionConfig;
+use nexus_operators::transform::functions::Function;
 
 /// Functions that an embedding service brings.
 #[derive(Debug, Clone, Default)]
@@ -41,6 +42,9 @@ pub fn state(runtime: Arc<RuntimeEnv>, functions: &Functions) -> Result<SessionS
     let rules = state.optimizers().iter().filter(|rule| rule.name() != "single_distinct_aggregation_to_group_by");
     let rules = rules.cloned().collect();
     state = SessionStateBuilder::new_from_existing(state).with_optimizer_rules(rules).build();
+    for function in Function::ALL {
+        datafusion::execution::FunctionRegistry::register_udf(&mut state, function.udf())?;
+    }
     for scalar in &functions.scalars {
         datafusion::execution::FunctionRegistry::register_udf(&mut state, scalar.clone())?;
     }

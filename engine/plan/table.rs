@@ -18,11 +18,12 @@ use nexus_operators::transform::leaf::{Leaf, StreamTable};
 use nexus_operators::transform::query::{Query, set_time};
 use nexus_operators::transform::rows::stored_schema;
 use nexus_operators::transform::unique::Unique;
-use nexus_operators::transform::window::{Width, Window};
+use nexus_operators::transform::window::{Extent, Window};
 use nexus_operators::{Error, Result};
 
 use super::analyze::{EventTimes, Shape, Unfit, analyze, stream_name};
 use super::reference::ReferenceTable;
+use super::windows;
 use crate::spec::Tier;
 use crate::spec::model::{self, Late};
 
@@ -52,8 +53,8 @@ pub struct TablePlan {
     pub schema: SchemaRef,
     /// The column that carries event time.
     pub event_time: Option<usize>,
-    /// The window of the query's aggregate: its place among the keys, and its width.
-    pub window: Option<(usize, Width)>,
+    /// The window of the query's aggregate: its place among the keys, and how far it reaches.
+    pub window: Option<(usize, Extent)>,
     /// What becomes of late rows.
     pub late: Late,
     /// The rules that a row must meet.
@@ -109,6 +110,7 @@ impl TablePlan {
             L::Ddl(_) | L::Dml(_) | L::Statement(_) | L::Copy(_) | L::Explain(_) | L::Analyze(_) | L::DescribeTable(_)
         );
         if !does_something_else {
+            let logical = windows::resolve(logical).map_err(|e| sql_refused(&e))?;
             return Self::of_query(state, (tier, name), sql, spec, readable, logical, &leaves).await;
         }
         Err(Refused::Sql { message: "a table is a query: it begins with SELECT or WITH".into(), at: Some((1, 1)) })
@@ -151,7 +153,7 @@ impl TablePlan {
             logical,
             leaves: used,
             starts: window.as_ref().map(|window| window.starts.clone()).unwrap_or_default(),
-            window: window.map(|window| (window.group_index, window.width)),
+            window: window.map(|window| (window.group_index, window.extent)),
             state,
             clock: readable.clock.clone(),
         })
@@ -189,7 +191,7 @@ impl TablePlan {
             Query::new(self.state.clone(), self.logical.clone(), self.leaves.clone(), self.clock.clone()).await?;
         Ok(match self.window {
             None => Transform::Stateless(Box::new(query)),
-            Some((index, width)) => Transform::Windowed(Box::new(WindowedAggregate::new(query, index, width)?)),
+            Some((index, extent)) => Transform::Windowed(Box::new(WindowedAggregate::new(query, index, extent)?)),
         })
     }
 
@@ -202,7 +204,7 @@ impl TablePlan {
     /// Gives the window that a row of an input falls into.
     pub fn input_window(&self, input: &str) -> Result<Option<Window>> {
         let place = self.inputs.iter().position(|name| name == input);
-        let (Some((_, width)), Some(start), Some(leaf)) =
+        let (Some((_, extent)), Some(start), Some(leaf)) =
             (self.window, self.starts.get(input), place.and_then(|place| self.leaves.get(place)))
         else {
             return Ok(None);
@@ -210,7 +212,7 @@ impl TablePlan {
         let schema = DFSchema::try_from(leaf.schema().as_ref().clone());
         let start = schema.and_then(|schema| self.state.create_physical_expr(start.clone(), &schema));
         let start = start.map_err(|e| Error::internal("could not plan the window of a row").because(e))?;
-        Ok(Some(Window { start, width }))
+        Ok(Some(Window { start, width: extent.row_width() }))
     }
 }
 

@@ -22,7 +22,8 @@ use datafusion::physical_plan::{ExecutionPlan, collect, execute_stream};
 use super::leaf::LeafExec;
 use super::query::{Query, Running, failed};
 use super::segments::{Segment, Segments, Snapshot};
-use super::window::{WATERMARK_END, WATERMARK_START, Width, Window};
+use super::session::Sessions;
+use super::window::{Extent, WATERMARK_END, WATERMARK_START, Window};
 use crate::error::{Error, Result};
 
 /// Rows in a batch of merged state: as many as DataFusion's own batches hold.
@@ -31,19 +32,33 @@ const STATE_BATCH_ROWS: usize = 8192;
 /// A query with one aggregate over event-time windows.
 pub struct WindowedAggregate {
     query: Query,
-    window: Window,
+    windows: Windows,
     states: Segments,
     closed_until_us: i64,
 }
 
+/// How states belong to windows.
+enum Windows {
+    /// Each state has the start of its window.
+    Fixed(Window),
+    /// A session is what its states make it.
+    Sessions(Sessions),
+}
+
 impl WindowedAggregate {
     /// Takes a query whose aggregate has its window at `group_index` of its group expressions.
-    pub fn new(query: Query, group_index: usize, width: Width) -> Result<Self> {
-        let aggregate = find(query.physical())?;
-        let name = aggregate.group_expr().expr().get(group_index).map(|(_, name)| name.clone());
-        let name = name.ok_or_else(|| Error::internal("the window is not among the aggregate's keys"))?;
-        let window = Window { start: Arc::new(Column::new(&name, group_index)), width };
-        Ok(Self { query, window, states: Segments::default(), closed_until_us: WATERMARK_START })
+    pub fn new(query: Query, group_index: usize, extent: Extent) -> Result<Self> {
+        let keys = find(query.physical())?.group_expr().expr();
+        let Some((_, name)) = keys.get(group_index) else {
+            return Err(Error::internal("the window is not among the aggregate's keys"));
+        };
+        let windows = match extent {
+            Extent::Width(width) => Windows::Fixed(Window { start: Arc::new(Column::new(name, group_index)), width }),
+            Extent::Session { gap_us, last_index } => {
+                Windows::Sessions(Sessions::new(group_index, last_index, keys.len(), gap_us))
+            }
+        };
+        Ok(Self { query, windows, states: Segments::default(), closed_until_us: WATERMARK_START })
     }
 
     /// Gives the query as a whole.
@@ -85,25 +100,27 @@ impl WindowedAggregate {
         if watermark_us == WATERMARK_START {
             return Ok(None);
         }
-        let taken = if watermark_us == WATERMARK_END {
-            self.states.take_all()
-        } else {
-            self.states.take(|rows| self.window.closed(rows, watermark_us))?
-        };
+        let taken =
+            if watermark_us == WATERMARK_END { self.states.take_all() } else { self.take_closed(watermark_us)? };
         // Input that ends leaves no trace beyond its last window, so that later input is not late as a whole.
         let last = if watermark_us == WATERMARK_END { self.last_end_us(&taken)? } else { watermark_us };
         self.closed_until_us = self.closed_until_us.max(last);
         if taken.is_empty() {
             return Ok(None);
         }
-        let upper = finish(self.query.physical(), taken)?;
+        let upper = finish(self.query.physical(), self.united(taken)?)?;
         execute_stream(upper, self.query.session().task_ctx()).map(Some).map_err(failed)
     }
 
     /// Closes the epoch and tells what has to be durable.
     pub async fn snapshot(&mut self, epoch: u64) -> Result<Snapshot> {
-        if self.states.want_merge() {
-            let states = self.states.take_all();
+        // The rows of a session come in with their own times: together they are one state.
+        let states = match self.windows {
+            _ if self.states.want_merge() => self.states.take_all(),
+            Windows::Sessions(_) => self.states.take_open(),
+            Windows::Fixed(_) => Vec::new(),
+        };
+        if !states.is_empty() {
             for merged in self.merge(states).await? {
                 self.states.add(merged);
             }
@@ -116,7 +133,16 @@ impl WindowedAggregate {
         self.closed_until_us = closed_until_us;
         self.states.restore(segments);
         // A segment is saved once; windows that were given out since are still in it.
-        self.states.take(|rows| self.window.closed(rows, closed_until_us)).map(drop)
+        self.take_closed(closed_until_us).map(drop)
+    }
+
+    /// Gives the time before which no session begins that is still open, or that rows to come will open, when the
+    /// watermark stands at `watermark_us`.
+    pub fn earliest_open_us(&self, watermark_us: i64) -> Result<i64> {
+        match &self.windows {
+            Windows::Fixed(window) => Ok(window.width.earliest_open_start_us(watermark_us)),
+            Windows::Sessions(sessions) => Ok(sessions.earliest_us(self.states.rows())?.min(watermark_us)),
+        }
     }
 
     /// Gives the memory that the states take, in bytes.
@@ -124,9 +150,30 @@ impl WindowedAggregate {
         self.states.size_bytes()
     }
 
+    /// Takes out the states of windows that end at or before the bound.
+    fn take_closed(&mut self, bound_us: i64) -> Result<Vec<RecordBatch>> {
+        match &self.windows {
+            Windows::Fixed(window) => self.states.take(|rows| window.closed(rows, bound_us)),
+            Windows::Sessions(sessions) => {
+                let states: Vec<_> = self.states.rows().collect();
+                let mut marks = sessions.closed(&states, bound_us)?.into_iter();
+                let ended = || Error::internal("there are fewer marks than states");
+                self.states.take(|_| marks.next().ok_or_else(ended))
+            }
+        }
+    }
+
+    /// Gives states that belong to one window equal keys.
+    fn united(&self, states: Vec<RecordBatch>) -> Result<Vec<RecordBatch>> {
+        match &self.windows {
+            Windows::Fixed(_) => Ok(states),
+            Windows::Sessions(sessions) => sessions.unite(states),
+        }
+    }
+
     async fn merge(&self, states: Vec<RecordBatch>) -> Result<Vec<RecordBatch>> {
         let aggregate = find(self.query.physical())?;
-        let reduce = over_states(aggregate, AggregateMode::PartialReduce, states)?;
+        let reduce = over_states(aggregate, AggregateMode::PartialReduce, self.united(states)?)?;
         let merged = collect(reduce, self.query.session().task_ctx()).await.map_err(failed)?;
         let Some(first) = merged.first() else { return Ok(merged) };
         let mut coalescer = BatchCoalescer::new(first.schema(), STATE_BATCH_ROWS);
@@ -139,8 +186,13 @@ impl WindowedAggregate {
 
     fn last_end_us(&self, states: &[RecordBatch]) -> Result<i64> {
         let mut last = WATERMARK_START;
-        for rows in states {
-            last = self.window.ends_us(rows)?.into_iter().flatten().fold(last, i64::max);
+        match &self.windows {
+            Windows::Fixed(window) => {
+                for rows in states {
+                    last = window.ends_us(rows)?.into_iter().flatten().fold(last, i64::max);
+                }
+            }
+            Windows::Sessions(sessions) => last = sessions.last_end_us(states)?.unwrap_or(last),
         }
         Ok(last)
     }

@@ -6,11 +6,13 @@ use datafusion::execution::SendableRecordBatchStream;
 
 pub mod aggregate;
 pub mod expect;
+pub mod functions;
 pub mod keys;
 pub mod leaf;
 pub mod query;
 pub mod rows;
 pub mod segments;
+pub mod session;
 pub mod unique;
 pub mod window;
 
@@ -98,6 +100,14 @@ impl Transform {
         match self {
             Transform::Stateless(_) => WATERMARK_START,
             Transform::Windowed(aggregate) => aggregate.closed_until_us(),
+        }
+    }
+
+    /// Gives the time before which no window begins that is still open, or that rows to come will open.
+    pub fn earliest_open_us(&self, watermark_us: i64) -> Result<i64> {
+        match self {
+            Transform::Stateless(_) => Ok(watermark_us),
+            Transform::Windowed(aggregate) => aggregate.earliest_open_us(watermark_us),
         }
     }
 

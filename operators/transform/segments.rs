@@ -51,7 +51,7 @@ impl Segments {
     }
 
     /// Takes out the rows that `mark` marks, and gives them.
-    pub fn take(&mut self, mark: impl Fn(&RecordBatch) -> Result<BooleanArray>) -> Result<Vec<RecordBatch>> {
+    pub fn take(&mut self, mut mark: impl FnMut(&RecordBatch) -> Result<BooleanArray>) -> Result<Vec<RecordBatch>> {
         let mut taken = Vec::new();
         let all = self.sealed.iter_mut().map(|segment| &mut segment.rows).chain([&mut self.open]);
         for rows in all {
@@ -84,6 +84,11 @@ impl Segments {
         let mut all: Vec<_> = sealed.collect();
         all.append(&mut self.open);
         all
+    }
+
+    /// Takes out the rows of the open segment; they come back merged through [`add`](Self::add).
+    pub fn take_open(&mut self) -> Vec<RecordBatch> {
+        std::mem::take(&mut self.open)
     }
 
     /// Closes the open segment and tells what has to be durable.

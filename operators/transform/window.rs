@@ -50,6 +50,32 @@ impl Width {
     }
 }
 
+/// How far a window reaches.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Extent {
+    /// Every window is this long.
+    Width(Width),
+    /// From its first row to the gap behind its last, whose time stands at `last_index` of the aggregate's keys.
+    Session {
+        /// Rows this far apart are of two sessions, in microseconds.
+        gap_us: i64,
+        /// Place of the last time among the keys.
+        last_index: usize,
+    },
+}
+
+impl Extent {
+    /// Gives how long a row's window lasts at least, counted from the row's start.
+    ///
+    /// A session that has been given out may reach up to the watermark: a row before it could belong to it.
+    pub fn row_width(self) -> Width {
+        match self {
+            Extent::Width(width) => width,
+            Extent::Session { .. } => Width::Micros(1),
+        }
+    }
+}
+
 /// Computes the start of a row's window, and knows the window's width.
 #[derive(Debug, Clone)]
 pub struct Window {

@@ -7,6 +7,7 @@
 
 mod compare;
 mod data;
+mod functions;
 mod run;
 mod shapes;
 
@@ -22,6 +23,7 @@ use nexus::operators::source::memory::MemorySource;
 use crate::world::Random;
 use compare::difference;
 use data::{NOTHING_CSV, SITES_CSV, Stream, below, streams};
+use functions::{FUNCTIONS, MISUSED};
 use run::{SOURCES, Trial, batch_answer, stored};
 use shapes::{REFUSED, ROWS, Shape, Table, WINDOWS};
 
@@ -38,7 +40,7 @@ fn cases() -> usize {
 
 /// Deals all shapes into groups, at random.
 fn deal(random: &mut Random) -> Vec<Vec<Table>> {
-    let mut deck: Vec<&Shape> = ROWS.iter().chain(WINDOWS).collect();
+    let mut deck: Vec<&Shape> = ROWS.iter().chain(WINDOWS).chain(FUNCTIONS).collect();
     for place in (1..deck.len()).rev() {
         deck.swap(place, below(random, place + 1));
     }
@@ -75,25 +77,29 @@ async fn tables_equal_the_batch_answer_however_the_input_is_cut() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn late_rows_are_quarantined_and_the_others_answered() {
-    const TABLE: Table = (
+    const HOURS: Table = (
         "gold",
         "hours",
         "SELECT date_bin(INTERVAL '1 hour', ts) AS w, site, count(*) AS c, sum(v) AS s FROM events GROUP BY 1, 2",
     );
+    let over_events = ["hopped", "hop_twice", "sessions", "sessions_of_few"];
+    let functions = FUNCTIONS.iter().map(|shape| shape.0[0]).filter(|table| over_events.contains(&table.1));
+    let tables: Vec<Table> = functions.chain([HOURS]).collect();
     let mut random = Random::seeded();
     let mut late = 0;
     for _ in 0..4 * cases() {
         let [mut events, _] = streams(&mut random);
         events.lateness /= 10;
-        let trial = Trial::new(&mut random, &[(TABLE, "")]);
+        let table = tables[below(&mut random, tables.len())];
+        let trial = Trial::new(&mut random, &[(table, "")]);
         let streams = [events];
         trial.run(&mut random, &streams).await;
-        let quarantine = stored(&trial.lake().join("_quarantine/gold.hours")).await;
+        let quarantine = stored(&trial.lake().join(format!("_quarantine/{}.{}", table.0, table.1))).await;
         let ids = quarantined_ids(&quarantine);
         assert_eq!(quarantine.iter().map(RecordBatch::num_rows).sum::<usize>(), ids.len(), "each late row once");
         late += ids.len();
         let accepted = without(&streams[0].rows, &ids);
-        for (name, wanted) in batch_answer(&[("events", accepted)], &[TABLE]).await {
+        for (name, wanted) in batch_answer(&[("events", accepted)], &[table]).await {
             assert_eq!(difference(&trial.landed(&name), &wanted), None, "with {} late rows", ids.len());
         }
     }
@@ -181,9 +187,10 @@ async fn what_cannot_stream_is_refused_and_says_why() {
     std::fs::write(folder.path().join("sites.csv"), SITES_CSV).expect("could not write a file");
     std::fs::write(folder.path().join("nothing.csv"), NOTHING_CSV).expect("could not write a file");
     let mut wrong = Vec::new();
-    for (sql, reason) in REFUSED {
+    let refused = REFUSED.iter().map(|refused| (refused, "N0702"));
+    for ((sql, reason), code) in refused.chain(MISUSED.iter().map(|misused| (misused, "N0701"))) {
         let told = refusal(folder.path(), sql).await;
-        if !told.contains("N0702") || !told.contains(reason) {
+        if !told.contains(code) || !told.contains(reason) {
             wrong.push(format!("{sql}\n  should be refused with `{reason}`, and: {told}"));
         }
     }

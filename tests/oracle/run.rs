@@ -16,6 +16,7 @@ use nexus::{Job, Pipeline, Report};
 use tempfile::TempDir;
 
 use super::data::{NOTHING_CSV, SITES_CSV, Stream, below, references};
+use super::functions::in_batch;
 use super::shapes::Table;
 use crate::world::Random;
 
@@ -137,7 +138,7 @@ pub async fn batch_answer(streams: &[(&str, RecordBatch)], tables: &[Table]) -> 
     }
     let mut answers = BTreeMap::new();
     for (tier, name, sql) in tables {
-        let answer = session.sql(sql).await.unwrap_or_else(|e| panic!("{name}: {e}"));
+        let answer = session.sql(&in_batch(name, sql)).await.unwrap_or_else(|e| panic!("{name}: {e}"));
         let schema = Arc::clone(answer.schema().inner());
         let rows = answer.collect().await.unwrap_or_else(|e| panic!("{name}: {e}"));
         let rows: Vec<RecordBatch> = rows

@@ -335,6 +335,10 @@ pub const WINDOWS: &[Shape] = &[
 
 /// What does not mean the same on a stream, and what people are told. Each is refused as not streamable.
 pub const REFUSED: &[(&str, &str)] = &[
+    (
+        "SELECT session(at, INTERVAL '1 hour') AS w, count(*) AS c FROM (SELECT ts + INTERVAL '1 day' AS at FROM events) GROUP BY 1",
+        "an aggregate without a window",
+    ),
     ("SELECT e.id FROM events e JOIN more m ON e.id = m.id", "a join of two streams"),
     ("SELECT e.id FROM events e JOIN events o ON e.id = o.n", "a join of two streams"),
     ("SELECT id FROM events WHERE id IN (SELECT n FROM more)", "a join of two streams"),

@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use datafusion::common::TableReference;
 use datafusion::common::tree_node::TreeNodeRecursion;
 use datafusion::logical_expr::{Aggregate, Expr, JoinType, LogicalPlan};
-use nexus_operators::transform::window::Width;
+use nexus_operators::transform::window::Extent;
 
 mod trace;
 mod window;
@@ -34,8 +34,8 @@ pub struct Shape {
 pub struct WindowShape {
     /// Place among the aggregate's keys.
     pub group_index: usize,
-    /// How long the window is.
-    pub width: Width,
+    /// How far the window reaches.
+    pub extent: Extent,
     /// For each stream, the start of a row's window over the stream's columns.
     pub starts: BTreeMap<String, Expr>,
 }

@@ -32,9 +32,9 @@ async fn shape(sql: &str) -> Result<Shape, Unfit> {
     analyze(&state.optimize(&plan).unwrap(), &EventTimes::from(times))
 }
 
-async fn width(key: &str) -> Option<Width> {
+async fn extent(key: &str) -> Option<Extent> {
     let shape = shape(&format!("SELECT count(*) AS c, {key} AS w FROM a GROUP BY w")).await.ok()?;
-    shape.window.map(|window| window.width)
+    shape.window.map(|window| window.extent)
 }
 
 #[tokio::test]
@@ -53,7 +53,7 @@ async fn windows_are_as_wide_as_they_say_or_wider() {
         ("date_trunc('day', ts AT TIME ZONE 'America/New_York')", Width::Micros(27 * HOUR_US)),
         ("date_trunc('month', ts AT TIME ZONE 'Asia/Tokyo')", Width::Micros((31 * 24 + 3) * HOUR_US)),
     ] {
-        assert_eq!(width(key).await, Some(wide), "{key}");
+        assert_eq!(extent(key).await, Some(Extent::Width(wide)), "{key}");
     }
 }
 
@@ -71,7 +71,7 @@ async fn what_is_no_window_of_event_time_is_none() {
         "date_part('hour', ts)",
         "id",
     ] {
-        assert_eq!(width(key).await, None, "{key}");
+        assert_eq!(extent(key).await, None, "{key}");
     }
 }
 

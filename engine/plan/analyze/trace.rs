@@ -97,12 +97,11 @@ fn side<'a>(join: &'a Join, expr: &Expr) -> Option<&'a LogicalPlan> {
     }
 }
 
-/// Rewrites columns that an unnest only repeats to those of its input.
+/// Rewrites columns of an unnest to those of its input: the element of a list becomes the list.
 fn beside(unnest: &Unnest, expr: Expr) -> Option<Expr> {
     replace(expr, &unnest.schema, |index| {
         let below = *unnest.dependency_indices.get(index)?;
-        let unfolded = unnest.list_type_columns.iter().any(|(list, _)| *list == below);
-        if unfolded || unnest.struct_type_columns.contains(&below) {
+        if unnest.struct_type_columns.contains(&below) {
             return None;
         }
         let (qualifier, field) = unnest.input.schema().qualified_field(below);

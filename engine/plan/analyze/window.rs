@@ -5,9 +5,11 @@ use std::collections::BTreeMap;
 use arrow::datatypes::{DataType, TimeUnit};
 use chrono::{DateTime, Datelike};
 use datafusion::common::{DFSchema, ScalarValue};
+use datafusion::functions::datetime::date_bin;
 use datafusion::logical_expr::expr::ScalarFunction;
 use datafusion::logical_expr::{Aggregate, Expr, ExprSchemable};
-use nexus_operators::transform::window::Width;
+use nexus_operators::transform::functions::{Function, interval_us};
+use nexus_operators::transform::window::{Extent, Width};
 
 use super::trace::trace;
 use super::{EventTimes, Unfit, WindowShape};
@@ -46,7 +48,7 @@ pub(super) fn find_window(aggregate: &Aggregate, times: &EventTimes) -> Result<W
 fn key_window(aggregate: &Aggregate, group_index: usize, times: &EventTimes) -> Result<Option<WindowShape>, Unfit> {
     let Some(key) = aggregate.group_expr.get(group_index) else { return Ok(None) };
     let Some(parts) = trace(&aggregate.input, key.clone()) else { return Ok(None) };
-    let mut width = None;
+    let mut reach = None;
     let mut starts: BTreeMap<String, Expr> = BTreeMap::new();
     for part in parts {
         let time = times.get(&part.stream).and_then(Option::as_deref);
@@ -56,20 +58,76 @@ fn key_window(aggregate: &Aggregate, group_index: usize, times: &EventTimes) -> 
         }) else {
             return Ok(None);
         };
-        let other_start = starts.get(&part.stream).is_some_and(|known| *known != part.expr);
-        if other_start || width.is_some_and(|known| known != found) {
+        let other_start = starts.get(&part.stream).is_some_and(|known| *known != found.start);
+        if other_start || reach.is_some_and(|known| known != found.reach) {
             return Err(Unfit::new("different windows in the parts of one query", "use the same window in each part"));
         }
-        width = Some(found);
-        starts.insert(part.stream, part.expr);
+        reach = Some(found.reach);
+        starts.insert(part.stream, found.start);
     }
-    Ok(width.map(|width| WindowShape { group_index, width, starts }))
+    let extent = match reach {
+        None => return Ok(None),
+        Some(Reach::Width(width)) => Extent::Width(width),
+        Some(Reach::Gap(gap_us)) => match last_of_session(aggregate) {
+            Some(last_index) => Extent::Session { gap_us, last_index },
+            None => return Ok(None),
+        },
+    };
+    Ok(Some(WindowShape { group_index, extent, starts }))
+}
+
+/// Finds the key that has the last time of a session.
+fn last_of_session(aggregate: &Aggregate) -> Option<usize> {
+    aggregate.group_expr.iter().position(|key| {
+        let parts = trace(&aggregate.input, key.clone()).unwrap_or_default();
+        parts
+            .first()
+            .is_some_and(|part| Function::SessionLast.arguments(same_instant(&part.expr, &part.columns)).is_some())
+    })
+}
+
+/// A window that a row falls into.
+struct Found {
+    reach: Reach,
+    /// The start of the row's first window.
+    start: Expr,
+}
+
+/// How far a window reaches.
+#[derive(Clone, Copy, PartialEq)]
+enum Reach {
+    Width(Width),
+    /// As long as rows come less than this many microseconds apart.
+    Gap(i64),
+}
+
+/// Tells which windows begin at `start`, if it is the start of windows of the column `time`.
+fn window_of(start: &Expr, columns: &DFSchema, time: &str) -> Result<Option<Found>, Unfit> {
+    let inner = same_instant(start, columns);
+    let of_time = |expr: &Expr| is_time(same_instant(expr, columns), time);
+    let fixed = |interval: &Expr| match interval {
+        Expr::Literal(interval, _) => interval_us(interval),
+        _ => None,
+    };
+    if let Some([of, slide, width]) = Function::HopStarts.arguments(inner).filter(|args| of_time(&args[0])) {
+        let (Some(_), Some(width_us)) = (fixed(slide), fixed(width)) else { return Ok(None) };
+        // The first window that holds a row starts with the first slide behind the time one width before it.
+        let before =
+            Expr::ScalarFunction(ScalarFunction::new_udf(date_bin(), vec![slide.clone(), of.clone() - width.clone()]));
+        let start = before + slide.clone();
+        return Ok(Some(Found { reach: Reach::Width(Width::Micros(width_us)), start }));
+    }
+    if let Some([of, gap]) = Function::Session.arguments(inner).filter(|args| of_time(&args[0])) {
+        return Ok(fixed(gap).map(|gap_us| Found { reach: Reach::Gap(gap_us), start: of.clone() }));
+    }
+    let width = width_of(start, columns, time)?;
+    Ok(width.map(|width| Found { reach: Reach::Width(width), start: start.clone() }))
 }
 
 /// Tells how long the window is that starts at `start`, if `start` is the start of a window of the column `time`.
 ///
 /// The width may be longer than the window, never shorter: then the window closes later than it could.
-fn window_of(start: &Expr, columns: &DFSchema, time: &str) -> Result<Option<Width>, Unfit> {
+fn width_of(start: &Expr, columns: &DFSchema, time: &str) -> Result<Option<Width>, Unfit> {
     let start = same_instant(start, columns);
     if is_time(start, time) {
         return Ok(Some(Width::Micros(1)));
@@ -142,7 +200,7 @@ fn day_of(of: &Expr, columns: &DFSchema, time: &str) -> Option<Width> {
     };
     match of {
         Expr::ScalarFunction(call) if call.name() == "date_trunc" => {
-            window_of(of, columns, time).ok().flatten().filter(whole_days)
+            width_of(of, columns, time).ok().flatten().filter(whole_days)
         }
         _ => None,
     }
