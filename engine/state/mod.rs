@@ -105,6 +105,10 @@ impl StateStore {
         fail::point("before_start_record");
         loop {
             let mut state = self.load().await?;
+            // A record of this process must not follow one of a newer process, which would then find it in its way.
+            if state.generation > generation {
+                return Err(fenced(generation, state.generation));
+            }
             state.id.clone_from(&id);
             let start = self.record(generation, state.epoch + 1);
             let created = self.store.create(&epoch_file(start.epoch), json(&start)?).await?;
