@@ -16,7 +16,7 @@ SOAK_MINUTES ?= 60
 FUZZ_SECONDS ?= 120
 SOAK_FAULT_RUNS ?= 25
 
-.PHONY: help run check build test test-env test-rust test-suites soak soak-hour fuzz bombs lint fmt fmt-check doc bench deny clean
+.PHONY: help run check build test test-env test-rust test-suites soak soak-hour fuzz bombs restart golden lint fmt fmt-check doc bench deny clean
 
 help: ## Lists these targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -69,6 +69,13 @@ bombs: test-env ## Unpacks bombs of 10 GiB within 128 MiB
 soak-hour: test-env ## Runs two pipelines under faults for an hour (SOAK_MINUTES), and proves flat memory and every row once
 	NEXUS_TEST_SOAK_MINUTES=$(SOAK_MINUTES) $(CARGO) test --workspace --all-features --locked --test nexus \
 		soak:: -- --nocapture
+
+restart: test-env build ## Measures a restart with 10 000 commit records and 1 GiB of state behind it (some ten minutes)
+	NEXUS_TEST_RESTART=full NEXUS_TEST_COMMAND="$${CARGO_TARGET_DIR:-target}/release/nexus" \
+		$(CARGO) test --workspace --all-features --locked --test nexus restart -- --nocapture
+
+golden: ## Makes the golden files of this version's state anew, in tests/golden; they are kept as they are once it is out
+	NEXUS_TEST_GOLDEN=make $(CARGO) test --workspace --all-features --locked --test nexus golden -- --nocapture
 
 lint: ## Runs clippy; a warning is an error
 	$(CARGO) clippy --workspace --all-targets --all-features --locked -- -D warnings

@@ -16,7 +16,9 @@ use nexus::operators::decode::decode_whole;
 use nexus::operators::position::Cut;
 use nexus::operators::source::SourceEvent;
 use nexus::operators::transform::Transform;
+use nexus::operators::transform::keys::KeyLimits;
 use nexus::operators::transform::query::Running;
+use nexus::operators::transform::unique::Unique;
 use nexus::operators::transform::window::WATERMARK_END;
 use nexus::plan::Plan;
 use tokio::runtime::Runtime;
@@ -137,8 +139,8 @@ fn deduplication(criterion: &mut Criterion) {
     let column = |name: &str| schema.index_of(name).expect("the column is there");
     group.bench_function("rows", |bencher| {
         bencher.iter(|| {
-            let unique =
-                nexus::operators::transform::unique::Unique::new(&schema, vec![column("seq")], column("ts"), within_us);
+            let limits = KeyLimits { map_bytes: 256 << 20, file_bytes: 64 << 20 };
+            let unique = Unique::new(&schema, vec![column("seq")], column("ts"), within_us, limits);
             let mut unique = unique.expect("the key can be encoded");
             let kept = wanted.iter().map(|b| unique.first_seen(b.clone()).expect("keys").num_rows());
             assert_eq!(kept.sum::<usize>() as u64, ROWS);

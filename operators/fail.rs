@@ -29,7 +29,7 @@ pub const POINTS: &[&str] = &[
     // The end of an epoch, up to the commit point.
     "before_barrier",
     "before_snapshot",
-    "after_windows_snapshot",
+    "after_keys_snapshot",
     "after_snapshot",
     "before_prepare",
     "before_spool",
@@ -53,6 +53,8 @@ pub const POINTS: &[&str] = &[
     "after_commit",
     "before_committed_note",
     "after_committed_note",
+    "before_history",
+    "after_history",
     "before_acknowledge",
     "before_message_removal",
     "after_message_removal",

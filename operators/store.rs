@@ -15,10 +15,11 @@ use std::path::{Path as FsPath, PathBuf};
 use std::sync::Arc;
 
 use bytes::Bytes;
-use futures::TryStreamExt;
+use futures::{Stream, TryStreamExt};
 use object_store::multipart::MultipartStore;
 use object_store::path::{Path, PathPart};
 use object_store::{ObjectStore, ObjectStoreExt, PutMode, PutOptions, PutPayload};
+use tokio::io::AsyncWriteExt;
 
 use crate::error::{Error, Result};
 
@@ -175,8 +176,15 @@ impl Store {
                 self.on_disk("read", name, root.join(name), move |path| local::read_range(path, range)).await
             }
             Backend::Object { objects, prefix, .. } => {
+                let length = range.end.saturating_sub(range.start);
                 let got = objects.get_range(&join(prefix, name), range).await;
-                got.map_err(|e| self.failed("read", name, e))
+                let got = got.map_err(|e| self.failed("read", name, e))?;
+                // A store answers with what there is.
+                if got.len() as u64 == length {
+                    return Ok(got);
+                }
+                let url = &self.url;
+                Err(Error::data(format!("could not read {length} bytes of {url}/{name}: it ends after {}", got.len())))
             }
         }
     }
@@ -230,6 +238,51 @@ impl Store {
                 .map(|_| ())
                 .map_err(|e| self.failed("write", name, e)),
         }
+    }
+
+    /// Opens a file to be read at any place; nothing if there is none.
+    ///
+    /// On the local disk it is the file itself, which can be read on after it was removed or replaced. Of an object it
+    /// is a copy without a name, in the folder for temporary files, that goes when it is closed or the process ends.
+    pub async fn open_file(&self, name: &str) -> Result<Option<std::fs::File>> {
+        match &self.backend {
+            Backend::Local(root) => match tokio::fs::File::open(root.join(name)).await {
+                Ok(file) => Ok(Some(file.into_std().await)),
+                Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(None),
+                Err(e) => Err(Error::from(e).while_doing(format!("could not open {}/{name}", self.url))),
+            },
+            Backend::Object { objects, prefix, .. } => {
+                let answer = match objects.get(&join(prefix, name)).await {
+                    Ok(answer) => answer,
+                    Err(object_store::Error::NotFound { .. }) => return Ok(None),
+                    Err(e) => return Err(self.failed("read", name, e)),
+                };
+                let pieces = answer.into_stream().map_err(|e| self.failed("read", name, e));
+                self.copy(name, pieces).await.map(Some)
+            }
+        }
+    }
+
+    /// Writes a file as [`put`](Self::put) does, and opens it as [`open_file`](Self::open_file) does.
+    pub async fn put_and_open(&self, name: &str, content: Bytes) -> Result<std::fs::File> {
+        self.put(name, content.clone()).await?;
+        if matches!(self.backend, Backend::Object { .. }) {
+            return self.copy(name, futures::stream::iter([Ok(content)])).await;
+        }
+        let gone = || Error::unavailable(format!("could not open {}/{name}: it was written, and is gone", self.url));
+        self.open_file(name).await?.ok_or_else(gone)
+    }
+
+    /// Copies content to a file without a name.
+    async fn copy(&self, name: &str, pieces: impl Stream<Item = Result<Bytes>>) -> Result<std::fs::File> {
+        let failed = |e: std::io::Error| Error::from(e).while_doing(format!("could not copy {}/{name}", self.url));
+        let mut file = tokio::fs::File::from_std(tempfile::tempfile().map_err(failed)?);
+        let mut pieces = std::pin::pin!(pieces);
+        while let Some(piece) = pieces.try_next().await? {
+            file.write_all(&piece).await.map_err(failed)?;
+        }
+        file.flush().await.map_err(failed)?;
+        Ok(file.into_std().await)
     }
 
     /// Removes a file; it is no error if there is none.
@@ -336,4 +389,41 @@ fn bucket_of(url: &str) -> Result<(String, Path)> {
 pub fn join(prefix: &Path, name: &str) -> Path {
     let part = |part| PathPart::parse(part).unwrap_or_else(|_| PathPart::from(part));
     name.split('/').filter(|part| !part.is_empty()).fold(prefix.clone(), |path, name| path.join(part(name)))
+}
+
+#[cfg(test)]
+#[cfg(feature = "testing")]
+mod tests {
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
+    use super::*;
+    use crate::testing::store::conforms;
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn conforms_on_a_disk() {
+        let root = tempfile::tempdir().unwrap();
+        let count = AtomicUsize::new(0);
+        conforms(|| async {
+            let folder = root.path().join(count.fetch_add(1, Ordering::Relaxed).to_string());
+            Store::open(&folder.display().to_string(), &Encryption::BucketDefault).await.unwrap()
+        })
+        .await;
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn conforms_in_memory() {
+        conforms(|| async { Store::memory() }).await;
+    }
+
+    #[cfg(feature = "s3")]
+    #[tokio::test(flavor = "multi_thread")]
+    async fn conforms_on_s3() {
+        let server = crate::testing::ministack::Ministack::start();
+        let count = AtomicUsize::new(0);
+        conforms(|| async { server.bucket(&format!("store-{}", count.fetch_add(1, Ordering::Relaxed))) }).await;
+        // And below a prefix of a bucket that holds other things.
+        let shared = server.bucket("shared");
+        shared.put("other", Bytes::from_static(b"x")).await.unwrap();
+        conforms(|| async { shared.below(&format!("prefix {}", count.fetch_add(1, Ordering::Relaxed))) }).await;
+    }
 }

@@ -17,6 +17,7 @@ mod fail_points;
 mod flights;
 #[path = "fuzz/engine.rs"]
 mod fuzz_engine;
+mod golden;
 mod hostile;
 mod inputs;
 mod keyed;
@@ -25,6 +26,7 @@ mod oracle;
 mod panics;
 mod pressure;
 mod readers;
+mod restart;
 mod servers;
 mod serving;
 mod soak;

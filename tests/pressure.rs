@@ -140,3 +140,56 @@ fn generated_rows_go_through_all_tiers_within_the_limit() {
         assert_eq!(ask(&lake, found), ask(&lake, expected), "{found}");
     }
 }
+
+/// Rows whose keys are remembered in the test below, unless NEXUS_TEST_KEYS says otherwise: their keys take more than
+/// the 16 MiB that state has there, if they are all held in a map.
+const KEYS: u64 = 600_000;
+
+#[test]
+fn remembered_keys_outgrow_the_memory_for_state() {
+    let world = World::new();
+    let given = std::env::var("NEXUS_TEST_KEYS").ok();
+    let rows: u64 = given.map_or(KEYS, |text| text.parse().expect("NEXUS_TEST_KEYS is a number"));
+    let memory_mib = 64 + rows / 20_000;
+    let keys = 3 * rows;
+    let pipeline = world.file(
+        "keys.yaml",
+        &format!(
+            "name: keys
+lake: ./lake
+commit: {{ every: 1h, bytes: 2MiB }}
+limits: {{ memory: {memory_mib}MiB }}
+sources:
+  events:
+    generate:
+      rows: {rows}
+      seed: 5
+      columns:
+        k: {{ integer: {{ min: 1, max: {keys} }} }}
+        ts: {{ time: {{ start: \"2026-11-01T00:00:00Z\", step: 1ms }} }}
+    event_time: {{ column: ts, lateness: 1s }}
+bronze:
+  events: {{ from: events }}
+silver:
+  events:
+    sql: SELECT k, ts FROM bronze.events
+    unique: {{ key: [k], within: 1d }}
+"
+        ),
+    );
+    let report = world.run_to_report(|world, report| {
+        let mut running = world.start(&run_args(&pipeline, report, &[]));
+        let mut peak = 0;
+        while !running.ends_within(Duration::from_millis(50)) {
+            peak = running.peak_memory_bytes().unwrap_or(peak);
+        }
+        println!("peak memory: {} MiB under a limit of {memory_mib} MiB", peak >> 20);
+        running.wait()
+    });
+    let lake = world.path("lake");
+    let distinct = ask(&lake, "SELECT count(DISTINCT k), sum(DISTINCT k) FROM bronze.events");
+    assert_eq!(ask(&lake, "SELECT count(*), sum(k) FROM silver.events"), distinct);
+    let kept = distinct[0][0].as_u64().expect("a count is a number");
+    assert_eq!(count(&report["tables"]["silver.events"], "duplicates"), rows - kept);
+    assert!(rows - kept > rows / 10, "too few duplicates to prove anything");
+}

@@ -108,9 +108,7 @@ impl World {
         let args: Vec<String> = args.iter().map(|a| a.as_ref().to_owned()).collect();
         let output = self.path(&unique("run"));
         let log = |suffix| File::create(output.with_extension(suffix)).expect("could not make a log");
-        // Another build may be put to the same tests, such as a release.
-        let given = std::env::var_os("NEXUS_TEST_COMMAND");
-        let mut command = Command::new(given.unwrap_or_else(|| env!("CARGO_BIN_EXE_nexus").into()));
+        let mut command = Command::new(command_path());
         for (name, _) in std::env::vars_os() {
             let name = name.to_string_lossy().into_owned();
             if name.starts_with("AWS_") || name == "DATABASE_URL" {
@@ -276,6 +274,15 @@ impl Finished {
     /// Gives all that the command said.
     pub fn said(&self) -> String {
         format!("{}\n{}", self.stdout, self.stderr)
+    }
+}
+
+/// Gives the command under test: that of this build, or another that NEXUS_TEST_COMMAND names, from the repository's
+/// folder.
+fn command_path() -> PathBuf {
+    match std::env::var_os("NEXUS_TEST_COMMAND") {
+        Some(path) => repository("").join(path),
+        None => env!("CARGO_BIN_EXE_nexus").into(),
     }
 }
 

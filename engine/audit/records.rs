@@ -3,40 +3,91 @@
 use std::collections::BTreeMap;
 
 use futures::{StreamExt, TryStreamExt};
-use nexus_operators::{ErrorKind, Result};
+use nexus_operators::{Error, ErrorKind, Result};
 
 use super::Fault;
+use crate::state::history::{Span, history_file};
 use crate::state::record::CommitRecord;
 use crate::state::{State, StateStore, checkpoint_file, epoch_file, fold};
 
 /// Records that are read at once: an object store answers each in some ten milliseconds.
 const READS_MAX: usize = 32;
 
+/// How often the history is listed anew because a running process has folded it meanwhile.
+const LISTINGS_MAX: usize = 5;
+
 /// The records of a pipeline.
+#[derive(Default)]
 pub struct Records {
     /// Those that could be read, in order.
     pub read: Vec<CommitRecord>,
-    /// The numbers of all that are there.
+    /// The numbers of all that are there, in order.
     pub numbers: Vec<u64>,
-    /// Those that could not be read, with the reason.
-    damaged: Vec<(u64, String)>,
+    /// Files that could not be read, or do not hold what they should.
+    damaged: Vec<Damaged>,
+}
+
+/// A file of records that is not as it should be.
+struct Damaged {
+    name: String,
+    epoch: u64,
+    expected: String,
+    found: String,
 }
 
 impl Records {
     /// Reads all records.
     pub async fn read(store: &StateStore) -> Result<Self> {
-        let mut numbers = store.epochs().await?;
-        numbers.sort_unstable();
-        let mut records = Self { read: Vec::new(), numbers: numbers.clone(), damaged: Vec::new() };
-        let mut reading = futures::stream::iter(numbers)
+        let mut records = Self::default();
+        let mut known: BTreeMap<u64, Option<CommitRecord>> = BTreeMap::new();
+        let mut reading = futures::stream::iter(store.epochs().await?)
             .map(|epoch| async move { (epoch, store.epoch(epoch).await) })
             .buffered(READS_MAX);
         while let Some((epoch, record)) = reading.next().await {
             match record {
-                Ok(Some(record)) => records.read.push(record),
-                Ok(None) => records.damaged.push((epoch, "it was listed, but is gone".to_owned())),
-                Err(error) if error.kind() == ErrorKind::Config => records.damaged.push((epoch, error.to_string())),
+                Ok(Some(record)) => drop(known.insert(epoch, Some(record))),
+                // A running process has folded it since: it is in the history, which is read next.
+                Ok(None) => {}
+                Err(error) if error.kind() == ErrorKind::Config => {
+                    known.insert(epoch, None);
+                    records.damaged.push(Damaged::unreadable(epoch_file(epoch), epoch, &error));
+                }
                 Err(error) => return Err(error),
+            }
+        }
+        for (span, folded) in history(store).await? {
+            let name = history_file(&span);
+            match folded {
+                Ok(folded) => {
+                    for record in folded {
+                        let epoch = record.epoch;
+                        // A crash while records are folded leaves them in both places.
+                        if known
+                            .insert(epoch, Some(record))
+                            .flatten()
+                            .is_some_and(|own| Some(&Some(own)) != known.get(&epoch))
+                        {
+                            let (expected, found) = (format!("what {name} says"), "another record".to_owned());
+                            records.damaged.push(Damaged { name: epoch_file(epoch), epoch, expected, found });
+                        }
+                    }
+                }
+                Err(error) => {
+                    records.damaged.push(Damaged::unreadable(name, *span.start(), &error));
+                    known.extend(span.map(|epoch| (epoch, None)));
+                }
+            }
+        }
+        records.numbers = known.keys().copied().collect();
+        for (number, record) in known {
+            match record {
+                Some(record) if record.epoch == number => records.read.push(record),
+                Some(record) => {
+                    let found = format!("epoch {} of {}", record.epoch, record.pipeline);
+                    let expected = format!("epoch {number} of {}", record.pipeline);
+                    records.damaged.push(Damaged { name: epoch_file(number), epoch: number, expected, found });
+                }
+                None => {}
             }
         }
         Ok(records)
@@ -44,13 +95,14 @@ impl Records {
 
     /// Reads the records that were written since.
     pub async fn read_on(&mut self, store: &StateStore) -> Result<()> {
-        let mut next = self.last_epoch() + 1;
-        while let Some(record) = store.epoch(next).await? {
-            self.numbers.push(next);
-            self.read.push(record);
-            next += 1;
+        loop {
+            let records = store.records_from(self.last_epoch() + 1).await?;
+            if records.is_empty() {
+                return Ok(());
+            }
+            self.numbers.extend(records.iter().map(|record| record.epoch));
+            self.read.extend(records);
         }
-        Ok(())
     }
 
     /// Gives the newest epoch; 0 if there is none.
@@ -73,8 +125,9 @@ pub async fn check(
 ) -> Result<Vec<Fault>> {
     let mut faults: Vec<Fault> = Vec::new();
     let at = |epoch| format!("{}/{}", store.folder().url(), epoch_file(epoch));
-    for (epoch, why) in &records.damaged {
-        faults.push(fault(at(*epoch), *epoch, "a record that can be read".to_owned(), why.clone()));
+    for Damaged { name, epoch, expected, found } in &records.damaged {
+        let at = format!("{}/{name}", store.folder().url());
+        faults.push(fault(at, *epoch, expected.clone(), found.clone()));
     }
     for pair in records.numbers.windows(2) {
         let [before, after] = pair else { continue };
@@ -84,18 +137,19 @@ pub async fn check(
         }
     }
     let mut generation = 0;
-    for (number, record) in readable(records) {
-        if record.epoch != number || record.pipeline != pipeline {
-            let found = format!("epoch {} of {}", record.epoch, record.pipeline);
-            faults.push(fault(at(number), number, format!("epoch {number} of {pipeline}"), found));
+    for record in &records.read {
+        let epoch = record.epoch;
+        if record.pipeline != pipeline {
+            let found = format!("epoch {epoch} of {}", record.pipeline);
+            faults.push(fault(at(epoch), epoch, format!("epoch {epoch} of {pipeline}"), found));
         }
         if record.generation < generation {
             let expected = format!("generation {generation} or a later one, as in the record before");
-            faults.push(fault(at(number), number, expected, format!("generation {}", record.generation)));
+            faults.push(fault(at(epoch), epoch, expected, format!("generation {}", record.generation)));
         }
         generation = generation.max(record.generation);
         if let Some((name, counts)) = record.imbalance() {
-            faults.push(fault(at(number), number, format!("counts of {name} that balance"), counts));
+            faults.push(fault(at(epoch), epoch, format!("counts of {name} that balance"), counts));
         }
     }
     for (sink, noted) in committed {
@@ -109,16 +163,36 @@ pub async fn check(
     Ok(faults)
 }
 
-/// Gives the records that could be read with the numbers under which they lie.
-fn readable(records: &Records) -> impl Iterator<Item = (u64, &CommitRecord)> {
-    let is_readable = |number: &u64| records.damaged.iter().all(|(damaged, _)| damaged != number);
-    records.numbers.iter().copied().filter(is_readable).zip(&records.read)
+/// Reads the files of history; a file that cannot be used is given with the reason.
+async fn history(store: &StateStore) -> Result<Vec<(Span, Result<Vec<CommitRecord>>)>> {
+    for _ in 0..LISTINGS_MAX {
+        let mut read = Vec::new();
+        for span in store.history().await? {
+            match store.read_history(&span).await {
+                Ok(Some(records)) => read.push((span, Ok(records))),
+                // It has become part of a wider file since it was listed.
+                Ok(None) => break,
+                Err(error) if error.kind() == ErrorKind::Config => read.push((span, Err(error))),
+                Err(error) => return Err(error),
+            }
+        }
+        if read.len() == store.history().await?.len() {
+            return Ok(read);
+        }
+    }
+    Err(Error::unavailable("could not read the history of commit records: it changes all the time; try again"))
+}
+
+impl Damaged {
+    fn unreadable(name: String, epoch: u64, error: &Error) -> Self {
+        Self { name, epoch, expected: "a record that can be read".to_owned(), found: error.to_string() }
+    }
 }
 
 /// Checks that checkpoints are what the records add up to, and that the snapshots of the newest state are there.
 async fn check_sums(store: &StateStore, records: &Records, faults: &mut Vec<Fault>) -> Result<()> {
     let checkpoints: Vec<(u64, State)> = futures::stream::iter(store.checkpoints().await?)
-        .map(|epoch| async move { Ok::<_, nexus_operators::Error>((epoch, store.checkpoint(epoch).await?)) })
+        .map(|epoch| async move { Ok::<_, nexus_operators::Error>((epoch, store.checkpoint_of(epoch).await?)) })
         .buffered(READS_MAX)
         .try_filter_map(|(epoch, state)| async move { Ok(state.map(|state| (epoch, state))) })
         .try_collect()

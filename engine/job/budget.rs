@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
+use nexus_operators::transform::keys::KeyLimits;
 use nexus_operators::{Error, Result};
 
 use crate::plan::Plan;
@@ -10,6 +11,12 @@ use crate::spec::model::Late;
 
 /// A quarter for state: windows and keys. (Another quarter is the queries', see `plan::QUERY_SHARE`.)
 const STATE: u64 = 4;
+
+/// A quarter of it for the map of the newest keys, as much while files of keys are merged, the rest for their filters.
+const KEYS: u64 = 4;
+
+/// Under this, keys would lie in very many files: the price of a little memory is paid while they are merged.
+const KEY_FILE_BYTES_MIN: usize = 8 * 1024 * 1024;
 
 /// A quarter for what sinks encode.
 const SINKS: u64 = 4;
@@ -34,6 +41,8 @@ pub struct Budget {
     pub state: usize,
     /// What one epoch may add to the state of one table; more closes the epoch.
     pub state_of_epoch: usize,
+    /// What the remembered keys of one table may take, beside what is in memory of their files.
+    pub keys: KeyLimits,
 }
 
 impl Budget {
@@ -59,6 +68,10 @@ impl Budget {
             sink: share(SINKS, sinks).max(SINK_BYTES_MIN),
             state: share(STATE, 1),
             state_of_epoch: share(2 * STATE, stateful),
+            keys: KeyLimits {
+                map_bytes: share(KEYS * STATE, stateful),
+                file_bytes: share(KEYS * STATE, stateful).max(KEY_FILE_BYTES_MIN),
+            },
         }
     }
 }

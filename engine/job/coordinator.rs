@@ -11,7 +11,7 @@ use std::time::Duration;
 use nexus_operators::clock::SharedClock;
 use nexus_operators::position::Cut;
 use nexus_operators::sink::{EpochId, Handle, Prepared};
-use nexus_operators::{Error, Result, fail};
+use nexus_operators::{Error, ErrorKind, Result, fail};
 use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, MissedTickBehavior, interval};
 
@@ -19,7 +19,7 @@ use super::channel::closed;
 use super::progress::{Progress, Standing};
 use super::source::{Closing, Command, EpochLoad};
 use crate::state::record::{CommitRecord, SourceCounts, TableRecord};
-use crate::state::{State, StateStore};
+use crate::state::{State, StateStore, history};
 
 /// How often the coordinator looks whether an epoch is due.
 const LOOK_EVERY: Duration = Duration::from_millis(20);
@@ -157,6 +157,8 @@ pub struct Ledger {
     ended: BTreeMap<String, bool>,
     /// Acknowledgements that sources owe.
     owed: usize,
+    /// Up to where epochs were committed when old records were last folded.
+    compacted: u64,
 }
 
 /// An epoch that some sink has not committed.
@@ -411,7 +413,22 @@ impl Coordinator {
                 self.ledger.owed += 1;
             }
         }
-        Ok(())
+        self.compact(done.min(self.state.epoch)).await
+    }
+
+    /// Folds old records when it is time. A store that is away is no reason to stop: the next time will do.
+    async fn compact(&mut self, done: u64) -> Result<()> {
+        if !history::is_due(self.ledger.compacted, done) {
+            return Ok(());
+        }
+        self.ledger.compacted = done;
+        match self.store.compact(self.generation, done).await {
+            Err(error) if error.kind() == ErrorKind::Unavailable => {
+                tracing::warn!(%error, "could not fold old commit records; they stay until the next time");
+                Ok(())
+            }
+            compacted => compacted,
+        }
     }
 
     /// Waits until everything that was recorded is committed and acknowledged.

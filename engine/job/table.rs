@@ -186,12 +186,11 @@ impl TableStage {
         fail::point("before_snapshot")?;
         let windows = self.transform.snapshot(epoch).await?;
         let keys = match &mut self.outlet.unique {
-            Some(unique) => unique.snapshot(epoch, watermark_us)?,
-            None => nexus_operators::transform::segments::Snapshot::default(),
+            Some(unique) => memory.save_keys(unique, epoch, watermark_us).await?,
+            None => BTreeMap::new(),
         };
+        fail::point("after_keys_snapshot")?;
         let windows = memory.windows.save(epoch, windows).await?;
-        fail::point("after_windows_snapshot")?;
-        let keys = memory.keys.save(epoch, keys).await?;
         let closed_until_us = self.transform.closed_until_us();
         let state = TableState { query: memory.query.clone(), closed_until_us, windows, keys };
         fail::point("after_snapshot")?;
@@ -203,6 +202,17 @@ impl TableStage {
 fn hold(memory: &mut Option<Memory>, transform: &Transform, outlet: &Outlet) -> Result<()> {
     let Some(memory) = memory else { return Ok(()) };
     memory.share.hold(transform.size_bytes() + outlet.unique.as_ref().map_or(0, Unique::size_bytes))
+}
+
+impl Memory {
+    /// Makes the remembered keys durable, and gives the files that they consist of.
+    async fn save_keys(&mut self, unique: &mut Unique, epoch: u64, watermark_us: i64) -> Result<BTreeMap<u64, String>> {
+        let (files, added) = self.keys.save_keys(epoch, unique.seal(epoch, watermark_us)?).await?;
+        if let Some(added) = added {
+            unique.adopt(epoch, added)?;
+        }
+        Ok(files)
+    }
 }
 
 /// What arrived in an epoch.

@@ -220,14 +220,14 @@ impl Wiring<'_> {
             inputs.push(Input { from, window: plan.input_window(input)? });
         }
         let mut transform = plan.transform().await?;
-        let mut unique = plan.unique()?;
+        let mut unique = plan.unique(self.budget.keys)?;
         let memory = if plan.is_stateful() { Some(self.memory(plan)) } else { None };
         if let (Some(memory), Some(state)) = (&memory, self.restored.state.tables.get(&name)) {
             if !fail::mutated("no_windows") {
                 transform.restore(memory.windows.restore().await?, state.closed_until_us)?;
             }
             if let Some(unique) = unique.as_mut().filter(|_| !fail::mutated("no_keys")) {
-                unique.restore(memory.keys.restore().await?)?;
+                unique.restore(memory.keys.restore_keys().await?)?;
             }
         }
         let references = plan.references.iter().filter_map(|name| self.plan.references.get(name).cloned());

@@ -148,6 +148,7 @@ async fn read(settings: &ReferenceSettings, schema: &SchemaRef, clock: &SharedCl
     let files = FileSettings {
         name: settings.name.clone(),
         glob: settings.glob.clone(),
+        relative_to: None,
         follow: false,
         framing: settings.format.framing(),
         record_bytes_max: settings.record_bytes_max,

@@ -109,8 +109,14 @@ impl SourcePlan {
         let framing = self.decoder.format.framing();
         let record_bytes_max = self.decoder.record_bytes_max;
         if let (Some(file), Some(glob)) = (&spec.file, loaded.source_glob(&self.name)) {
-            let settings =
-                FileSettings { name: self.name.clone(), glob, follow: file.follow, framing, record_bytes_max };
+            let settings = FileSettings {
+                name: self.name.clone(),
+                glob,
+                relative_to: loaded.source_folder(&self.name),
+                follow: file.follow,
+                framing,
+                record_bytes_max,
+            };
             return Ok(Box::new(FileSource::new(settings, clock.clone())));
         }
         if let Some(generate) = &spec.generate {

@@ -14,6 +14,7 @@ use nexus_operators::transform::Transform;
 use nexus_operators::transform::aggregate::WindowedAggregate;
 use nexus_operators::transform::expect::{Otherwise, Rule};
 use nexus_operators::transform::keyed::{KeyedAggregate, with_sequence};
+use nexus_operators::transform::keys::KeyLimits;
 use nexus_operators::transform::leaf::{Leaf, StreamTable};
 use nexus_operators::transform::query::{Query, set_time};
 use nexus_operators::transform::rows::stored_schema;
@@ -210,9 +211,9 @@ impl TablePlan {
     }
 
     /// Makes the memory of keys, if the table is deduplicated.
-    pub fn unique(&self) -> Result<Option<Unique>> {
+    pub fn unique(&self, limits: KeyLimits) -> Result<Option<Unique>> {
         let unique = self.unique.clone();
-        unique.map(|(key, time, within_us)| Unique::new(&self.schema, key, time, within_us)).transpose()
+        unique.map(|(key, time, within_us)| Unique::new(&self.schema, key, time, within_us, limits)).transpose()
     }
 
     /// Gives the window that a row of an input falls into.

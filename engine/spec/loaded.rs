@@ -203,6 +203,14 @@ impl Loaded {
         Some(self.resolve_glob(&["sources", source, "file", "path"], &file.path))
     }
 
+    /// Gives the folder of the file if the path of a file source is relative to it: the source's positions are then
+    /// relative too, and survive a move of the folder.
+    pub fn source_folder(&self, source: &str) -> Option<PathBuf> {
+        let file = self.spec.sources.get(source)?.file.as_ref()?;
+        let overridden = self.begins_with_override(&["sources", source, "file", "path"]);
+        (Path::new(&file.path).is_relative() && !overridden).then(|| self.folder.clone())
+    }
+
     /// Gives the absolute glob, or the `s3://` URL, of a reference table.
     pub fn reference_path(&self, reference: &str) -> Option<String> {
         let path = &self.spec.reference.get(reference)?.path;

@@ -4,11 +4,12 @@
 //! object store. Nothing but create-if-absent is needed of it:
 //!
 //! ```text
-//! generations/<generation>.json    claimed by each process at its start
+//! generations/<generation>.json    claimed by each process at its start; those of older processes are removed
 //! epochs/<epoch>.json              commit records
+//! history/<first>-<last>.jsonl.zst commit records that every sink has committed, many in one file
 //! checkpoints/<epoch>.json         the fold of all records up to that epoch
 //! committed/<generation>.json      up to which epoch each sink has committed
-//! snapshots/<table>/...            state of windows and keys, as Arrow IPC
+//! snapshots/<table>/...            state of windows, as Arrow IPC, and remembered keys
 //! spool/<sink>/...                 rows on their way to Postgres
 //! notes/<sink>/...                 uploads that have been begun
 //! ```
@@ -23,14 +24,20 @@ use nexus_operators::{Error, Result, fail};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
+pub mod history;
 pub mod record;
 pub mod snapshot;
+#[cfg(test)]
+mod tests;
 
 use record::{CommitRecord, TableState, VERSION};
 
 /// Records between two checkpoints. A start reads at most this many records;
 /// a checkpoint costs one write of all positions.
 const CHECKPOINT_EVERY: u64 = 64;
+
+/// How often a claim is read that another process removes meanwhile.
+const CLAIM_READS_MAX: usize = 16;
 
 /// Everything that the records up to one epoch add up to.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
@@ -91,41 +98,63 @@ impl StateStore {
 
     /// Claims the next generation. From now on no older process can write a record.
     ///
-    /// Gives the generation, and the state that it starts from. To keep a process that is about to write from
-    /// slipping in between, the claim is followed by a record of its own: whoever creates the next epoch's record
-    /// first decides.
+    /// Gives the generation, and the state that it starts from. A process owns the pipeline while its generation's file
+    /// is there, and the claim removes those of older ones. A record that one of them is about to write may still come:
+    /// so the claim is followed by a record of its own, and whoever creates the next epoch's record first decides.
     pub async fn claim(&self) -> Result<(u64, State)> {
-        let newest = self.newest_generation().await?;
-        let id = match newest {
-            Some(newest) => self.read::<Generation>(&generation_file(newest)).await?.map(|claimed| claimed.state),
-            None => None,
-        };
-        let mut generation = newest.unwrap_or(0) + 1;
-        let mut claim = Generation {
-            version: VERSION,
-            state: id.unwrap_or_else(random_name),
-            claimed_at_us: self.clock.now_us(),
-            process: random_name(),
-        };
-        while !fail::mutated("no_claim") && !self.store.create(&generation_file(generation), json(&claim)?).await? {
-            // The listing was older than this file, which knows the state's name.
-            if let Some(found) = self.read::<Generation>(&generation_file(generation)).await? {
-                claim.state = found.state;
-            }
-            generation += 1;
-        }
-        let id = claim.state;
+        let (generation, id) = self.claim_generation().await?;
         fail::point("before_start_record")?;
         loop {
-            self.check_fence(generation).await?;
             let mut state = self.load().await?;
-            state.id = id.clone();
+            // A record of this process must not follow one of a newer process, which would then find it in its way.
+            if state.generation > generation {
+                return Err(fenced(generation, state.generation));
+            }
+            state.id.clone_from(&id);
             let start = self.record(generation, state.epoch + 1);
-            if self.store.create(&epoch_file(start.epoch), json(&start)?).await? {
+            let created = self.store.create(&epoch_file(start.epoch), json(&start)?).await?;
+            // Behind the write, since only then is it sure that the epoch was not that of a record long folded away.
+            self.check_fence(generation).await?;
+            if created {
                 fold(&mut state, &start);
+                self.checkpoint(&state).await?;
                 return Ok((generation, state));
             }
         }
+    }
+
+    /// Creates the file of the next generation, and removes older ones: their processes are fenced by that. Gives the
+    /// generation, and the state's name.
+    async fn claim_generation(&self) -> Result<(u64, String)> {
+        let known = self.id().await?;
+        let mut claim = Generation {
+            version: VERSION,
+            state: if known.is_empty() { random_name() } else { known },
+            claimed_at_us: self.clock.now_us(),
+            process: random_name(),
+        };
+        let first = self.newest_generation().await?.unwrap_or(0) + 1;
+        let mut ours = first;
+        while !fail::mutated("no_claim") && !self.store.create(&generation_file(ours), json(&claim)?).await? {
+            // The listing was older than this file, which knows the state's name.
+            if let Some(found) = self.read::<Generation>(&generation_file(ours)).await? {
+                claim.state = found.state;
+            }
+            ours += 1;
+        }
+        let listed = self.store.list("generations").await?;
+        let listed = listed.iter().filter_map(|file| number(&file.name));
+        // Another process has come at the same time; or this one slept since it looked, and its number was free because
+        // it had been removed.
+        if let Some(newer) = listed.clone().find(|number| *number > ours) {
+            self.store.delete(&generation_file(ours)).await?;
+            return Err(fenced(ours, newer));
+        }
+        // Also those that were in the way and that a listing may not show yet.
+        for older in listed.chain(first..ours).filter(|number| *number < ours) {
+            self.store.delete(&generation_file(older)).await?;
+        }
+        Ok((ours, claim.state))
     }
 
     /// Starts an empty record of the next epoch.
@@ -144,10 +173,16 @@ impl StateStore {
 
     /// Stops a process that is not the newest any more.
     pub async fn check_fence(&self, generation: u64) -> Result<()> {
-        if !fail::mutated("no_fence") && self.store.size(&generation_file(generation + 1)).await?.is_some() {
-            return Err(fenced(generation, generation + 1));
+        if fail::mutated("no_fence") || self.store.size(&generation_file(generation)).await?.is_some() {
+            return Ok(());
         }
-        Ok(())
+        match self.newest_generation().await? {
+            Some(newest) => Err(fenced(generation, newest)),
+            None => Err(Error::fenced(format!(
+                "stopped: {} is gone, by which this process owns the pipeline; was the state removed?",
+                self.place(&generation_file(generation))
+            ))),
+        }
     }
 
     /// Writes a commit record: the commit point. Then folds it into `state`, and writes a checkpoint when one is due.
@@ -178,7 +213,15 @@ impl StateStore {
                 record.epoch
             )));
         }
+        // A process that slept since it looked may have written an epoch whose record was long folded away. Where the
+        // record does count, the newer process goes on from it.
+        self.check_fence(record.generation).await?;
         fold(state, record);
+        self.checkpoint(state).await
+    }
+
+    /// Writes a checkpoint when one is due.
+    async fn checkpoint(&self, state: &State) -> Result<()> {
         if state.epoch.is_multiple_of(CHECKPOINT_EVERY) {
             fail::point("before_checkpoint")?;
             self.store.put(&checkpoint_file(state.epoch), json(state)?).await?;
@@ -190,23 +233,43 @@ impl StateStore {
     /// Reads the newest state.
     pub async fn load(&self) -> Result<State> {
         let mut state = State { version: VERSION, ..State::default() };
-        let newest = self.store.list("checkpoints").await?.pop();
-        if let Some(newest) = newest {
-            state = self.read(&newest.name).await?.ok_or_else(|| self.vanished(&newest.name))?;
-            check_version(state.version)?;
+        for newest in self.checkpoints().await?.into_iter().rev() {
+            // A running process may remove a checkpoint once it has written two newer ones.
+            if let Some(checkpoint) = self.checkpoint_of(newest).await? {
+                check_version(checkpoint.version)?;
+                state = checkpoint;
+                break;
+            }
         }
         state.id = self.id().await?;
-        while let Some(record) = self.epoch(state.epoch + 1).await? {
-            fold(&mut state, &record);
+        loop {
+            let records = self.records_from(state.epoch + 1).await?;
+            if records.is_empty() {
+                return Ok(state);
+            }
+            records.iter().for_each(|record| fold(&mut state, record));
         }
-        Ok(state)
+    }
+
+    /// Gives the record of an epoch, and those behind it in the same file; nothing if the epoch has none.
+    pub async fn records_from(&self, epoch: u64) -> Result<Vec<CommitRecord>> {
+        // In this order: what is folded is removed once it is in the history.
+        match self.epoch(epoch).await? {
+            Some(record) => Ok(vec![record]),
+            None => self.folded_from(epoch).await,
+        }
     }
 
     /// Gives the state's random name; it is empty if the pipeline has never run.
     pub async fn id(&self) -> Result<String> {
-        let Some(newest) = self.newest_generation().await? else { return Ok(String::new()) };
-        let claimed = self.read::<Generation>(&generation_file(newest)).await?;
-        Ok(claimed.map(|claimed| claimed.state).unwrap_or_default())
+        for _ in 0..CLAIM_READS_MAX {
+            let Some(newest) = self.newest_generation().await? else { return Ok(String::new()) };
+            if let Some(claimed) = self.read::<Generation>(&generation_file(newest)).await? {
+                return Ok(claimed.state);
+            }
+            // Another process has claimed a newer one since, and has removed this.
+        }
+        Err(Error::unavailable(format!("could not read a claim in {}: they change all the time", self.store.url())))
     }
 
     /// Gives the epochs of all checkpoints, in order.
@@ -216,11 +279,11 @@ impl StateStore {
     }
 
     /// Reads the checkpoint of an epoch; nothing if there is none.
-    pub async fn checkpoint(&self, epoch: u64) -> Result<Option<State>> {
+    pub async fn checkpoint_of(&self, epoch: u64) -> Result<Option<State>> {
         self.read(&checkpoint_file(epoch)).await
     }
 
-    /// Reads the record of an epoch; nothing if there is none.
+    /// Reads the record of an epoch; nothing if there is none, or if it has become part of the history.
     pub async fn epoch(&self, epoch: u64) -> Result<Option<CommitRecord>> {
         let record: Option<CommitRecord> = self.read(&epoch_file(epoch)).await?;
         if let Some(record) = &record {
@@ -229,7 +292,7 @@ impl StateStore {
         Ok(record)
     }
 
-    /// Gives the numbers of all recorded epochs, in order.
+    /// Gives the numbers of the epochs that have a record of their own, in order.
     pub async fn epochs(&self) -> Result<Vec<u64>> {
         let files = self.store.list("epochs").await?;
         Ok(files.iter().filter_map(|file| number(&file.name)).collect())
@@ -254,7 +317,7 @@ impl StateStore {
             return Ok(());
         }
         let noted = Committed { sinks: sinks.clone() };
-        self.store.put(&format!("committed/{generation:020}.json"), json(&noted)?).await
+        self.store.put(&committed_file(generation), json(&noted)?).await
     }
 
     /// Gives the newest generation; nothing if the pipeline has never run.
@@ -266,15 +329,19 @@ impl StateStore {
         let Some(bytes) = self.store.get(name).await? else { return Ok(None) };
         serde_json::from_slice(&bytes).map(Some).map_err(|e| {
             Error::config(format!(
-                "could not read {}/{name}: it is damaged, or was written by another version of nexus",
-                self.store.url()
+                "could not read {}: it is damaged, or was written by another version of nexus",
+                self.place(name)
             ))
             .because(e)
         })
     }
 
     fn vanished(&self, name: &str) -> Error {
-        Error::unavailable(format!("could not read {}/{name}: it was listed, but is not there", self.store.url()))
+        Error::unavailable(format!("could not read {}: it was listed, but is not there", self.place(name)))
+    }
+
+    fn place(&self, name: &str) -> String {
+        format!("{}/{name}", self.store.url())
     }
 }
 
@@ -328,6 +395,10 @@ fn number(name: &str) -> Option<u64> {
 
 fn generation_file(generation: u64) -> String {
     format!("generations/{generation:020}.json")
+}
+
+fn committed_file(generation: u64) -> String {
+    format!("committed/{generation:020}.json")
 }
 
 /// Gives the name of an epoch's commit record in the state store.

@@ -1,6 +1,6 @@
 //! Files of this machine, one after the other in the order of their names.
 //!
-//! A file is known by its path and a fingerprint of its beginning: one that was
+//! A file is known by its path, as the source names it, and a fingerprint of its beginning: one that was
 //! replaced is read anew, one that grew is read on. Damaged content goes to the
 //! quarantine, and the next file follows.
 
@@ -41,6 +41,9 @@ pub struct FileSettings {
     pub name: String,
     /// An absolute path or glob (`*`, `?`, `**`, `[..]`). `*` does not match names that begin with a dot.
     pub glob: String,
+    /// The absolute folder below which files are named by the rest of their path, so that it can be moved with them;
+    /// all other files are named by their absolute path.
+    pub relative_to: Option<PathBuf>,
     /// Keep watching for new files and for files that grow; otherwise the source ends.
     pub follow: bool,
     /// How records stand one behind the other.
@@ -106,14 +109,21 @@ impl FileSource {
         let found = found.map_err(|e| Error::internal("a disk task ended early").because(e))??;
         self.look_at = Instant::now() + LOOK_EVERY;
         let any = !found.is_empty();
-        let is_new = |f: &Found| self.known.get(&*name(&f.path)).is_none_or(|k| k.seen != Some((f.size, f.changed)));
+        let is_new =
+            |f: &Found| self.known.get(&*self.name(&f.path)).is_none_or(|k| k.seen != Some((f.size, f.changed)));
         self.waiting = found.into_iter().filter(is_new).collect();
         Ok(any)
     }
 
+    /// Gives the partition name of a path.
+    fn name(&self, path: &Path) -> Arc<str> {
+        let below = self.settings.relative_to.as_ref().and_then(|folder| path.strip_prefix(folder).ok());
+        below.unwrap_or(path).to_string_lossy().into()
+    }
+
     /// Opens the first waiting file if there is something to read in it.
     async fn begin(&mut self, found: Found) -> Result<Option<SourceEvent>> {
-        let partition = name(&found.path);
+        let partition = self.name(&found.path);
         let path = found.path.clone();
         let opened = tokio::task::spawn_blocking(move || Opened::open(&path)).await;
         let opened = opened.map_err(|e| Error::internal("a disk task ended early").because(e))?;
@@ -340,11 +350,6 @@ impl Opened {
         let head = parts.next().and_then(|len| self.head.get(..len.parse().ok()?));
         hash.zip(head).is_some_and(|(hash, head)| fnv1a(head) == hash)
     }
-}
-
-/// Gives the partition name of a path.
-fn name(path: &Path) -> Arc<str> {
-    path.to_string_lossy().into()
 }
 
 /// Lists the files that match, by path.

@@ -14,5 +14,6 @@ pub mod outage;
 pub mod postgres;
 pub mod sink;
 pub mod source;
+pub mod store;
 #[cfg(test)]
 mod suites;

@@ -8,6 +8,7 @@ pub mod aggregate;
 pub mod expect;
 pub mod functions;
 pub mod keyed;
+pub mod keys;
 pub mod leaf;
 mod phases;
 pub mod query;

@@ -89,7 +89,7 @@ impl Kind {
     pub fn passing(point: &str, random: &mut Random) -> Self {
         let any = [Source::Files, Source::Kinesis, Source::Queue, Source::Generated];
         let source = match point {
-            "before_checkpoint" | "after_checkpoint" => Source::ManyFiles,
+            "before_checkpoint" | "after_checkpoint" | "before_history" | "after_history" => Source::ManyFiles,
             "before_message_removal" | "after_message_removal" => Source::Queue,
             _ => random.one_of(&any),
         };
@@ -107,7 +107,9 @@ impl Kind {
     /// Tells whether runs of this kind pass a fail point.
     pub fn passes(self, point: &str) -> bool {
         match point {
-            "before_checkpoint" | "after_checkpoint" => self.source == Source::ManyFiles,
+            "before_checkpoint" | "after_checkpoint" | "before_history" | "after_history" => {
+                self.source == Source::ManyFiles
+            }
             "before_message_removal" | "after_message_removal" => self.source == Source::Queue,
             _ => (self.on_s3 || !is_of_uploads(point)) && (self.postgres || !is_of_postgres(point)),
         }

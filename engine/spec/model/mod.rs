@@ -239,7 +239,7 @@ pub enum Otherwise {
 pub struct Unique {
     /// The columns that make the key.
     pub key: Vec<String>,
-    /// How long a key is remembered, in event time.
+    /// How long a key is remembered, in event time. A key takes 24 bytes of disk and some two of memory.
     pub within: Span,
 }
 

@@ -13,8 +13,12 @@ const RECORD_BYTES_MAX: usize = 2 * 1024 * 1024;
 
 fn source(folder: &TempDir, framing: Framing, follow: bool) -> FileSource {
     let glob = folder.path().join("*").display().to_string();
-    let settings = FileSettings { name: "files".into(), glob, follow, framing, record_bytes_max: RECORD_BYTES_MAX };
-    FileSource::new(settings, ManualClock::at(1_700_000_000_000_000))
+    FileSource::new(settings(glob, framing, follow), ManualClock::at(1_700_000_000_000_000))
+}
+
+fn settings(glob: String, framing: Framing, follow: bool) -> FileSettings {
+    let (name, relative_to, record_bytes_max) = ("files".into(), None, RECORD_BYTES_MAX);
+    FileSettings { name, glob, relative_to, follow, framing, record_bytes_max }
 }
 
 fn folder(files: &[(&str, Vec<u8>)]) -> TempDir {
@@ -225,4 +229,25 @@ async fn no_match_is_an_error_that_says_the_glob() {
     let error = source(&files, CSV, false).open(&Cut::default()).await.unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Config);
     assert!(error.to_string().contains(&partition(&files, "*")), "{error}");
+}
+
+#[tokio::test]
+async fn a_folder_that_has_moved_is_not_read_again() {
+    let files = folder(&[("1.json", b"{\"n\":1}\n".to_vec()), ("2.json", b"{\"n\":2}\n".to_vec())]);
+    let below = |folder: &std::path::Path| {
+        let settings = settings(folder.join("*.json").display().to_string(), Framing::Json, false);
+        let relative_to = Some(folder.to_owned());
+        FileSource::new(FileSettings { relative_to, ..settings }, ManualClock::at(1_700_000_000_000_000))
+    };
+    let mut source = below(files.path());
+    let (seen, _) = read(&mut source, &Cut::default()).await;
+    assert_eq!(seen.text("2.json"), "{\"n\":2} ", "a file is named by its path below the folder");
+    let moved = TempDir::new().unwrap();
+    let moved = moved.path().join("else where");
+    std::fs::rename(files.path(), &moved).unwrap();
+    std::fs::write(moved.join("3.json"), b"{\"n\":3}\n").unwrap();
+    let mut later = below(&moved);
+    let (rest, _) = read(&mut later, &source.cut()).await;
+    assert_eq!(rest.text("3.json"), "{\"n\":3} ");
+    assert!(later.cut().advanced.keys().eq(["3.json"]), "what was read is read again");
 }

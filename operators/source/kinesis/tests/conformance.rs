@@ -12,6 +12,7 @@ use super::super::{Aggregated, KinesisSettings, KinesisSource, OnDataLoss, Start
 use crate::batch::Payload;
 use crate::position::{Cut, Position};
 use crate::source::{Source, SourceEvent};
+use crate::testing::source::conforms;
 
 /// More events than any test needs: one that goes on for ever ends here.
 const EVENTS_MAX: usize = 20_000;
@@ -29,6 +30,13 @@ pub trait Stream: Sync {
     async fn split(&self, shard: &str);
     /// Merges two adjacent shards.
     async fn merge(&self, a: &str, b: &str);
+}
+
+/// The contract of all sources, over a stream that is at rest.
+pub async fn keeps_the_contract_of_sources<S: Stream>(stream: &S, name: &str) {
+    stream.put(0..300).await;
+    let seen = conforms(|_| async { Box::new(stream.source(settings(name, Start::Earliest))) as _ }).await;
+    assert!(seen.rejects.is_empty(), "{seen:?}");
 }
 
 /// Reads, commits and crashes as the engine does.

@@ -95,6 +95,12 @@ async fn every_record_once_from_every_cut() {
 }
 
 #[tokio::test]
+async fn keeps_the_contract_of_sources() {
+    let stream = LocalStream::new("intake").await;
+    conformance::keeps_the_contract_of_sources(&stream, "intake").await;
+}
+
+#[tokio::test]
 async fn reshards_lose_nothing() {
     let stream = LocalStream::new("intake").await;
     conformance::reshards_lose_nothing(&stream, &stream.arn, 2, 5).await;

@@ -13,6 +13,11 @@ async fn every_record_once_from_every_cut() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn keeps_the_contract_of_sources() {
+    conformance::keeps_the_contract_of_sources(&FakeStream::new(3), "fake").await;
+}
+
+#[tokio::test(start_paused = true)]
 async fn reshards_lose_nothing_wherever_it_crashes() {
     for commit_every in 1..4 {
         for crash_every in [1, 2, 3, 5, 7, 100] {
