@@ -96,7 +96,7 @@ async fn epoch(transform: &mut Transform, batches: &[RecordBatch]) -> usize {
         out
     };
     let ((), mut out) = futures::join!(feed, drain);
-    if let Some(mut windows) = transform.close(WATERMARK_END).await.expect("the windows close") {
+    if let Some(mut windows) = transform.close(1, WATERMARK_END).await.expect("the windows close") {
         while let Some(batch) = windows.next().await {
             out += batch.expect("the query runs").num_rows();
         }

@@ -388,7 +388,7 @@ impl Coordinator {
         }
         self.committed_at_us = Some(self.clock.now_us());
         self.tell_standing();
-        Ok(())
+        self.compact(done.min(self.state.epoch)).await
     }
 
     /// Tells those who watch the job where the commits stand.
@@ -413,7 +413,7 @@ impl Coordinator {
                 self.ledger.owed += 1;
             }
         }
-        self.compact(done.min(self.state.epoch)).await
+        Ok(())
     }
 
     /// Folds old records when it is time. A store that is away is no reason to stop: the next time will do.
