@@ -23,6 +23,10 @@ const STRETCHES: [Range<f64>; 2] = [0.2..0.5, 0.65..1.0];
 /// What a pipeline may use.
 const MEMORY_BYTES: u64 = 256 << 20;
 
+/// The part of the time in which a new process warms up: keys of five minutes come together, and the allocator keeps
+/// for each thread what that thread once needed.
+const WARM_UP_PART: u32 = 20;
+
 /// From this length on a stretch tells whether memory is flat.
 const STRETCH_MIN: Duration = Duration::from_secs(300);
 
@@ -343,6 +347,8 @@ impl<'a> Lane<'a> {
             let inside: Vec<_> = self.samples.iter().filter(|sample| from <= sample.at && sample.at < to).collect();
             let longest = inside.iter().map(|sample| sample.life).max();
             let alive: Vec<_> = inside.into_iter().filter(|sample| Some(sample.life) == longest).collect();
+            let since = alive.first().map_or(from, |sample| sample.at) + whole / WARM_UP_PART;
+            let alive: Vec<_> = alive.into_iter().filter(|sample| sample.at >= since).collect();
             let (first, second) = alive.split_at(alive.len() / 2);
             println!("{}: peaks of {} then {} MiB", self.name, peak_of(first) >> 20, peak_of(second) >> 20);
             let (first, second) = (floor_of(first), floor_of(second));

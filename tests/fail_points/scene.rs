@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use serde_json::Value;
 
 use crate::servers::unique;
-use crate::world::{Finished, Random, Running, World, ask, files};
+use crate::world::{Finished, Random, Running, World, ask, files, table_files};
 
 /// How long a run over a queue may take.
 const QUEUE_MAX: Duration = Duration::from_secs(300);
@@ -209,7 +209,7 @@ impl Scene {
         let every = match self.kind.source {
             Source::Generated => format!("{}ms", 20 + bytes % 100),
             // The end of an object moves no bytes, and is committed by the time.
-            Source::Queue => "300ms".to_owned(),
+            Source::Queue => "1s".to_owned(),
             _ => "1h".to_owned(),
         };
         let commit = format!("commit: {{ every: {every}, bytes: {bytes}B{rows} }}");
@@ -323,7 +323,7 @@ impl Scene {
         let text =
             text.replace("path: events-*.json", "path: events-*.json, follow: true").replace("1h, bytes", "1s, bytes");
         let pipeline = self.world.file("follow.yaml", &text).display().to_string();
-        let committed = || crate::world::table_files(&self.world.path("lake"), "bronze/events");
+        let committed = || table_files(&self.world.path("lake"), "bronze/events");
 
         let mut older = self.world.start(&["run", &pipeline]);
         older.until("it has committed", || committed() > 0);
@@ -345,6 +345,9 @@ impl Scene {
             return Err(format!("the audit is not whole:\n{}", audit.said()));
         }
         let lake = self.lake();
+        if table_files(&lake, "bronze") == 0 {
+            return Err("the lake is empty".to_owned());
+        }
         let (found, expected) = (self.tables(&lake), undisturbed(self.kind));
         if found.lake != expected.lake {
             return Err(format!("the lake differs:\n{}", differences(&found.lake, &expected.lake)));
@@ -436,17 +439,24 @@ fn stream(world: &World, kind: Kind) -> &'static str {
 /// Writes files with rows, doubles of some, and lines that are none, in the order of time; gives their paths.
 fn write_events(world: &World, kind: Kind) -> Vec<String> {
     let (files, rows) = kind.files();
+    let line = |n: usize| {
+        format!(
+            r#"{{"n":{n},"site":"site-{}","ts":"2026-11-01T{:02}:{:02}:00Z","v":{}.5}}"#,
+            n % (3 + kind.input),
+            n / 60,
+            n % 60,
+            n % 11
+        )
+    };
     let write = |file| {
         let mut lines = String::new();
         for row in 0..rows {
             let n = file * rows + row;
-            let line = format!(
-                r#"{{"n":{n},"site":"site-{}","ts":"2026-11-01T{:02}:{:02}:00Z","v":{}.5}}"#,
-                n % (3 + kind.input),
-                n / 60,
-                n % 60,
-                n % 11
-            );
+            // A double of a row of the file before: another epoch, or another process, has seen it first.
+            if n % 13 == 0 && file > 0 {
+                let _ = writeln!(lines, "{}", line(n - rows));
+            }
+            let line = line(n);
             let _ = writeln!(lines, "{line}");
             if n % (9 - kind.input) == 0 {
                 let _ = writeln!(lines, "{line}");
