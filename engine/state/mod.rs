@@ -135,7 +135,7 @@ impl StateStore {
         };
         let first = self.newest_generation().await?.unwrap_or(0) + 1;
         let mut ours = first;
-        while !fail::mutated("no_claim") && !self.store.create(&generation_file(ours), json(&claim)?).await? {
+        while !self.store.create(&generation_file(ours), json(&claim)?).await? {
             // The listing was older than this file, which knows the state's name.
             if let Some(found) = self.read::<Generation>(&generation_file(ours)).await? {
                 claim.state = found.state;
@@ -151,7 +151,8 @@ impl StateStore {
             return Err(fenced(ours, newer));
         }
         // Also those that were in the way and that a listing may not show yet.
-        for older in listed.chain(first..ours).filter(|number| *number < ours) {
+        for older in listed.chain(first..ours).filter(|number| *number < ours && !fail::mutated("no_removal_of_claims"))
+        {
             self.store.delete(&generation_file(older)).await?;
         }
         Ok((ours, claim.state))

@@ -49,7 +49,9 @@ fn passings(point: &str) -> usize {
         | "before_table"
         | "after_table"
         | "before_checkpoint"
-        | "after_checkpoint" => 1,
+        | "after_checkpoint"
+        | "before_history"
+        | "after_history" => 1,
         "before_sweep" | "after_sweep" | "before_message_removal" | "after_message_removal" => 3,
         "after_write"
         | "before_file"

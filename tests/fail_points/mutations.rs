@@ -39,7 +39,7 @@ impl Trial {
             "acknowledge_before_record" => Trial::KilledOverQueue("before_record", 1),
             "commit_before_record" => Trial::Killed("before_record", 3),
             "done_before_commit" | "no_redo" => Trial::Killed("after_record", 3),
-            "no_claim" | "no_fence" => Trial::Idle,
+            "no_removal_of_claims" | "no_fence" => Trial::Idle,
             "no_committed_note" => Trial::Again,
             "no_keys" | "no_windows" | "no_positions" => Trial::Killed("after_committed_note", 3),
             "no_note_in_postgres" => Trial::Killed("after_postgres_commit", 2),
