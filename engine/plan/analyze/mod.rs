@@ -4,8 +4,9 @@
 use std::collections::BTreeMap;
 
 use datafusion::common::TableReference;
-use datafusion::common::tree_node::TreeNodeRecursion;
+use datafusion::common::tree_node::{TreeNode, TreeNodeRecursion};
 use datafusion::logical_expr::{Aggregate, Expr, JoinType, LogicalPlan};
+use nexus_operators::transform::functions::Function;
 use nexus_operators::transform::window::Extent;
 
 mod trace;
@@ -88,7 +89,9 @@ fn event_time(plan: &LogicalPlan, times: &EventTimes, window: Option<&WindowShap
 ///
 /// A row that has been given out cannot be taken back: above the aggregate, nothing may leave a row out.
 fn key_columns(plan: &LogicalPlan, aggregate: &Aggregate, times: &EventTimes) -> Result<Vec<usize>, Unfit> {
-    if aggregate.group_expr.is_empty() {
+    // A session of another time than the event time would never end.
+    let is_session = |key: &Expr| key.exists(|part| Ok(Function::Session.arguments(part).is_some())).unwrap_or(false);
+    if aggregate.group_expr.is_empty() || aggregate.group_expr.iter().any(is_session) {
         return Err(without_window(times));
     }
     let mut above = plan;
