@@ -109,6 +109,8 @@ fn into_a_bucket(seed: u64) -> BTreeMap<Fault, u64> {
         let restarts = restarted(|| world.nexus(&["run", path(&file)]));
         assert_eq!(restarts, 0, "faults of a moment have ended the run");
     });
+    // What a listing that lags has hidden from a sweep is left for the next, which a run with nothing new does not make.
+    scene.world.file("events-none.json", "");
     let file = write(&scene.world, &mut random);
     scene.world.nexus(&["run", path(&file)]).expect_code(0);
     scene.check(&file, &input);
