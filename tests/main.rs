@@ -27,6 +27,7 @@ mod panics;
 mod pressure;
 mod readers;
 mod restart;
+mod schema;
 mod servers;
 mod serving;
 mod soak;

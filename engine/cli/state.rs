@@ -7,6 +7,7 @@ use super::table::layout;
 use super::terminal::{self, count};
 use super::{Failure, File};
 use crate::job::state_store;
+use crate::state::schema::{StoredColumn, TableSchema};
 
 /// Show epochs, positions, and what is prepared and not committed.
 #[derive(Debug, clap::Args)]
@@ -47,6 +48,14 @@ impl ShowState {
             }
             terminal::say(&layout(&["partition", "position"], &rows.collect::<Vec<_>>()));
         }
+        for (name, versions) in &state.schemas {
+            terminal::say(&format!("\ntable {name}"));
+            let rows = versions.iter().enumerate().map(|(place, schema)| {
+                let before = place.checked_sub(1).and_then(|before| versions.get(before));
+                vec![schema.version.to_string(), schema.since_epoch.to_string(), columns(schema, before)]
+            });
+            terminal::say(&layout(&["version", "since epoch", "columns"], &rows.collect::<Vec<_>>()));
+        }
         let sinks = committed
             .iter()
             .map(|(sink, epoch)| vec![sink.clone(), epoch.to_string(), count(state.epoch.saturating_sub(*epoch))]);
@@ -54,6 +63,21 @@ impl ShowState {
         terminal::say(&format!("\n{}", layout(&["sink", "committed epoch", "behind"], &sinks)));
         Ok(())
     }
+}
+
+/// Gives the columns of a version; behind the first, those that are others than before.
+fn columns(schema: &TableSchema, before: Option<&TableSchema>) -> String {
+    let known = |column: &StoredColumn| before.and_then(|before| before.column(&column.name));
+    let columns = schema.columns.iter().filter(|column| known(column) != Some(column)).map(|column| {
+        let sign = match (before, known(column)) {
+            (None, _) => "",
+            (_, None) => "+ ",
+            _ => "~ ",
+        };
+        let null = if column.nullable { "" } else { " not null" };
+        format!("{sign}{} {}{null}", column.name, column.data_type)
+    });
+    columns.collect::<Vec<_>>().join(", ")
 }
 
 fn position(position: &Position) -> String {

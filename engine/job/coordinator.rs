@@ -19,6 +19,7 @@ use super::channel::closed;
 use super::progress::{Progress, Standing};
 use super::source::{Closing, Command, EpochLoad};
 use crate::state::record::{CommitRecord, SourceCounts, TableRecord};
+use crate::state::schema::TableSchema;
 use crate::state::{State, StateStore, history};
 
 /// How often the coordinator looks whether an epoch is due.
@@ -124,6 +125,8 @@ pub struct Coordinator {
     pub sources: BTreeMap<String, mpsc::UnboundedSender<Command>>,
     /// The names of the tables.
     pub tables: Vec<String>,
+    /// The columns of the tables that go to sinks; the first record has those that are others than before.
+    pub schemas: BTreeMap<String, TableSchema>,
     /// The sinks' commit stages.
     pub sinks: BTreeMap<String, CommitQueue>,
     /// What the stages tell.
@@ -337,7 +340,9 @@ impl Coordinator {
                     source.watermark_us = watermark_us;
                     decoded += 1;
                 }
-                Report::Table { table, epoch: of, record: part } if of == epoch => {
+                Report::Table { table, epoch: of, record: mut part } if of == epoch => {
+                    let schema = self.schemas.get(&table).filter(|now| self.state.schema_of(&table) != Some(now));
+                    part.schema = schema.cloned();
                     record.tables.insert(table, part);
                 }
                 Report::Prepared { sink, epoch: of, prepared } if of == epoch => {

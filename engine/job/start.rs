@@ -16,10 +16,10 @@ use super::coordinator::{Ledger, OpenEpoch};
 use super::progress::Progress;
 use super::wiring::{Restored, wire};
 use super::{RunSettings, Wired};
-use crate::plan::Plan;
-use crate::plan::table::TablePlan;
+use crate::plan::{Plan, changes};
 use crate::spec::model;
 use crate::state::record::CommitRecord;
+use crate::state::schema::TableSchema;
 use crate::state::snapshot::Snapshots;
 use crate::state::{State, StateStore};
 
@@ -39,14 +39,14 @@ pub async fn start(
     fail::point("before_claim")?;
     let (generation, state) = store.claim().await?;
     fail::point("after_claim")?;
-    check_tables(&plan, &state)?;
+    let schemas = schemas(&plan, &state).await?;
     let (committed, undone) = undone(&store, &state).await?;
     fail::point("before_state_sweep")?;
     store.folder().remove_half_written().await?;
     sweep_snapshots(&store, &state).await?;
     fail::point("after_state_sweep")?;
     let ledger = Ledger::new(committed, undone.iter().map(open_epoch).collect());
-    let restored = Restored { store, encryption, state, generation, ledger, undone };
+    let restored = Restored { store, encryption, state, schemas, generation, ledger, undone };
     Box::pin(wire(plan, settings, restored, progress, stop)).await.map(Some)
 }
 
@@ -73,14 +73,15 @@ pub fn encryption(plan: &Plan) -> Encryption {
 ///
 /// Then nothing is claimed and no file changes.
 async fn nothing_to_do(plan: &Plan, settings: &RunSettings, store: &StateStore) -> Result<bool> {
-    if !settings.sources.is_empty() || !settings.sinks.is_empty() {
-        return Ok(false);
-    }
     let state = store.load().await?;
     if state.epoch == 0 {
         return Ok(false);
     }
-    check_tables(plan, &state)?;
+    // Before the claim: a file that is refused must not stop the process that runs the old one.
+    schemas(plan, &state).await?;
+    if !settings.sources.is_empty() || !settings.sinks.is_empty() {
+        return Ok(false);
+    }
     let (_, undone) = undone(store, &state).await?;
     if !undone.is_empty() {
         return Ok(false);
@@ -107,25 +108,11 @@ async fn nothing_to_do(plan: &Plan, settings: &RunSettings, store: &StateStore) 
     Ok(true)
 }
 
-/// Refuses to use state that belongs to another query.
-fn check_tables(plan: &Plan, state: &State) -> Result<()> {
-    for (name, known) in &state.tables {
-        if known.windows.is_empty() && known.keys.is_empty() {
-            continue;
-        }
-        let now = plan.table(name).filter(|table| table.is_stateful()).map(TablePlan::fingerprint);
-        if now.as_deref() == Some(known.query.as_str()) {
-            continue;
-        }
-        let now = now.unwrap_or_else(|| "no table with state".to_owned());
-        return Err(Error::config(format!(
-            "table {name} has state (open windows or remembered keys) of another query, which cannot be used.\n  the \
-             state is of: {}\n  the file says: {now}\nrun the old file once with `--until-idle` to close its windows, \
-             give the table another name, or begin anew with another `state` and lake",
-            known.query
-        )));
-    }
-    Ok(())
+/// Gives the columns of the tables that go to sinks. Refuses what stored rows or kept state do not survive.
+async fn schemas(plan: &Plan, state: &State) -> Result<BTreeMap<String, TableSchema>> {
+    changes::compare(plan, state)
+        .await
+        .map_err(|refusals| Error::config(refusals.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n")))
 }
 
 /// Gives up to which epoch each sink has committed, and the recorded epochs that some sink has not.

@@ -27,7 +27,7 @@ use super::coordinator::Report;
 use super::progress::Progress;
 use super::reference::References;
 use super::source::EpochLoad;
-use crate::state::record::{TableCounts, TableRecord, TableState};
+use crate::state::record::{Basis, TableCounts, TableRecord, TableState};
 use crate::state::snapshot::Snapshots;
 
 /// Runs one table.
@@ -98,6 +98,8 @@ pub struct Outlet {
 pub struct Memory {
     /// The query and the rule of uniqueness that the state belongs to.
     pub query: String,
+    /// What of them the state rests on.
+    pub basis: Basis,
     /// Accumulator states.
     pub windows: Snapshots,
     /// Remembered keys.
@@ -175,7 +177,7 @@ impl TableStage {
         let broken = self.outlet.rules.iter().zip(&tally.rules).filter(|(_, count)| **count > 0);
         let rules: BTreeMap<_, _> = broken.map(|(rule, count)| (rule.name.clone(), *count)).collect();
         let state = self.snapshot(barrier.epoch, watermark_us).await?;
-        let record = TableRecord { counts: tally.counts, rules, state };
+        let record = TableRecord { counts: tally.counts, rules, state, schema: None };
         let told = Report::Table { table: self.name.clone(), epoch: barrier.epoch, record };
         self.reports.send(told).map_err(|_| closed())
     }
@@ -192,7 +194,8 @@ impl TableStage {
         fail::point("after_keys_snapshot")?;
         let windows = memory.windows.save(epoch, windows).await?;
         let closed_until_us = self.transform.closed_until_us();
-        let state = TableState { query: memory.query.clone(), closed_until_us, windows, keys };
+        let (query, basis) = (memory.query.clone(), Some(memory.basis.clone()));
+        let state = TableState { query, basis, closed_until_us, windows, keys };
         fail::point("after_snapshot")?;
         Ok(Some(state))
     }

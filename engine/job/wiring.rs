@@ -25,10 +25,12 @@ use super::start::handles_of;
 use super::table::{Input, Intake, Memory, Outlet, TableStage};
 use super::{CpuRuntime, RunSettings, Stage, Wired};
 use crate::plan::Plan;
+use crate::plan::changes::stored_schema;
 use crate::plan::table::TablePlan;
 use crate::spec::Partition;
 use crate::spec::model::{self, Late};
 use crate::state::record::{CommitRecord, QUARANTINE};
+use crate::state::schema::TableSchema;
 use crate::state::snapshot::Snapshots;
 use crate::state::{State, StateStore};
 
@@ -40,6 +42,8 @@ pub struct Restored {
     pub encryption: Encryption,
     /// The fold of all records.
     pub state: State,
+    /// The columns of the tables that go to sinks, from the next record on.
+    pub schemas: BTreeMap<String, TableSchema>,
     /// This process's number.
     pub generation: u64,
     /// Which epochs have been committed by which sink.
@@ -120,13 +124,14 @@ pub async fn wire(
     };
     let Wiring { stages, commits, queues, commands, .. } = wiring;
     let tables = plan.tables.iter().map(TablePlan::name).collect();
-    let Restored { store, state, generation, ledger, .. } = restored;
+    let Restored { store, state, schemas, generation, ledger, .. } = restored;
     let coordinator = Coordinator {
         store,
         state,
         generation,
         sources: commands,
         tables,
+        schemas,
         sinks: queues,
         reports: heard,
         load,
@@ -221,7 +226,7 @@ impl Wiring<'_> {
         }
         let mut transform = plan.transform().await?;
         let mut unique = plan.unique(self.budget.keys)?;
-        let memory = if plan.is_stateful() { Some(self.memory(plan)) } else { None };
+        let memory = if plan.is_stateful() { Some(self.memory(plan).await?) } else { None };
         if let (Some(memory), Some(state)) = (&memory, self.restored.state.tables.get(&name)) {
             if !fail::mutated("no_windows") {
                 transform.restore(memory.windows.restore().await?, state.closed_until_us)?;
@@ -271,7 +276,7 @@ impl Wiring<'_> {
                 pipeline: self.plan.loaded.spec.name.clone(),
                 tier: plan.tier.to_string(),
                 table: plan.table.clone(),
-                schema: plan.schema.clone(),
+                schema: stored_schema(&plan.schema, self.restored.schemas.get(&name)),
                 partition_by,
                 compression: compression(spec.compression),
                 open_partitions_max: self.plan.loaded.spec.limits.open_partitions,
@@ -379,17 +384,20 @@ impl Wiring<'_> {
         (sender, receiver)
     }
 
-    fn memory(&self, plan: &TablePlan) -> Memory {
+    async fn memory(&self, plan: &TablePlan) -> Result<Memory> {
         let name = plan.name();
         let Restored { store, state, generation, .. } = self.restored;
         let known = state.tables.get(&name).cloned().unwrap_or_default();
         let folder = store.folder().below(&format!("snapshots/{name}"));
-        Memory {
+        let basis = plan.basis().await;
+        Ok(Memory {
             query: plan.fingerprint(),
+            basis: basis
+                .map_err(|e| Error::internal(format!("could not tell what the state of {name} rests on")).because(e))?,
             windows: Snapshots::new(folder.below("windows"), *generation, known.windows),
             keys: Snapshots::new(folder.below("keys"), *generation, known.keys),
             share: self.state_memory.share(),
-        }
+        })
     }
 }
 

@@ -9,6 +9,8 @@ use datafusion::execution::session_state::SessionState;
 use nexus_operators::clock::SharedClock;
 
 pub mod analyze;
+mod basis;
+pub mod changes;
 mod graph;
 pub mod reference;
 pub mod session;

@@ -66,7 +66,8 @@ pub struct TablePlan {
     pub unique: Option<(Vec<usize>, usize, i64)>,
     /// The query as a plan over its leaves.
     pub logical: LogicalPlan,
-    state: SessionState,
+    /// The session, in which the inputs are known.
+    pub(super) state: SessionState,
     clock: SharedClock,
     leaves: Vec<Arc<Leaf>>,
     starts: BTreeMap<String, Expr>,
@@ -186,11 +187,16 @@ impl TablePlan {
         let inputs = self.inputs.iter().zip(&self.leaves);
         let inputs: Vec<_> = inputs.map(|(name, leaf)| format!("{name}({})", columns(leaf.schema()))).collect();
         let sql = self.sql.split_whitespace().collect::<Vec<_>>().join(" ");
-        let key = self.unique.as_ref().map(|(key, time, within_us)| {
+        format!("{sql}; over {}{}", inputs.join(", "), self.rule_of_uniqueness())
+    }
+
+    /// Describes the rule of uniqueness; empty if there is none.
+    pub(super) fn rule_of_uniqueness(&self) -> String {
+        let rule = self.unique.as_ref().map(|(key, time, within_us)| {
             let names: Vec<_> = key.iter().map(|index| self.schema.field(*index).name().as_str()).collect();
             format!("; unique ({}) by {} within {within_us} us", names.join(", "), self.schema.field(*time).name())
         });
-        format!("{sql}; over {}{}", inputs.join(", "), key.unwrap_or_default())
+        rule.unwrap_or_default()
     }
 
     /// Gives the columns that a sink with a key keeps: all, but for the sequence that tells which row is newer.

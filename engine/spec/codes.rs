@@ -188,6 +188,17 @@ codes! {
     /// Something that nobody reads.
     UNREAD = "N0707", "read by nobody",
         "What no table reads has no effect.";
+    /// Stored rows and those to come do not fit one another.
+    DESTRUCTIVE_CHANGE = "N0801", "change that stored rows do not survive",
+        "The files of a table are read as one table, by the names of its columns. Columns may be added (older rows have \
+         NULL there), integers may become wider, decimals may get more digits, and `not null` may be dropped. A column \
+         that goes, gets another name or a type that does not hold the old values, and other partitions would leave \
+         rows that cannot be read together. `nexus check` looks at the state if it lies on this machine; `nexus run` \
+         always does.";
+    /// State that is kept for another query.
+    OTHER_STATE = "N0802", "state of another query",
+        "Open windows and remembered keys belong to the query that made them. Columns may be added beside them; other \
+         groups, aggregates, filters, keys or types of what they are made of need state of their own.";
 }
 
 /// Gives the explanation of a code; nothing if there is no such code.

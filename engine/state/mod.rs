@@ -26,11 +26,13 @@ use serde::{Deserialize, Serialize};
 
 pub mod history;
 pub mod record;
+pub mod schema;
 pub mod snapshot;
 #[cfg(test)]
 mod tests;
 
 use record::{CommitRecord, TableState, VERSION};
+use schema::TableSchema;
 
 /// Records between two checkpoints. A start reads at most this many records;
 /// a checkpoint costs one write of all positions.
@@ -58,6 +60,16 @@ pub struct State {
     pub watermarks_us: BTreeMap<String, i64>,
     /// State by table.
     pub tables: BTreeMap<String, TableState>,
+    /// All versions of the columns by table, oldest first.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub schemas: BTreeMap<String, Vec<TableSchema>>,
+}
+
+impl State {
+    /// Gives the newest columns of a table; nothing if none are recorded.
+    pub fn schema_of(&self, table: &str) -> Option<&TableSchema> {
+        self.schemas.get(table)?.last()
+    }
 }
 
 /// What stands in a generation's file.
@@ -360,6 +372,9 @@ pub fn fold(state: &mut State, record: &CommitRecord) {
     for (name, table) in &record.tables {
         if let Some(table_state) = &table.state {
             state.tables.insert(name.clone(), table_state.clone());
+        }
+        if let Some(schema) = &table.schema {
+            state.schemas.entry(name.clone()).or_default().push(schema.clone());
         }
     }
 }

@@ -9,6 +9,8 @@ use nexus_operators::sink::Prepared;
 use nexus_operators::{Error, Result};
 use serde::{Deserialize, Serialize};
 
+use super::schema::TableSchema;
+
 /// Version of the format of records and checkpoints that this build writes.
 pub const VERSION: u32 = 1;
 
@@ -78,6 +80,9 @@ pub struct TableRecord {
     /// The state after the epoch, if the table has any.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub state: Option<TableState>,
+    /// The columns from this epoch on, if they are others than before.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub schema: Option<TableSchema>,
 }
 
 /// What is counted of a table. `rows_sql = rows_out + dropped + quarantined + duplicates`.
@@ -104,6 +109,9 @@ pub struct TableCounts {
 pub struct TableState {
     /// The query and the rule of uniqueness that the state belongs to: the state of another cannot be used.
     pub query: String,
+    /// What of the query the state rests on: another query with the same goes on from it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub basis: Option<Basis>,
     /// The time up to which windows have been given out, in microseconds since the Unix epoch.
     pub closed_until_us: i64,
     /// Files of accumulator states, by the epoch that added them.
@@ -112,6 +120,18 @@ pub struct TableState {
     /// Files of remembered keys, by the epoch that added them.
     #[serde(default)]
     pub keys: BTreeMap<u64, String>,
+}
+
+/// What state rests on.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Basis {
+    /// The query.
+    pub sql: String,
+    /// The rule of uniqueness; empty if there is none.
+    #[serde(default)]
+    pub unique: String,
+    /// The types of the columns that windows (`table.column`) and keys (`column`) are made of.
+    pub columns: BTreeMap<String, String>,
 }
 
 impl SourceCounts {

@@ -288,7 +288,7 @@ pub struct PostgresSink {
     /// Every row is added.
     #[serde(default)]
     pub append: bool,
-    /// Make the schema and the table if they are not there.
+    /// Make the schema, the table and columns that have come since, if they are not there.
     #[serde(default = "PostgresSink::create_default")]
     pub create: bool,
 }

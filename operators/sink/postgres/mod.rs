@@ -88,7 +88,7 @@ pub struct PostgresSettings {
     pub key: Vec<String>,
     /// Every row is added.
     pub append: bool,
-    /// Make the schema, the table and `nexus.commits` if they are not there.
+    /// Make the schema, the table, columns that are new to the rows, and `nexus.commits` if they are not there.
     pub create: bool,
     /// The columns of the rows that will come.
     pub rows: SchemaRef,
