@@ -13,6 +13,7 @@ mod cli;
 mod cloud;
 mod crash;
 mod endless;
+mod evolve;
 mod fail_points;
 mod flights;
 #[path = "fuzz/engine.rs"]

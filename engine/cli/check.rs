@@ -8,7 +8,7 @@ use nexus_operators::clock::SystemClock;
 use super::{Failure, load, parameter, terminal};
 use crate::job::state_store;
 use crate::plan::{Plan, changes};
-use crate::spec::{Diagnostic, Diagnostics};
+use crate::spec::{Diagnostic, Diagnostics, Loaded};
 
 /// Parse, type and plan pipeline files offline; all errors at once.
 #[derive(Debug, clap::Args)]
@@ -26,6 +26,7 @@ impl Check {
         let mut wrong = Vec::new();
         for file in &self.files {
             let planned = match load(file, &self.set).await {
+                Ok(pipeline) if is_local(pipeline.loaded()) => pipeline.plan_evolved().await.map_err(Failure::from),
                 Ok(pipeline) => pipeline.plan().await.map_err(Failure::File),
                 Err(failure) => Err(failure),
             };
@@ -42,12 +43,17 @@ impl Check {
     }
 }
 
+/// Tells whether the state of a pipeline lies on this machine: what is checked needs no network.
+fn is_local(loaded: &Loaded) -> bool {
+    !loaded.state_root().starts_with("s3://")
+}
+
 /// Gives the changes that rows and state that are there do not survive, as far as these lie on this machine.
 async fn refusals(plan: &Plan) -> Result<Vec<Diagnostic>, Failure> {
-    if plan.loaded.state_root().starts_with("s3://") {
+    if !is_local(&plan.loaded) {
         return Ok(Vec::new());
     }
-    let state = state_store(plan, Arc::new(SystemClock)).await?.load().await?;
+    let state = state_store(&plan.loaded, Arc::new(SystemClock)).await?.load().await?;
     let refusals = changes::compare(plan, &state).await.err().unwrap_or_default();
     Ok(refusals.iter().map(|refusal| refusal.diagnostic(plan)).collect())
 }

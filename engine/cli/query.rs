@@ -39,7 +39,7 @@ impl Query {
         let plan = self.file.plan().await?;
         let config = SessionConfig::new().with_information_schema(true);
         let context = SessionContext::new_with_config(config);
-        let state = state_store(&plan, Arc::new(SystemClock)).await?.load().await?;
+        let state = state_store(&plan.loaded, Arc::new(SystemClock)).await?.load().await?;
         register(&context, &plan, &state).await?;
         let failed = |e: DataFusionError| Error::config("could not run the query").because(e);
         let answer = context.sql(&self.sql).await.map_err(failed)?;
@@ -107,7 +107,7 @@ async fn add(
     columns: &SchemaRef,
 ) -> Result<()> {
     let failed = |e: DataFusionError| Error::internal(format!("could not register {schema}.{table}")).because(e);
-    let root = Store::open(&plan.loaded.lake_root(tier), &crate::job::encryption(plan)).await?;
+    let root = Store::open(&plan.loaded.lake_root(tier), &crate::job::encryption(&plan.loaded)).await?;
     let store = register_store(context, &root)?;
     let stored = StoredTable::new(columns.clone(), root.below(folder), store);
     let catalog = context.catalog("datafusion").ok_or_else(|| Error::internal("there is no catalog"))?;

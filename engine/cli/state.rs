@@ -22,7 +22,7 @@ pub struct ShowState {
 impl ShowState {
     pub async fn execute(self) -> Result<(), Failure> {
         let plan = self.file.plan().await?;
-        let store = state_store(&plan, std::sync::Arc::new(SystemClock)).await?;
+        let store = state_store(&plan.loaded, std::sync::Arc::new(SystemClock)).await?;
         let state = store.load().await?;
         let committed = store.committed().await?;
         if self.json {

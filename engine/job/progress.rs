@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use serde::Serialize;
@@ -47,8 +47,8 @@ pub struct Progress {
     committed: Mutex<Report>,
     /// Written by the coordinator. The lock is held to copy it, so it need not be async.
     standing: Mutex<Standing>,
-    /// Set when the stages are wired.
-    state: OnceLock<Arc<StateMemory>>,
+    /// Set when the stages are wired. The lock is held to copy a pointer, so it need not be async.
+    state: Mutex<Option<Arc<StateMemory>>>,
     /// By name. The lock is held to add one or to look at all, so it need not be async.
     channels: Mutex<Vec<(String, Gauge)>>,
 }
@@ -198,17 +198,22 @@ impl Progress {
 
     /// Has the memory of state told from now on.
     pub fn watch_state(&self, state: Arc<StateMemory>) {
-        self.state.get_or_init(|| state);
+        *self.state.lock().unwrap_or_else(PoisonError::into_inner) = Some(state);
     }
 
     /// Gives what open windows and remembered keys take, in bytes.
     pub fn state_bytes(&self) -> usize {
-        self.state.get().map_or(0, |state| state.used_bytes())
+        self.state.lock().unwrap_or_else(PoisonError::into_inner).as_ref().map_or(0, |state| state.used_bytes())
     }
 
     /// Has the fill of a channel told from now on.
     pub fn watch_channel(&self, name: String, gauge: Gauge) {
         self.channels.lock().unwrap_or_else(PoisonError::into_inner).push((name, gauge));
+    }
+
+    /// Has no channel told any more: others take their place.
+    pub fn forget_channels(&self) {
+        self.channels.lock().unwrap_or_else(PoisonError::into_inner).clear();
     }
 
     /// Tells how full the channels between the stages are, by name.

@@ -17,7 +17,7 @@ use super::progress::Progress;
 use super::wiring::{Restored, wire};
 use super::{RunSettings, Wired};
 use crate::plan::{Plan, changes};
-use crate::spec::model;
+use crate::spec::{Loaded, model};
 use crate::state::record::CommitRecord;
 use crate::state::schema::TableSchema;
 use crate::state::snapshot::Snapshots;
@@ -30,12 +30,23 @@ pub async fn start(
     progress: Arc<Progress>,
     stop: watch::Receiver<bool>,
 ) -> Result<Option<Wired>> {
-    let store = state_store(&plan, settings.clock.clone()).await?;
+    let store = state_store(&plan.loaded, settings.surroundings.clock.clone()).await?;
     if Box::pin(nothing_to_do(&plan, &settings, &store)).await? {
         return Ok(None);
     }
-    let encryption = Store::accepted_encryption(&plan.loaded.state_root(), &encryption(&plan)).await?;
-    let store = open_state(&plan, settings.clock.clone(), &encryption).await?;
+    start_anyway(plan, settings, progress, stop).await.map(Some)
+}
+
+/// Starts a job, also if there is nothing to read: then the end of input closes its windows.
+pub async fn start_anyway(
+    plan: Plan,
+    settings: RunSettings,
+    progress: Arc<Progress>,
+    stop: watch::Receiver<bool>,
+) -> Result<Wired> {
+    let clock = settings.surroundings.clock.clone();
+    let encryption = Store::accepted_encryption(&plan.loaded.state_root(), &encryption(&plan.loaded)).await?;
+    let store = open_state(&plan.loaded, clock, &encryption).await?;
     fail::point("before_claim")?;
     let (generation, state) = store.claim().await?;
     fail::point("after_claim")?;
@@ -47,22 +58,22 @@ pub async fn start(
     fail::point("after_state_sweep")?;
     let ledger = Ledger::new(committed, undone.iter().map(open_epoch).collect());
     let restored = Restored { store, encryption, state, schemas, generation, ledger, undone };
-    Box::pin(wire(plan, settings, restored, progress, stop)).await.map(Some)
+    Box::pin(wire(plan, settings, restored, progress, stop)).await
 }
 
 /// Opens the state store of a pipeline.
-pub async fn state_store(plan: &Plan, clock: SharedClock) -> Result<StateStore> {
-    open_state(plan, clock, &encryption(plan)).await
+pub async fn state_store(loaded: &Loaded, clock: SharedClock) -> Result<StateStore> {
+    open_state(loaded, clock, &encryption(loaded)).await
 }
 
-async fn open_state(plan: &Plan, clock: SharedClock, encryption: &Encryption) -> Result<StateStore> {
-    let folder = Store::open(&plan.loaded.state_root(), encryption).await?;
-    Ok(StateStore::new(folder, plan.loaded.spec.name.clone(), clock))
+async fn open_state(loaded: &Loaded, clock: SharedClock, encryption: &Encryption) -> Result<StateStore> {
+    let folder = Store::open(&loaded.state_root(), encryption).await?;
+    Ok(StateStore::new(folder, loaded.spec.name.clone(), clock))
 }
 
 /// Gives how objects on S3 are encrypted.
-pub fn encryption(plan: &Plan) -> Encryption {
-    match &plan.loaded.spec.encryption {
+pub fn encryption(loaded: &Loaded) -> Encryption {
+    match &loaded.spec.encryption {
         model::Encryption::SseS3 => Encryption::SseS3,
         model::Encryption::Kms(key) => Encryption::Kms(key.clone()),
         model::Encryption::BucketDefault => Encryption::BucketDefault,
@@ -88,7 +99,7 @@ async fn nothing_to_do(plan: &Plan, settings: &RunSettings, store: &StateStore) 
     }
     for name in plan.opened_sources() {
         let source = plan.sources.get(&name).ok_or_else(|| Error::internal(format!("source {name} is not planned")))?;
-        let mut operator = source.operator(&plan.loaded, &settings.clock)?;
+        let mut operator = source.operator(&plan.loaded, &settings.surroundings.clock)?;
         if !operator.bounded() {
             return Ok(false);
         }

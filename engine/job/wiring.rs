@@ -4,6 +4,8 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 
+use nexus_operators::clock::SharedClock;
+use nexus_operators::decode::Discovery;
 use nexus_operators::position::Cut;
 use nexus_operators::quarantine;
 use nexus_operators::sink::parquet::{ParquetCompression, ParquetSettings, ParquetSink, PartitionBy};
@@ -53,10 +55,12 @@ pub struct Restored {
 }
 
 /// Everything that wiring needs at hand.
+///
+/// What is awaited borrows it mutably: stages may be sent between threads, and not shared.
 struct Wiring<'a> {
     plan: &'a Plan,
     restored: &'a Restored,
-    settings: &'a RunSettings,
+    clock: SharedClock,
     budget: Budget,
     state_memory: Arc<StateMemory>,
     progress: Arc<Progress>,
@@ -82,6 +86,8 @@ pub async fn wire(
     let spec = &plan.loaded.spec;
     let load =
         Arc::new(EpochLoad { bytes: AtomicU64::new(0), bytes_max: spec.commit.bytes.0.max(1), wake: Notify::new() });
+    // What a service has handed over cannot be opened a second time.
+    let may_evolve = settings.sources.is_empty() && settings.sinks.is_empty();
     let user_sources = std::mem::take(&mut settings.sources);
     let user_sinks = std::mem::take(&mut settings.sinks);
     let budget = Budget::of(&plan);
@@ -90,7 +96,7 @@ pub async fn wire(
     let mut wiring = Wiring {
         plan: &plan,
         restored: &restored,
-        settings: &settings,
+        clock: settings.surroundings.clock.clone(),
         budget,
         state_memory,
         progress: progress.clone(),
@@ -137,9 +143,11 @@ pub async fn wire(
         load,
         progress,
         timing,
-        clock: settings.clock.clone(),
+        clock: settings.surroundings.clock.clone(),
         stop,
         ledger,
+        may_evolve,
+        evolved_since: None,
         closing_since: None,
         committed_at_us: None,
     };
@@ -168,7 +176,7 @@ impl Wiring<'_> {
         let plan = plan.ok_or_else(|| Error::internal(format!("source {name} is not planned")))?;
         let mut source = match handed {
             Some(source) => source,
-            None => plan.operator(&self.plan.loaded, &self.settings.clock)?,
+            None => plan.operator(&self.plan.loaded, &self.clock)?,
         };
         let state = &self.restored.state;
         let positions = state.positions.get(name).filter(|_| !fail::mutated("no_positions"));
@@ -184,6 +192,7 @@ impl Wiring<'_> {
             from: reads,
             to: self.takers.remove(name).unwrap_or_default(),
             quarantine,
+            discovery: plan.evolves.then(|| Discovery::new(&plan.decoder.format, &plan.schema)),
             reports: self.reports.clone(),
             watermark: Watermark::new(
                 plan.event_time,
@@ -192,7 +201,7 @@ impl Wiring<'_> {
                 state.watermarks_us.get(name).copied(),
             ),
             progress: self.progress.clone(),
-            clock: self.settings.clock.clone(),
+            clock: self.clock.clone(),
         };
         let stage = SourceStage {
             name: name.to_owned(),
@@ -243,7 +252,7 @@ impl Wiring<'_> {
                 table: name.clone(),
                 inputs,
                 quarantine: quarantine.clone().filter(|_| late),
-                clock: self.settings.clock.clone(),
+                clock: self.clock.clone(),
             },
             outlet: Outlet {
                 table: name.clone(),
@@ -255,7 +264,7 @@ impl Wiring<'_> {
                 to,
                 quarantine,
                 progress: self.progress.clone(),
-                clock: self.settings.clock.clone(),
+                clock: self.clock.clone(),
             },
             memory,
             carries_time: plan.event_time.is_some(),
@@ -312,7 +321,7 @@ impl Wiring<'_> {
     }
 
     #[cfg(feature = "postgres")]
-    async fn postgres(&self, plan: &TablePlan, spec: &model::PostgresSink) -> Result<Box<dyn Sink>> {
+    async fn postgres(&mut self, plan: &TablePlan, spec: &model::PostgresSink) -> Result<Box<dyn Sink>> {
         use nexus_operators::sink::postgres::{PostgresSettings, PostgresSink};
         let secret = self.plan.loaded.secret_ref(&spec.url);
         let secret = secret.ok_or_else(|| Error::config(format!("there is no secret `{}`", spec.url)))?;
@@ -340,7 +349,7 @@ impl Wiring<'_> {
 
     #[cfg(not(feature = "postgres"))]
     #[allow(clippy::unused_async, reason = "the same call awaits where Postgres is built in")]
-    async fn postgres(&self, plan: &TablePlan, _: &model::PostgresSink) -> Result<Box<dyn Sink>> {
+    async fn postgres(&mut self, plan: &TablePlan, _: &model::PostgresSink) -> Result<Box<dyn Sink>> {
         let name = plan.name();
         Err(Error::config(format!(
             "{name} needs Postgres, which this build leaves out; build it with feature `postgres`"
@@ -384,7 +393,7 @@ impl Wiring<'_> {
         (sender, receiver)
     }
 
-    async fn memory(&self, plan: &TablePlan) -> Result<Memory> {
+    async fn memory(&mut self, plan: &TablePlan) -> Result<Memory> {
         let name = plan.name();
         let Restored { store, state, generation, .. } = self.restored;
         let known = state.tables.get(&name).cloned().unwrap_or_default();

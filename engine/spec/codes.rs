@@ -130,6 +130,10 @@ codes! {
     /// A generated column that cannot be made.
     BAD_GENERATOR = "N0409", "column cannot be generated",
         "`min` is at most `max`, a choice has at least one text, and a time begins at an RFC 3339 time.";
+    /// `evolve` where fields have no names or types are guessed.
+    CANNOT_EVOLVE = "N0410", "columns cannot evolve",
+        "`on_unknown_column: evolve` makes columns of fields that no column declares. That needs fields with names, as in \
+         JSON and in CSV with a header. Parquet files have types of their own, which are declared and not guessed.";
     /// None or several of from, sql and `sql_file`.
     TABLE_INPUT = "N0501", "exactly one of `from`, `sql` and `sql_file`",
         "A table takes its rows from one source or table, or from one query.";

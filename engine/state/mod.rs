@@ -31,7 +31,7 @@ pub mod snapshot;
 #[cfg(test)]
 mod tests;
 
-use record::{CommitRecord, TableState, VERSION};
+use record::{CommitRecord, EvolvedColumn, TableState, VERSION};
 use schema::TableSchema;
 
 /// Records between two checkpoints. A start reads at most this many records;
@@ -63,6 +63,9 @@ pub struct State {
     /// All versions of the columns by table, oldest first.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub schemas: BTreeMap<String, Vec<TableSchema>>,
+    /// Columns that sources have got while the pipeline ran, oldest first.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub evolved: BTreeMap<String, Vec<EvolvedColumn>>,
 }
 
 impl State {
@@ -367,6 +370,9 @@ pub fn fold(state: &mut State, record: &CommitRecord) {
         state.positions.entry(name.clone()).or_default().fold(&source.cut);
         if let Some(watermark_us) = source.watermark_us {
             state.watermarks_us.insert(name.clone(), watermark_us);
+        }
+        if !source.evolved.is_empty() {
+            state.evolved.entry(name.clone()).or_default().extend(source.evolved.iter().cloned());
         }
     }
     for (name, table) in &record.tables {

@@ -53,6 +53,21 @@ pub struct SourceRecord {
     /// What was counted.
     #[serde(flatten)]
     pub counts: SourceCounts,
+    /// Columns that the source gets behind this epoch: fields of its records that no column declares.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub evolved: Vec<EvolvedColumn>,
+}
+
+/// A column that a source has got while the pipeline ran.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct EvolvedColumn {
+    /// Its name.
+    pub name: String,
+    /// Its type, as a pipeline file writes it.
+    #[serde(rename = "type")]
+    pub data_type: String,
+    /// The epoch in which it was found.
+    pub found_in: u64,
 }
 
 /// What is counted of a source. `records = rows + quarantined`.
