@@ -89,7 +89,8 @@ impl Pipeline {
         let Some(declared) = self.loaded.spec.sources.get(name) else {
             return Err(BuildError::Operator(Error::config(format!("the file has no source `{name}`"))));
         };
-        let plan = SourcePlan::new(&self.loaded, name, declared).map_err(BuildError::Operator)?;
+        let mut plan = SourcePlan::new(&self.loaded, name, declared).map_err(BuildError::Operator)?;
+        plan.embedded = true;
         self.planned.insert(name.to_owned(), plan);
         self.sources.insert(name.to_owned(), source);
         Ok(self)
@@ -116,6 +117,7 @@ impl Pipeline {
         let column = event_time.map(|(column, _)| column);
         let mut plan = SourcePlan::of_decoder(name, settings, column).map_err(BuildError::Operator)?;
         plan.lateness = event_time.map(|(_, lateness)| lateness).unwrap_or_default();
+        plan.embedded = true;
         self.planned.insert(name.to_owned(), plan);
         self.sources.insert(name.to_owned(), source);
         Ok(self)

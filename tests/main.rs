@@ -22,6 +22,7 @@ mod golden;
 mod hostile;
 mod inputs;
 mod keyed;
+mod lineage;
 mod memory;
 mod oracle;
 mod panics;

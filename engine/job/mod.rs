@@ -38,6 +38,7 @@ mod start;
 mod table;
 mod wiring;
 
+use crate::lineage::RunEvents;
 use crate::plan::{Plan, Surroundings, evolve};
 use crate::spec::Loaded;
 use crate::state::StateStore;
@@ -101,16 +102,24 @@ impl Job {
             progress: progress.clone(),
             stopped: stopped.clone(),
         };
-        let wired = Box::pin(guard("the start", start::start(plan, settings, progress.clone(), stopped))).await?;
-        let done = tokio::spawn(async move {
-            let Some(mut wired) = wired else { return Ok(()) };
-            loop {
-                let (store, generation) = (wired.coordinator.store.clone(), wired.coordinator.generation);
-                match supervise(wired).await? {
-                    Ended::Whole => return Ok(()),
-                    Ended::Evolved => wired = Box::pin(guard("the start", again.start(&store, generation))).await?,
+        let mut events = Box::pin(RunEvents::begin(&plan, progress.clone(), settings.surroundings.clock.clone())).await;
+        let wired = Box::pin(guard("the start", start::start(plan, settings, progress.clone(), stopped))).await;
+        let wired = match wired {
+            Ok(wired) => wired,
+            Err(error) => {
+                let failed = Err(error);
+                if let Some(events) = events {
+                    events.end(&failed).await;
                 }
+                return failed;
             }
+        };
+        let done = tokio::spawn(async move {
+            let ended = again.run(wired, &mut events).await;
+            if let Some(events) = events {
+                events.end(&ended).await;
+            }
+            ended
         });
         Ok(Self { progress, stop, done, started })
     }
@@ -173,13 +182,30 @@ struct Again {
 }
 
 impl Again {
+    /// Runs a job to its end, planned anew whenever sources get columns.
+    async fn run(&self, wired: Option<Wired>, events: &mut Option<RunEvents>) -> Result<()> {
+        let Some(mut wired) = wired else { return Ok(()) };
+        loop {
+            let (store, generation) = (wired.coordinator.store.clone(), wired.coordinator.generation);
+            match followed(supervise(wired), events).await? {
+                Ended::Whole => return Ok(()),
+                Ended::Evolved => {
+                    wired = Box::pin(guard("the start", self.start(&store, generation, events))).await?;
+                }
+            }
+        }
+    }
+
     /// Plans the pipeline with the columns that its sources have got, and starts it.
-    async fn start(&self, store: &StateStore, generation: u64) -> Result<Wired> {
+    async fn start(&self, store: &StateStore, generation: u64, events: &mut Option<RunEvents>) -> Result<Wired> {
         // A process that has taken over meanwhile must not be stopped by this one.
         store.check_fence(generation).await?;
         let state = store.load().await?;
         let planned = evolve::plan(&self.loaded, &self.surroundings, &state).await;
         let plan = planned.map_err(|wrong| Error::config(wrong.to_string()))?;
+        if let Some(events) = events {
+            events.describe(&plan).await;
+        }
         let settings = RunSettings {
             until_idle: self.until_idle,
             surroundings: self.surroundings.clone(),
@@ -222,6 +248,24 @@ impl Drop for CpuRuntime {
     fn drop(&mut self) {
         if let Some(runtime) = self.0.take() {
             runtime.shutdown_background();
+        }
+    }
+}
+
+/// Does some work, and tells meanwhile how far the run has come.
+async fn followed<T>(work: impl Future<Output = T>, events: &mut Option<RunEvents>) -> T {
+    let mut work = std::pin::pin!(work);
+    loop {
+        let follow = async {
+            match events {
+                Some(events) => events.follow().await,
+                None => std::future::pending().await,
+            }
+        };
+        // Cancel-safe: the work is polled by reference, and `follow` is by its contract.
+        tokio::select! {
+            done = &mut work => return done,
+            () = follow => {}
         }
     }
 }

@@ -34,6 +34,15 @@ pub struct TableProgress {
     pub rows_out: AtomicU64,
 }
 
+/// Counters of the events about a run.
+#[derive(Debug, Default)]
+pub struct LineageProgress {
+    /// Events that were taken.
+    pub sent: AtomicU64,
+    /// Events that were not.
+    pub dropped: AtomicU64,
+}
+
 /// Counters of a job, shared by its stages, and the totals of what it has committed.
 #[derive(Debug, Default)]
 pub struct Progress {
@@ -41,6 +50,8 @@ pub struct Progress {
     pub sources: BTreeMap<String, SourceProgress>,
     /// By table.
     pub tables: BTreeMap<String, TableProgress>,
+    /// Of the events about the run.
+    pub lineage: LineageProgress,
     /// What the pipeline file allows.
     pub limits: Limits,
     /// The lock is held to add one record or to copy the totals, so it need not be async.

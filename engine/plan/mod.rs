@@ -13,6 +13,7 @@ mod basis;
 pub mod changes;
 pub mod evolve;
 mod graph;
+pub mod lineage;
 pub mod reference;
 pub mod session;
 pub mod source;

@@ -167,6 +167,9 @@ codes! {
     BAD_LIMIT = "N0603", "limit not workable",
         "The limit leaves no room to work: a pipeline needs 64 MiB of memory, a record must fit in it several times, \
          and what is counted must be at least one.";
+    /// None or both of file and url for events about runs.
+    LINEAGE_TARGET = "N0604", "exactly one of `file` and `url`",
+        "Events about runs go to a file on this machine or to an HTTP address. A password does not belong into the address.";
     /// A query that DataFusion does not take.
     BAD_SQL = "N0701", "SQL does not fit",
         "The query cannot be read, or names a table, column or function that is not there. Tables are named \

@@ -94,6 +94,22 @@ pub struct PostgresSettings {
     pub rows: SchemaRef,
 }
 
+/// Where a database is, without how to get in.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Address {
+    /// The first server's name, or the folder of its socket.
+    pub host: String,
+    /// Its port.
+    pub port: u16,
+    /// The database.
+    pub database: String,
+}
+
+/// Tells where the database of a connection URL is.
+pub async fn address(secret: &SecretRef) -> Result<Address> {
+    connect::address(secret.resolve().await?.expose())
+}
+
 /// Writes a table's rows to PostgreSQL.
 ///
 /// An [`Unavailable`](crate::ErrorKind::Unavailable) or
