@@ -7,6 +7,7 @@ use clap::{Parser, Subcommand};
 
 use nexus_operators::contained::is_contained;
 
+use crate::job::BLOCKING_THREADS_MAX;
 use crate::plan::Plan;
 use crate::spec::Diagnostics;
 use crate::{BuildError, Error, Pipeline};
@@ -86,7 +87,8 @@ enum Failure {
 pub fn main() -> ExitCode {
     let arguments = Arguments::parse();
     quieten_contained_panics();
-    let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
+    let mut builder = tokio::runtime::Builder::new_multi_thread();
+    let runtime = match builder.max_blocking_threads(BLOCKING_THREADS_MAX).enable_all().build() {
         Ok(runtime) => runtime,
         Err(error) => {
             terminal::complain(&format!("error: could not start threads: {error}"));

@@ -233,14 +233,22 @@ pub struct Wired {
 /// A stage, as something to run.
 pub type Stage = std::pin::Pin<Box<dyn Future<Output = Result<()>> + Send>>;
 
+/// Threads of a runtime that wait for disks and encode rows. What a thread has freed its allocator keeps for it: with as
+/// many threads as there are files to write after an outage, memory would grow by megabytes for each, and stay.
+pub const BLOCKING_THREADS_MAX: usize = 8;
+
 /// A runtime for work on the CPU. It is let go without waiting, since runtimes may not be dropped where one waits.
 pub struct CpuRuntime(Option<Runtime>);
 
 impl CpuRuntime {
     /// Starts a runtime with a thread for each core.
     pub fn start() -> Result<Self> {
-        let runtime = tokio::runtime::Builder::new_multi_thread().thread_name("nexus-cpu").enable_all().build();
-        runtime.map(|runtime| Self(Some(runtime))).map_err(|e| Error::internal("could not start threads").because(e))
+        let mut builder = tokio::runtime::Builder::new_multi_thread();
+        builder.thread_name("nexus-cpu").max_blocking_threads(BLOCKING_THREADS_MAX).enable_all();
+        builder
+            .build()
+            .map(|runtime| Self(Some(runtime)))
+            .map_err(|e| Error::internal("could not start threads").because(e))
     }
 }
 
