@@ -28,6 +28,7 @@ mod oracle;
 mod panics;
 mod pressure;
 mod readers;
+mod reference;
 mod restart;
 mod schema;
 mod servers;

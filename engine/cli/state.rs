@@ -4,9 +4,10 @@ use nexus_operators::clock::{Clock, SystemClock};
 use nexus_operators::position::Position;
 
 use super::table::layout;
-use super::terminal::{self, count};
+use super::terminal::{self, count, size};
 use super::{Failure, File};
 use crate::job::state_store;
+use crate::state::record::ReferenceVersion;
 use crate::state::schema::{StoredColumn, TableSchema};
 
 /// Show epochs, positions, and what is prepared and not committed.
@@ -47,6 +48,15 @@ impl ShowState {
                 terminal::say(&format!("watermark {}", time(*watermark_us)));
             }
             terminal::say(&layout(&["partition", "position"], &rows.collect::<Vec<_>>()));
+        }
+        for (name, ReferenceVersion { version, read_at_us, rows, files }) in &state.references {
+            terminal::say(&format!(
+                "\nreference {name}: version {version}, {} rows, read {}",
+                count(*rows),
+                time(*read_at_us)
+            ));
+            let files = files.iter().map(|file| vec![file.path.clone(), size(file.bytes), time(file.changed_us)]);
+            terminal::say(&layout(&["file", "size", "changed"], &files.collect::<Vec<_>>()));
         }
         for (name, versions) in &state.schemas {
             terminal::say(&format!("\ntable {name}"));

@@ -20,6 +20,7 @@ use tokio::time::{Instant, MissedTickBehavior, interval};
 use super::channel::closed;
 use super::progress::{Progress, Standing};
 use super::source::{Closing, Command, EpochLoad};
+use crate::plan::reference::ReferenceTable;
 use crate::spec::columns::type_name;
 use crate::state::record::{CommitRecord, EvolvedColumn, SourceCounts, TableRecord};
 use crate::state::schema::TableSchema;
@@ -139,6 +140,8 @@ pub struct Coordinator {
     pub tables: Vec<String>,
     /// The columns of the tables that go to sinks; the first record has those that are others than before.
     pub schemas: BTreeMap<String, TableSchema>,
+    /// The reference tables that are read.
+    pub references: Vec<Arc<ReferenceTable>>,
     /// The sinks' commit stages.
     pub sinks: BTreeMap<String, CommitQueue>,
     /// What the stages tell.
@@ -304,6 +307,8 @@ impl Coordinator {
         self.closing_since = Some(closed_at);
         self.tell_standing();
         self.load.bytes.store(0, Ordering::Release);
+        // Before the barrier: whoever has passed it asks for the next epoch's versions.
+        self.references.iter().for_each(|table| table.pin(closing.epoch + 1));
         for source in self.sources.values() {
             source.send(Command::Barrier(closing)).map_err(|_| closed())?;
         }
@@ -357,6 +362,14 @@ impl Coordinator {
     /// Gathers what the stages report of an epoch.
     async fn gather(&mut self, epoch: u64) -> Result<CommitRecord> {
         let mut record = self.store.record(self.generation, epoch);
+        for table in &self.references {
+            let used = table.version_of(epoch);
+            let known = self.state.references.get(table.name());
+            if known.is_none_or(|known| known.version != used.told.version) {
+                record.reference_versions.insert(table.name().to_owned(), used.told.clone());
+            }
+            record.references.insert(table.name().to_owned(), used.told.version);
+        }
         let (mut cuts, mut decoded) = (0, 0);
         while cuts < self.sources.len()
             || decoded < self.sources.len()

@@ -25,8 +25,8 @@ use super::budget::StateShare;
 use super::channel::{Barrier, Item, Receiver, Sender, closed, fan_out};
 use super::coordinator::Report;
 use super::progress::Progress;
-use super::reference::References;
 use super::source::EpochLoad;
+use crate::plan::reference::ReferenceView;
 use crate::state::record::{Basis, TableCounts, TableRecord, TableState};
 use crate::state::snapshot::Snapshots;
 
@@ -45,7 +45,9 @@ pub struct TableStage {
     /// Whether the result carries event time. Whoever reads one without it waits for the end of input.
     pub carries_time: bool,
     /// The reference tables that the query reads.
-    pub references: References,
+    pub references: Vec<Arc<ReferenceView>>,
+    /// The epoch that is open, or about to be.
+    pub open: u64,
     /// The coordinator's ear.
     pub reports: mpsc::UnboundedSender<Report>,
 }
@@ -128,8 +130,10 @@ impl TableStage {
 
     async fn epoch(&mut self) -> Result<Barrier> {
         let mut tally = Tally { rules: vec![0; self.outlet.rules.len()], ..Tally::default() };
-        if self.references.refresh().await {
-            self.transform.refresh();
+        for reference in &self.references {
+            if reference.turn_to(self.open) {
+                self.transform.refresh();
+            }
         }
         let closed_until_us = self.transform.closed_until_us();
         let Running { inputs, mut rows } = self.transform.start().await?;
@@ -160,6 +164,7 @@ impl TableStage {
         self.report(&barrier, watermark_us, tally).await?;
         let forwarded = Barrier { watermark_us: self.forward(barrier.watermark_us)?, ..barrier };
         self.outlet.close(forwarded).await?;
+        self.open = barrier.epoch + 1;
         Ok(barrier)
     }
 

@@ -20,7 +20,7 @@ use super::coordinator::{CommitQueue, Coordinator, Ledger, Report, Timing};
 use super::decode::{DecodeStage, Watermark};
 use super::place::{PARQUET, POSTGRES, ParquetPlace, parquet_place, spool_place};
 use super::progress::Progress;
-use super::reference::References;
+use super::reference::ReferenceStage;
 use super::sink::{CommitStage, SinkStage};
 use super::source::{Command, EpochLoad, SourceStage};
 use super::start::handles_of;
@@ -28,6 +28,7 @@ use super::table::{Input, Intake, Memory, Outlet, TableStage};
 use super::{CpuRuntime, RunSettings, Stage, Wired};
 use crate::plan::Plan;
 use crate::plan::changes::stored_schema;
+use crate::plan::reference::ReferenceTable;
 use crate::plan::table::TablePlan;
 use crate::spec::Partition;
 use crate::spec::model::{self, Late};
@@ -108,6 +109,7 @@ pub async fn wire(
         commands: BTreeMap::new(),
         takers: BTreeMap::new(),
     };
+    let references = wiring.references();
     // From the end to the beginning: whoever sends needs the channels of those that take.
     for (table, name, sink) in user_sinks {
         let taken = wiring.sink(&format!("{table}/{name}"), sink).await?;
@@ -138,6 +140,7 @@ pub async fn wire(
         sources: commands,
         tables,
         schemas,
+        references,
         sinks: queues,
         reports: heard,
         load,
@@ -171,6 +174,25 @@ fn check_owed(restored: &Restored, queues: &BTreeMap<String, CommitQueue>) -> Re
 }
 
 impl Wiring<'_> {
+    /// Has the reference tables that are read looked after, and gives them.
+    fn references(&mut self) -> Vec<Arc<ReferenceTable>> {
+        let state = &self.restored.state;
+        let is_read = |name: &&String| self.plan.tables.iter().any(|table| table.references.contains(*name));
+        let read = self.plan.references.iter().filter(|(name, _)| is_read(name));
+        let tables: Vec<_> = read.map(|(_, table)| table.clone()).collect();
+        for table in &tables {
+            if let Some(known) = state.references.get(table.name()) {
+                table.count_from(known);
+            }
+            table.pin(state.epoch + 1);
+            if let Some(every) = table.refresh_every() {
+                let stage = ReferenceStage { table: table.clone(), every };
+                self.stages.push((format!("reference {}", table.name()), Box::pin(stage.run())));
+            }
+        }
+        tables
+    }
+
     async fn source(&mut self, name: &str, handed: Option<Box<dyn nexus_operators::source::Source>>) -> Result<()> {
         let plan = self.plan.sources.get(name);
         let plan = plan.ok_or_else(|| Error::internal(format!("source {name} is not planned")))?;
@@ -244,7 +266,6 @@ impl Wiring<'_> {
                 unique.restore(memory.keys.restore_keys().await?)?;
             }
         }
-        let references = plan.references.iter().filter_map(|name| self.plan.references.get(name).cloned());
         let stage = TableStage {
             name: name.clone(),
             transform,
@@ -268,7 +289,8 @@ impl Wiring<'_> {
             },
             memory,
             carries_time: plan.event_time.is_some(),
-            references: References::new(references.collect()),
+            references: plan.views.clone(),
+            open: self.restored.state.epoch + 1,
             reports: self.reports.clone(),
         };
         self.stages.push((format!("table {name}"), Box::pin(stage.run())));

@@ -175,7 +175,7 @@ fn inputs(plan: &Plan, namespace: &str) -> (Vec<Input>, BTreeMap<String, Vec<Dat
     for (name, reference) in &plan.references {
         let is_read = plan.tables.iter().any(|table| table.references.contains(name));
         if let Some(place) = plan.loaded.reference_path(name).filter(|_| is_read) {
-            add(name, vec![Dataset::at(&place)], &datafusion::catalog::TableProvider::schema(reference.as_ref()));
+            add(name, vec![Dataset::at(&place)], reference.schema());
         }
     }
     (inputs, read)

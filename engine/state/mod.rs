@@ -31,7 +31,7 @@ pub mod snapshot;
 #[cfg(test)]
 mod tests;
 
-use record::{CommitRecord, EvolvedColumn, TableState, VERSION};
+use record::{CommitRecord, EvolvedColumn, ReferenceVersion, TableState, VERSION};
 use schema::TableSchema;
 
 /// Records between two checkpoints. A start reads at most this many records;
@@ -66,6 +66,9 @@ pub struct State {
     /// Columns that sources have got while the pipeline ran, oldest first.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub evolved: BTreeMap<String, Vec<EvolvedColumn>>,
+    /// The reference tables as the newest epoch has used them.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub references: BTreeMap<String, ReferenceVersion>,
 }
 
 impl State {
@@ -184,6 +187,8 @@ impl StateStore {
             sources: BTreeMap::new(),
             tables: BTreeMap::new(),
             sinks: BTreeMap::new(),
+            references: BTreeMap::new(),
+            reference_versions: BTreeMap::new(),
         }
     }
 
@@ -374,6 +379,9 @@ pub fn fold(state: &mut State, record: &CommitRecord) {
         if !source.evolved.is_empty() {
             state.evolved.entry(name.clone()).or_default().extend(source.evolved.iter().cloned());
         }
+    }
+    for (name, version) in &record.reference_versions {
+        state.references.insert(name.clone(), version.clone());
     }
     for (name, table) in &record.tables {
         if let Some(table_state) = &table.state {

@@ -39,6 +39,36 @@ pub struct CommitRecord {
     /// What each sink has prepared, by `<table>/<kind>`.
     #[serde(default)]
     pub sinks: BTreeMap<String, Prepared>,
+    /// The version of each reference table that the epoch's rows were joined with.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub references: BTreeMap<String, u64>,
+    /// Of these, the versions that no epoch has used before.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub reference_versions: BTreeMap<String, ReferenceVersion>,
+}
+
+/// A reference table as it was read at one time.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ReferenceVersion {
+    /// Counts the versions that epochs have used, from 1.
+    pub version: u64,
+    /// When it was read, in microseconds since the Unix epoch.
+    pub read_at_us: i64,
+    /// Its rows.
+    pub rows: u64,
+    /// What tells its content from that of other versions.
+    pub files: Vec<ReferenceFile>,
+}
+
+/// A file of a reference table.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ReferenceFile {
+    /// Its path.
+    pub path: String,
+    /// Its size.
+    pub bytes: u64,
+    /// When it was last changed, in microseconds since the Unix epoch; 0 if the file system does not tell.
+    pub changed_us: i64,
 }
 
 /// A source's part of an epoch.
