@@ -10,7 +10,7 @@ use nexus_operators::contained::is_contained;
 use crate::job::BLOCKING_THREADS_MAX;
 use crate::plan::Plan;
 use crate::spec::Diagnostics;
-use crate::{Error, Pipeline};
+use crate::{BuildError, Error, Pipeline};
 
 mod audit;
 mod check;
@@ -142,7 +142,7 @@ impl File {
     }
 
     async fn plan(&self) -> Result<Plan, Failure> {
-        Ok(self.load().await?.plan().await?)
+        Ok(self.load().await?.plan_evolved().await?)
     }
 }
 
@@ -162,6 +162,15 @@ fn parameter(text: &str) -> Result<(String, String), String> {
 impl From<Diagnostics> for Failure {
     fn from(wrong: Diagnostics) -> Self {
         Failure::File(wrong)
+    }
+}
+
+impl From<BuildError> for Failure {
+    fn from(error: BuildError) -> Self {
+        match error {
+            BuildError::File(wrong) => Failure::File(wrong),
+            BuildError::Operator(error) => Failure::Failed(error),
+        }
     }
 }
 

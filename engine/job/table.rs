@@ -25,9 +25,9 @@ use super::budget::StateShare;
 use super::channel::{Barrier, Item, Receiver, Sender, closed, fan_out};
 use super::coordinator::Report;
 use super::progress::Progress;
-use super::reference::References;
 use super::source::EpochLoad;
-use crate::state::record::{TableCounts, TableRecord, TableState};
+use crate::plan::reference::ReferenceView;
+use crate::state::record::{Basis, TableCounts, TableRecord, TableState};
 use crate::state::snapshot::Snapshots;
 
 /// Runs one table.
@@ -45,7 +45,9 @@ pub struct TableStage {
     /// Whether the result carries event time. Whoever reads one without it waits for the end of input.
     pub carries_time: bool,
     /// The reference tables that the query reads.
-    pub references: References,
+    pub references: Vec<Arc<ReferenceView>>,
+    /// The epoch that is open, or about to be.
+    pub open: u64,
     /// The coordinator's ear.
     pub reports: mpsc::UnboundedSender<Report>,
 }
@@ -98,6 +100,8 @@ pub struct Outlet {
 pub struct Memory {
     /// The query and the rule of uniqueness that the state belongs to.
     pub query: String,
+    /// What of them the state rests on.
+    pub basis: Basis,
     /// Accumulator states.
     pub windows: Snapshots,
     /// Remembered keys.
@@ -126,8 +130,10 @@ impl TableStage {
 
     async fn epoch(&mut self) -> Result<Barrier> {
         let mut tally = Tally { rules: vec![0; self.outlet.rules.len()], ..Tally::default() };
-        if self.references.refresh().await {
-            self.transform.refresh();
+        for reference in &self.references {
+            if reference.turn_to(self.open) {
+                self.transform.refresh();
+            }
         }
         let closed_until_us = self.transform.closed_until_us();
         let Running { inputs, mut rows } = self.transform.start().await?;
@@ -160,6 +166,7 @@ impl TableStage {
         self.report(&barrier, watermark_us, tally).await?;
         let forwarded = Barrier { watermark_us: self.forward(barrier.watermark_us)?, ..barrier };
         self.outlet.close(forwarded).await?;
+        self.open = barrier.epoch + 1;
         Ok(barrier)
     }
 
@@ -177,7 +184,7 @@ impl TableStage {
         let broken = self.outlet.rules.iter().zip(&tally.rules).filter(|(_, count)| **count > 0);
         let rules: BTreeMap<_, _> = broken.map(|(rule, count)| (rule.name.clone(), *count)).collect();
         let state = self.snapshot(barrier.epoch, watermark_us).await?;
-        let record = TableRecord { counts: tally.counts, rules, state };
+        let record = TableRecord { counts: tally.counts, rules, state, schema: None };
         let told = Report::Table { table: self.name.clone(), epoch: barrier.epoch, record };
         self.reports.send(told).map_err(|_| closed())
     }
@@ -197,7 +204,8 @@ impl TableStage {
             self.transform.adopt(epoch, added)?;
         }
         let closed_until_us = self.transform.closed_until_us();
-        let state = TableState { query: memory.query.clone(), closed_until_us, windows, keys };
+        let (query, basis) = (memory.query.clone(), Some(memory.basis.clone()));
+        let state = TableState { query, basis, closed_until_us, windows, keys };
         fail::point("after_snapshot")?;
         Ok(Some(state))
     }
