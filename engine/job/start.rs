@@ -8,6 +8,7 @@ use nexus_operators::position::Cut;
 use nexus_operators::sink::Handle;
 use nexus_operators::source::SourceEvent;
 use nexus_operators::store::{Encryption, Store};
+use nexus_operators::transform::{WINDOWS, join};
 use nexus_operators::{Error, Result, fail};
 use tokio::sync::watch;
 use tokio::time::Instant;
@@ -110,7 +111,7 @@ async fn nothing_to_do(plan: &Plan, settings: &RunSettings, store: &StateStore) 
 /// Refuses to use state that belongs to another query.
 fn check_tables(plan: &Plan, state: &State) -> Result<()> {
     for (name, known) in &state.tables {
-        if known.windows.is_empty() && known.keys.is_empty() {
+        if known.is_empty() {
             continue;
         }
         let now = plan.table(name).filter(|table| table.is_stateful()).map(TablePlan::fingerprint);
@@ -119,7 +120,7 @@ fn check_tables(plan: &Plan, state: &State) -> Result<()> {
         }
         let now = now.unwrap_or_else(|| "no table with state".to_owned());
         return Err(Error::config(format!(
-            "table {name} has state (open windows or remembered keys) of another query, which cannot be used.\n  the \
+            "table {name} has state (open windows, rows of a join or remembered keys) of another query, which cannot be used.\n  the \
              state is of: {}\n  the file says: {now}\nrun the old file once with `--until-idle` to close its windows, \
              give the table another name, or begin anew with another `state` and lake",
             known.query
@@ -162,7 +163,11 @@ fn open_epoch(record: &CommitRecord) -> OpenEpoch {
 /// Removes snapshots that the state does not name.
 async fn sweep_snapshots(store: &StateStore, state: &State) -> Result<()> {
     for (name, table) in &state.tables {
-        for (kind, files) in [("windows", &table.windows), ("keys", &table.keys)] {
+        let none = BTreeMap::new();
+        // A listing costs a call: what is no join has no such folders.
+        let of_join = join::PARTS.into_iter().filter(|_| !table.joins.is_empty());
+        let of_query = [WINDOWS].into_iter().chain(of_join).map(|kind| (kind, table.files(kind).unwrap_or(&none)));
+        for (kind, files) in of_query.chain([("keys", &table.keys)]) {
             Snapshots::sweep(&store.folder().below(&format!("snapshots/{name}/{kind}")), files).await?;
         }
     }

@@ -9,7 +9,9 @@ use datafusion::execution::session_state::SessionState;
 use nexus_operators::clock::SharedClock;
 
 pub mod analyze;
+pub mod as_of;
 mod graph;
+pub mod join;
 pub mod reference;
 pub mod session;
 pub mod source;

@@ -1,4 +1,4 @@
-//! Snapshots of tables: segments of windows' state as Arrow IPC files, and files of remembered keys.
+//! Snapshots of tables: segments of windows' and joins' state as Arrow IPC files, and files of remembered keys.
 
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -33,7 +33,7 @@ impl Snapshots {
         Self { folder, generation, files, replaced: Vec::new() }
     }
 
-    /// Makes a snapshot of windows durable, and gives the files that it consists of.
+    /// Makes a snapshot of windows or of a join's rows durable, and gives the files that it consists of.
     ///
     /// The record of the snapshot before must have been written.
     pub async fn save(&mut self, epoch: u64, snapshot: Snapshot) -> Result<BTreeMap<u64, String>> {
