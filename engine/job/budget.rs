@@ -121,7 +121,7 @@ impl StateShare {
         }
         Err(Error::config(format!(
             "the state of all tables takes {} MiB, {} MiB of them here; its share of `limits.memory` is {} MiB; raise \
-             the limit, or make windows, the bounds of joins, lateness or `within` shorter",
+             the limit, or make windows, lateness, `within` or the bounds of joins shorter",
             used >> 20,
             bytes >> 20,
             all.bytes_max >> 20

@@ -212,7 +212,9 @@ impl UserDefinedLogicalNodeCore for AsOfNode {
         write!(f, "AsOfJoin: {} on [{}]", self.matching, keys.join(", "))
     }
 
-    fn with_exprs_and_inputs(&self, mut exprs: Vec<Expr>, inputs: Vec<LogicalPlan>) -> Result<Self> {
+    fn with_exprs_and_inputs(&self, exprs: Vec<Expr>, inputs: Vec<LogicalPlan>) -> Result<Self> {
+        // What is rewritten is given its old name, which means nothing here.
+        let mut exprs: Vec<Expr> = exprs.into_iter().map(|expr| expr.unalias_nested().data).collect();
         let (Some(matching), Ok([left, right])) = (exprs.pop(), <[LogicalPlan; 2]>::try_from(inputs)) else {
             return internal_err!("an as-of join has two inputs and a condition");
         };

@@ -205,7 +205,7 @@ pub const JOINS: &[Shape] = &[
     Shape(&[(
         "silver",
         "as_of_any",
-        "SELECT m.*, e.id AS eid, e.tags FROM more m ASOF JOIN (SELECT * FROM events WHERE ok) e MATCH_CONDITION (m.at >= e.ts)",
+        "SELECT m.id, m.at, m.site, m.v, m.n, e.id AS eid, e.tags FROM more m ASOF JOIN (SELECT * FROM events WHERE ok) e MATCH_CONDITION (m.at >= e.ts)",
     )]),
     Shape(&[
         (
@@ -274,7 +274,7 @@ pub const REFUSED_JOINS: &[(&str, &str)] = &[
         "a UNION of a join of streams",
     ),
     (
-        "SELECT e.id FROM events e ASOF JOIN sites s MATCH_CONDITION (e.ts >= s.weight) ON e.site = s.site",
+        "SELECT e.id FROM events e ASOF JOIN sites s MATCH_CONDITION (e.ts >= to_timestamp(s.weight)) ON e.site = s.site",
         "with a reference table",
     ),
     ("SELECT e.id FROM events e ASOF JOIN more m MATCH_CONDITION (e.ts <= m.at) ON e.site = m.site", "MATCH_CONDITION"),

@@ -190,7 +190,8 @@ pub struct Table {
     /// Rows with the same key are kept once.
     #[serde(default)]
     pub unique: Option<Unique>,
-    /// What becomes of rows whose window has been given out already.
+    /// What becomes of late rows: those whose window has been given out already; where two streams are joined, those
+    /// whose event time lies before the watermark.
     #[serde(default)]
     pub late: Late,
     /// Store the table as Parquet in the lake.
@@ -243,7 +244,7 @@ pub struct Unique {
     pub within: Span,
 }
 
-/// What becomes of rows whose window has been given out already.
+/// What becomes of late rows.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Late {

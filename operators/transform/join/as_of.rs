@@ -275,3 +275,81 @@ fn is_known(known: Option<&NullBuffer>, row: usize) -> bool {
 fn key_at(keys: Option<&Rows>, row: usize) -> &[u8] {
     keys.map_or(&[], |keys| keys.row(row).data())
 }
+
+#[cfg(test)]
+mod tests {
+    use arrow::array::{AsArray, Int64Array, TimestampMicrosecondArray};
+    use arrow::datatypes::{Int64Type, Schema};
+    use datafusion::physical_expr::expressions::Column;
+    use futures::{FutureExt, TryStreamExt};
+
+    use super::*;
+
+    fn rows(rows: &[(Option<i64>, Option<i64>, i64)]) -> RecordBatch {
+        let times = TimestampMicrosecondArray::from(rows.iter().map(|row| row.0).collect::<Vec<_>>());
+        let keys: Int64Array = rows.iter().map(|row| row.1).collect();
+        let values: Int64Array = rows.iter().map(|row| Some(row.2)).collect();
+        let columns: [(&str, ArrayRef, bool); 3] = [
+            ("at", Arc::new(times.with_timezone("UTC")), true),
+            ("k", Arc::new(keys), true),
+            ("v", Arc::new(values), true),
+        ];
+        RecordBatch::try_from_iter_with_nullable(columns).unwrap()
+    }
+
+    fn joined() -> SchemaRef {
+        let one = rows(&[]).schema();
+        Arc::new(Schema::new(one.fields().iter().chain(one.fields()).cloned().collect::<Vec<_>>()))
+    }
+
+    fn as_of() -> AsOf {
+        let side = || AsOfSide::new(Arc::new(Column::new("at", 0)), vec![Arc::new(Column::new("k", 1))]);
+        let schema = rows(&[]).schema();
+        AsOf::new([side(), side()], true, &[schema.clone(), schema]).unwrap()
+    }
+
+    /// Gives the values of the left with those that they have met.
+    fn met(
+        of: &mut AsOf,
+        left: &[RecordBatch],
+        right: &[RecordBatch],
+        time_us: Option<i64>,
+    ) -> Vec<(i64, Option<i64>)> {
+        let (met, _) = of.meet([left.to_vec(), right.to_vec()], time_us, i64::MIN, &joined()).unwrap();
+        let mut values = Vec::new();
+        for stream in met {
+            let batches: Vec<RecordBatch> = stream.try_collect().now_or_never().expect("it is at hand").unwrap();
+            for batch in batches {
+                let column = |index: usize| batch.column(index).as_primitive::<Int64Type>().iter().collect::<Vec<_>>();
+                values.extend(column(2).into_iter().map(|v| v.expect("a value")).zip(column(5)));
+            }
+        }
+        values
+    }
+
+    #[test]
+    fn a_row_meets_the_newest_of_its_key_that_is_not_newer() {
+        let mut of = as_of();
+        let left =
+            [rows(&[(Some(10), Some(1), 1), (Some(10), Some(2), 2), (Some(20), Some(1), 3), (None, Some(1), 4)])];
+        let right =
+            [rows(&[(Some(10), Some(1), 50), (Some(11), Some(1), 60), (Some(9), None, 70), (None, Some(2), 80)])];
+        assert_eq!(met(&mut of, &left, &right, Some(10)), [(4, None)], "who has no time meets nobody");
+        let same_time = [rows(&[(Some(10), Some(1), 55), (Some(10), Some(1), 52)])];
+        assert_eq!(met(&mut of, &[], &same_time, Some(11)), [(1, Some(55)), (2, None)], "the greatest of one time");
+        assert_eq!(met(&mut of, &[rows(&[(Some(15), None, 5)])], &[], None), [(3, Some(60)), (5, None)]);
+    }
+
+    #[test]
+    fn only_the_newest_row_of_each_key_stays() {
+        let mut of = as_of();
+        for now in 0..200 {
+            let right: Vec<_> = (0..200).map(|k| (Some(now), Some(k), now)).collect();
+            met(&mut of, &[], &[rows(&right)], Some(now));
+            let kept: usize = of.right.rows.rows().map(RecordBatch::num_rows).sum();
+            assert!(kept <= 2 * 400 + REPLACED_MAX + 200, "{kept} rows of 200 keys");
+        }
+        let found = met(&mut of, &[rows(&[(Some(300), Some(7), 1)])], &[], None);
+        assert_eq!(found, [(1, Some(199))]);
+    }
+}

@@ -245,3 +245,56 @@ pub fn merge(segments: &mut Segments) -> Result<()> {
     }
     Ok(())
 }
+
+#[cfg(test)]
+mod tests {
+    use arrow::array::TimestampMicrosecondArray;
+    use datafusion::physical_expr::expressions::Column;
+
+    use super::*;
+    use crate::transform::window::Width;
+
+    fn rows(times_us: &[Option<i64>]) -> RecordBatch {
+        let times = TimestampMicrosecondArray::from(times_us.to_vec()).with_timezone("UTC");
+        RecordBatch::try_from_iter([("at", Arc::new(times) as ArrayRef)]).unwrap()
+    }
+
+    /// A side whose rows are kept for ten microseconds.
+    fn side() -> Side {
+        Side::new(Window { start: Arc::new(Column::new("at", 0)), width: Width::Micros(11) }, None)
+    }
+
+    fn count(rows: &[RecordBatch]) -> usize {
+        rows.iter().map(RecordBatch::num_rows).sum()
+    }
+
+    #[test]
+    fn rows_are_kept_as_long_as_one_on_time_can_meet_them() {
+        let mut side = side();
+        side.keep(vec![rows(&[Some(0), Some(5), Some(5), None])], Vec::new()).unwrap();
+        for (watermark, left) in [(i64::MIN, 3), (10, 3), (11, 2), (15, 2), (16, 0)] {
+            side.expire(watermark).unwrap();
+            assert_eq!(count(&side.rows()), left, "at {watermark}");
+        }
+    }
+
+    #[test]
+    fn a_snapshot_has_what_is_new_and_a_restart_leaves_out_what_has_passed() {
+        let mut whole = side();
+        let mut saved = Vec::new();
+        for epoch in 1..100 {
+            let now = i64::try_from(epoch).unwrap() * 3;
+            whole.keep(vec![rows(&[Some(now), Some(now + 1)])], Vec::new()).unwrap();
+            whole.expire(now).unwrap();
+            let (snapshot, _) = whole.seal(epoch).unwrap();
+            assert!(snapshot.live.len() <= 5, "{} segments of rows that live for four epochs", snapshot.live.len());
+            assert_eq!(count(&snapshot.added), 2);
+            saved.push(Segment { epoch, rows: snapshot.added });
+            saved.retain(|segment| snapshot.live.contains(&segment.epoch));
+        }
+        let mut again = side();
+        let bound = 99 * 3;
+        again.restore(saved, Vec::new(), bound).unwrap();
+        assert_eq!(count(&again.rows()), count(&whole.rows()));
+    }
+}
