@@ -179,19 +179,21 @@ impl TableStage {
     async fn report(&mut self, barrier: &Barrier, watermark_us: i64, tally: Tally) -> Result<()> {
         let broken = self.outlet.rules.iter().zip(&tally.rules).filter(|(_, count)| **count > 0);
         let rules: BTreeMap<_, _> = broken.map(|(rule, count)| (rule.name.clone(), *count)).collect();
-        let state = self.snapshot(barrier.epoch, watermark_us).await?;
+        // Rows that lie further back may still come out, and repeat a key.
+        let behind_us = self.transform.earliest_open_us(watermark_us)?;
+        let state = self.snapshot(barrier.epoch, behind_us).await?;
         let record = TableRecord { counts: tally.counts, rules, state };
         let told = Report::Table { table: self.name.clone(), epoch: barrier.epoch, record };
         self.reports.send(told).map_err(|_| closed())
     }
 
-    async fn snapshot(&mut self, epoch: u64, watermark_us: i64) -> Result<Option<TableState>> {
+    async fn snapshot(&mut self, epoch: u64, behind_us: i64) -> Result<Option<TableState>> {
         hold(&mut self.memory, &self.transform, &self.outlet)?;
         let Some(memory) = &mut self.memory else { return Ok(None) };
         fail::point("before_snapshot")?;
         let snapshots = self.transform.snapshot(epoch).await?;
         let keys = match &mut self.outlet.unique {
-            Some(unique) => memory.save_keys(unique, epoch, watermark_us).await?,
+            Some(unique) => memory.save_keys(unique, epoch, behind_us).await?,
             None => BTreeMap::new(),
         };
         fail::point("after_keys_snapshot")?;

@@ -143,6 +143,34 @@ async fn duplicates_and_rules_mean_the_same_over_restarts() {
     assert!(repeated > 0 && broken > 0, "{repeated} repeated, {broken} broken: the test shows nothing");
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn a_row_that_comes_out_of_a_join_again_is_known_as_long_as_it_can() {
+    const MET: Table = (
+        "silver",
+        "met",
+        "SELECT e.id, e.ts FROM events e JOIN more m ON e.site = m.site AND m.at BETWEEN e.ts AND e.ts + INTERVAL '5 hours'",
+    );
+    const ONCE: Table = (
+        "silver",
+        "met",
+        "SELECT DISTINCT e.id, e.ts FROM events e JOIN more m ON e.site = m.site AND m.at BETWEEN e.ts AND e.ts + \
+         INTERVAL '5 hours'",
+    );
+    let mut random = Random::seeded();
+    let mut repeated = 0;
+    for _ in 0..4 * cases() {
+        let streams = streams(&mut random);
+        let trial = Trial::new(&mut random, &[(MET, "\n    unique: { key: [id], within: 1ms }")]);
+        let reports = trial.run(&mut random, &streams).await;
+        repeated += reports.iter().map(|report| report.tables["silver.met"].counts.duplicates).sum::<u64>();
+        let rows: Vec<_> = streams.iter().map(|stream| (stream.name, stream.rows.clone())).collect();
+        for (name, wanted) in batch_answer(&rows, &[ONCE]).await {
+            assert_eq!(difference(&trial.landed(&name), &wanted), None);
+        }
+    }
+    assert!(repeated > 0, "no row came again: the test shows nothing");
+}
+
 /// Sends some rows again, a few rows behind; gives for how many milliseconds of event time a key has to be known.
 fn repeat_some(random: &mut Random, stream: &mut Stream) -> i64 {
     let times: &TimestampMicrosecondArray = stream.rows.column(1).as_primitive();

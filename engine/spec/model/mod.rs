@@ -178,7 +178,9 @@ pub struct Table {
     /// A source or table of which all rows and columns are taken.
     #[serde(default)]
     pub from: Option<String>,
-    /// A query over sources, reference tables and tables of this or a lower tier.
+    /// A query over sources, reference tables and tables of this or a lower tier. Two streams are joined within a bound of
+    /// their event times on both sides (`b.ts BETWEEN a.ts AND a.ts + INTERVAL '1 hour'`), or each row with the newest
+    /// one that is not newer (`a ASOF JOIN b MATCH_CONDITION (a.ts >= b.ts) ON a.key = b.key`).
     #[serde(default)]
     pub sql: Option<String>,
     /// A file that holds the query, from the pipeline file's folder.
