@@ -53,6 +53,12 @@ pub const JOINS: &[Shape] = &[
     )]),
     Shape(&[(
         "silver",
+        "met_apart",
+        "SELECT e.id, m.id AS mid FROM events e JOIN more m
+         ON e.site = m.site AND m.at - e.ts >= INTERVAL '5 minutes' AND m.at - e.ts < INTERVAL '3 hours'",
+    )]),
+    Shape(&[(
+        "silver",
         "met_or_alone",
         "SELECT e.id, e.ts, m.id AS mid, m.v FROM events e LEFT JOIN more m
          ON e.site = m.site AND m.at BETWEEN e.ts - INTERVAL '1 hour' AND e.ts + INTERVAL '1 hour' AND m.v < e.v",
@@ -252,6 +258,10 @@ pub const REFUSED_JOINS: &[(&str, &str)] = &[
     (
         "SELECT id FROM events e WHERE id NOT IN (SELECT n FROM more m WHERE m.at BETWEEN e.ts AND e.ts + INTERVAL '1 hour')",
         "NOT IN (SELECT ...)",
+    ),
+    (
+        "SELECT e.id FROM events e JOIN more m ON m.at - e.ts BETWEEN INTERVAL '0 hours' AND INTERVAL '1 day'",
+        "bounded on one side only",
     ),
     (
         "SELECT id FROM events e WHERE v > 3 OR EXISTS (

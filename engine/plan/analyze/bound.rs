@@ -1,7 +1,7 @@
 //! How far apart the times of two rows that meet in a join may lie.
 
-use datafusion::common::NullEquality;
-use datafusion::common::{DFSchema, ScalarValue};
+use arrow::datatypes::DataType;
+use datafusion::common::{DFSchema, NullEquality, ScalarValue};
 use datafusion::logical_expr::utils::split_conjunction;
 use datafusion::logical_expr::{Expr, ExprSchemable, Join, LogicalPlan, Operator};
 use nexus_operators::transform::window::Width;
@@ -100,6 +100,14 @@ struct Search<'a> {
 impl Search<'_> {
     /// Takes what a comparison says of both times.
     fn compare(&mut self, left: &Expr, op: Operator, right: &Expr) {
+        let (plain_left, plain_right) = (self.as_duration(left), self.as_duration(right));
+        // Intervals are compared by their days first, and a difference of times has none.
+        let is_cast = !std::ptr::eq(left, plain_left) || !std::ptr::eq(right, plain_right);
+        let of_days = |side: &Expr| matches!(side, Expr::Literal(value, _) if counts_days(value));
+        if is_cast && (of_days(left) || of_days(right)) {
+            return;
+        }
+        let (left, right) = (plain_left, plain_right);
         let (mut seen, mut terms) = (Vec::new(), Vec::new());
         for expr in [left, right] {
             terms.extend(self.linear(expr, &mut seen));
@@ -126,6 +134,19 @@ impl Search<'_> {
             {
                 *best = Some(time);
             }
+        }
+    }
+
+    /// Takes away what makes an interval of a difference of times.
+    fn as_duration<'e>(&self, expr: &'e Expr) -> &'e Expr {
+        match expr {
+            Expr::Cast(cast)
+                if matches!(cast.field.data_type(), DataType::Interval(_))
+                    && matches!(cast.expr.get_type(&self.columns), Ok(DataType::Duration(_))) =>
+            {
+                &cast.expr
+            }
+            other => other,
         }
     }
 

@@ -136,6 +136,8 @@ async fn bounds_of_joins_are_found_however_they_are_written() {
         ("b.at - INTERVAL '30 minutes' BETWEEN a.ts - INTERVAL '1 hour' AND a.ts", [HOUR_US / 2, HOUR_US / 2]),
         ("b.at < a.ts + INTERVAL '1 day' AND b.at < a.ts + INTERVAL '2 days' AND b.at >= a.ts", [DAY_US, 0]),
         ("b.at >= a.ts + INTERVAL '1 hour' AND b.at <= a.ts + INTERVAL '3 hours'", [3 * HOUR_US, -HOUR_US]),
+        ("b.at - a.ts BETWEEN INTERVAL '-1 hours' AND INTERVAL '90 minutes'", [HOUR_US * 3 / 2, HOUR_US]),
+        ("a.ts - b.at > INTERVAL '0 hours' AND INTERVAL '2 hours' >= a.ts - b.at", [0, 2 * HOUR_US]),
         ("a.ts = b.at", [0, 0]),
         ("a.ts AT TIME ZONE 'Asia/Tokyo' = b.at", [0, 0]),
         ("b.at <= a.ts + INTERVAL '1 month' AND b.at >= a.ts - INTERVAL '1 month'", [31 * DAY_US, 31 * DAY_US]),
