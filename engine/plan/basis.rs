@@ -1,7 +1,8 @@
 //! What of a query its state rests on: another query with the same goes on from the state.
 //!
-//! Windows and rows by key are made by the aggregate and what lies below it; the rows of a join by all of the query; remembered keys by the expressions of the
-//! key and of the event time, and the filters and joins below them. The old query is planned again over the columns of
+//! Windows and rows by key are made by the aggregate and what lies below it; the rows of a join by all of the query;
+//! remembered keys by the expressions of the key and of the event time, and the filters and joins below them. The old
+//! query is planned again over the columns of
 //! now, so that nothing that DataFusion may name otherwise in a later version is ever stored.
 
 use std::collections::BTreeMap;

@@ -8,6 +8,11 @@ SELECT auction, price FROM bid WHERE auction % 123 = 0
 -- q3
 SELECT p.name, p.city, p.state, a.id, a.date_time FROM auction a JOIN person p ON a.seller = p.id
 WHERE a.category = 10 AND p.state IN ('OR', 'ID', 'CA')
+-- q4
+SELECT category, avg(final) AS mean FROM (
+    SELECT a.id, a.category, max(b.price) AS final FROM auction a JOIN bid b ON a.id = b.auction
+    WHERE b.date_time BETWEEN a.date_time AND a.expires GROUP BY 1, 2)
+GROUP BY 1
 -- q5
 WITH hopped AS (
     SELECT time_bucket(INTERVAL '2 seconds', date_time) - to_seconds(2 * hops) AS start, auction, count(*) AS bids
