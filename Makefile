@@ -15,6 +15,7 @@ SOAK_CRASHES ?= 500
 SOAK_MINUTES ?= 60
 FUZZ_SECONDS ?= 120
 SOAK_FAULT_RUNS ?= 25
+SOAK_CASES ?= 50
 
 .PHONY: help run check build test test-env test-rust test-suites soak soak-hour fuzz bombs state nexmark restart golden lint fmt fmt-check doc bench deny clean
 
@@ -44,11 +45,12 @@ test-rust:
 	$(CARGO) test --workspace --all-features --locked --benches
 	$(CARGO) test --workspace --all-features --locked --lib --bins --examples --tests --no-fail-fast
 
-soak: test-env ## Kills and restarts pipelines 500 times (SOAK_CRASHES), runs them 25 times in each hostile environment (SOAK_FAULT_RUNS), and proves each time that nothing is lost or doubled
+soak: test-env ## Kills and restarts pipelines 500 times (SOAK_CRASHES), runs them 25 times in each hostile environment (SOAK_FAULT_RUNS), asks each query of the oracle 50 times (SOAK_CASES), and proves each time that nothing is lost or doubled
 	NEXUS_TEST_CRASHES=$(SOAK_CRASHES) $(CARGO) test --workspace --all-features --locked --test nexus \
 		fail_points::killed_at_every_step -- --nocapture
 	NEXUS_TEST_FAULT_RUNS=$(SOAK_FAULT_RUNS) $(CARGO) test --workspace --all-features --locked --test nexus hostile:: \
 		-- --nocapture --test-threads 3
+	NEXUS_TEST_CASES=$(SOAK_CASES) $(CARGO) test --workspace --all-features --locked --test nexus oracle:: -- --nocapture
 
 test-suites: ## Reads public suites: JSON_TEST_SUITE=<JSONTestSuite> PARQUET_TEST_DATA=<parquet-testing>/data
 	$(CARGO) test --workspace --all-features --locked --lib -- --ignored --nocapture suites
