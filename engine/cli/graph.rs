@@ -98,8 +98,8 @@ fn span(us: i64) -> Span {
 }
 
 async fn physical(table: &TablePlan) -> Result<String, crate::Error> {
-    let transform = table.transform().await?;
-    Ok(displayable(transform.query().physical().as_ref()).indent(false).to_string())
+    let query = table.query().await?;
+    Ok(displayable(query.physical().as_ref()).indent(false).to_string())
 }
 
 fn mermaid(plan: &Plan) {

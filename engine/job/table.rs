@@ -141,9 +141,12 @@ impl TableStage {
         // The plan may end before its input does (a join with nothing): what it held must not hold the input back.
         let leaving = async {
             while let Some(batch) = rows.next().await {
-                match self.transform.absorb(batch.map_err(failed)?) {
+                match self.transform.absorb(batch.map_err(failed)?)? {
                     Some(batch) => self.outlet.pass(batch, &mut tally).await?,
-                    None => hold(&mut self.memory, &self.transform, &self.outlet)?,
+                    None => {
+                        self.outlet.close_if_full(self.transform.open_bytes());
+                        hold(&mut self.memory, &self.transform, &self.outlet)?;
+                    }
                 }
             }
             drop(rows);
@@ -156,10 +159,9 @@ impl TableStage {
         tally.counts.late = arrived.late;
 
         let watermark_us = barrier.watermark_us.unwrap_or(WATERMARK_START);
-        if let Some(mut windows) = self.transform.close(barrier.epoch, watermark_us).await? {
-            while let Some(batch) = windows.next().await {
-                self.outlet.pass(batch.map_err(failed)?, &mut tally).await?;
-            }
+        let mut closing = self.transform.close(barrier.epoch, watermark_us).await?;
+        while let Some(batch) = closing.next().await? {
+            self.outlet.pass(batch, &mut tally).await?;
         }
         self.report(&barrier, watermark_us, tally).await?;
         let forwarded = Barrier { watermark_us: self.forward(barrier.watermark_us)?, ..barrier };
@@ -191,13 +193,16 @@ impl TableStage {
         hold(&mut self.memory, &self.transform, &self.outlet)?;
         let Some(memory) = &mut self.memory else { return Ok(None) };
         fail::point("before_snapshot")?;
-        let windows = self.transform.snapshot(epoch).await?;
+        let windows = self.transform.seal(epoch).await?;
         let keys = match &mut self.outlet.unique {
             Some(unique) => memory.save_keys(unique, epoch, watermark_us).await?,
             None => BTreeMap::new(),
         };
         fail::point("after_keys_snapshot")?;
-        let windows = memory.windows.save(epoch, windows).await?;
+        let (windows, added) = memory.windows.save(epoch, windows).await?;
+        if let Some(added) = added {
+            self.transform.adopt(epoch, added)?;
+        }
         let closed_until_us = self.transform.closed_until_us();
         let (query, basis) = (memory.query.clone(), Some(memory.basis.clone()));
         let state = TableState { query, basis, closed_until_us, windows, keys };
@@ -215,7 +220,7 @@ fn hold(memory: &mut Option<Memory>, transform: &Transform, outlet: &Outlet) -> 
 impl Memory {
     /// Makes the remembered keys durable, and gives the files that they consist of.
     async fn save_keys(&mut self, unique: &mut Unique, epoch: u64, watermark_us: i64) -> Result<BTreeMap<u64, String>> {
-        let (files, added) = self.keys.save_keys(epoch, unique.seal(epoch, watermark_us)?).await?;
+        let (files, added) = self.keys.save(epoch, unique.seal(epoch, watermark_us)?).await?;
         if let Some(added) = added {
             unique.adopt(epoch, added)?;
         }
@@ -322,9 +327,8 @@ impl Outlet {
             let before = kept.num_rows();
             kept = unique.first_seen(kept)?;
             counts.duplicates += (before - kept.num_rows()) as u64;
-            if unique.open_bytes() > self.state_of_epoch_max {
-                self.load.fill();
-            }
+            let open_bytes = unique.open_bytes();
+            self.close_if_full(open_bytes);
         }
         let rows = kept.num_rows() as u64;
         counts.rows_out += rows;
@@ -335,6 +339,13 @@ impl Outlet {
             progress.rows_out.fetch_add(rows, Ordering::Relaxed);
         }
         fan_out(&self.to, &Item::Batch(kept)).await
+    }
+
+    /// Asks for the end of the epoch when it has added more to a state than it may.
+    fn close_if_full(&self, open_bytes: usize) {
+        if open_bytes > self.state_of_epoch_max {
+            self.load.fill();
+        }
     }
 
     async fn close(&self, barrier: Barrier) -> Result<()> {

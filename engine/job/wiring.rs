@@ -255,7 +255,7 @@ impl Wiring<'_> {
             self.takers.entry(input.clone()).or_default().push(sender);
             inputs.push(Input { from, window: plan.input_window(input)? });
         }
-        let mut transform = plan.transform().await?;
+        let mut transform = plan.transform(self.budget.windows).await?;
         let mut unique = plan.unique(self.budget.keys)?;
         let memory = if plan.is_stateful() { Some(self.memory(plan).await?) } else { None };
         if let (Some(memory), Some(state)) = (&memory, self.restored.state.tables.get(&name)) {
@@ -263,7 +263,7 @@ impl Wiring<'_> {
                 transform.restore(memory.windows.restore().await?, state.closed_until_us)?;
             }
             if let Some(unique) = unique.as_mut().filter(|_| !fail::mutated("no_keys")) {
-                unique.restore(memory.keys.restore_keys().await?)?;
+                unique.restore(memory.keys.restore().await?)?;
             }
         }
         let stage = TableStage {
@@ -425,8 +425,8 @@ impl Wiring<'_> {
             query: plan.fingerprint(),
             basis: basis
                 .map_err(|e| Error::internal(format!("could not tell what the state of {name} rests on")).because(e))?,
-            windows: Snapshots::new(folder.below("windows"), *generation, known.windows),
-            keys: Snapshots::new(folder.below("keys"), *generation, known.keys),
+            windows: Snapshots::new(folder.below("windows"), "arrow", *generation, known.windows),
+            keys: Snapshots::new(folder.below("keys"), "keys", *generation, known.keys),
             share: self.state_memory.share(),
         })
     }

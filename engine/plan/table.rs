@@ -18,6 +18,7 @@ use nexus_operators::transform::keys::KeyLimits;
 use nexus_operators::transform::leaf::{Leaf, StreamTable};
 use nexus_operators::transform::query::{Query, set_time};
 use nexus_operators::transform::rows::stored_schema;
+use nexus_operators::transform::states::StateLimits;
 use nexus_operators::transform::unique::Unique;
 use nexus_operators::transform::window::{Extent, Window};
 use nexus_operators::{Error, Result};
@@ -209,13 +210,19 @@ impl TablePlan {
     }
 
     /// Makes the query ready to run.
-    pub async fn transform(&self) -> Result<Transform> {
-        let query =
-            Query::new(self.state.clone(), self.logical.clone(), self.leaves.clone(), self.clock.clone()).await?;
+    pub async fn query(&self) -> Result<Query> {
+        Query::new(self.state.clone(), self.logical.clone(), self.leaves.clone(), self.clock.clone()).await
+    }
+
+    /// Makes the query ready to run epoch by epoch.
+    pub async fn transform(&self, limits: StateLimits) -> Result<Transform> {
+        let query = self.query().await?;
         Ok(match self.window {
             None if self.keys.is_some() => Transform::Keyed(Box::new(KeyedAggregate::new(query)?)),
             None => Transform::Stateless(Box::new(query)),
-            Some((index, extent)) => Transform::Windowed(Box::new(WindowedAggregate::new(query, index, extent)?)),
+            Some((index, extent)) => {
+                Transform::Windowed(Box::new(WindowedAggregate::new(query, index, extent, limits)?))
+            }
         })
     }
 
