@@ -247,7 +247,7 @@ impl Wiring<'_> {
         if let Some(spec) = &spec {
             to.extend(self.stored(plan, spec).await?);
         }
-        let late = plan.window.is_some() && plan.late == Late::Quarantine;
+        let late = plan.late_reason().is_some() && plan.late == Late::Quarantine;
         let quarantine = if late || !plan.rules.is_empty() { Some(self.quarantine(&name).await?) } else { None };
         let mut inputs = Vec::with_capacity(plan.inputs.len());
         for input in &plan.inputs {
@@ -257,10 +257,14 @@ impl Wiring<'_> {
         }
         let mut transform = plan.transform(self.budget.windows).await?;
         let mut unique = plan.unique(self.budget.keys)?;
-        let memory = if plan.is_stateful() { Some(self.memory(plan).await?) } else { None };
+        let memory = if plan.is_stateful() { Some(self.memory(plan, transform.parts()).await?) } else { None };
         if let (Some(memory), Some(state)) = (&memory, self.restored.state.tables.get(&name)) {
             if !fail::mutated("no_windows") {
-                transform.restore(memory.windows.restore().await?, state.closed_until_us)?;
+                let mut parts = BTreeMap::new();
+                for (kind, files) in &memory.states {
+                    parts.insert(*kind, files.restore().await?);
+                }
+                transform.restore(parts, state.closed_until_us)?;
             }
             if let Some(unique) = unique.as_mut().filter(|_| !fail::mutated("no_keys")) {
                 unique.restore(memory.keys.restore().await?)?;
@@ -273,6 +277,7 @@ impl Wiring<'_> {
                 table: name.clone(),
                 inputs,
                 quarantine: quarantine.clone().filter(|_| late),
+                late_reason: plan.late_reason().unwrap_or_default(),
                 clock: self.clock.clone(),
             },
             outlet: Outlet {
@@ -415,18 +420,22 @@ impl Wiring<'_> {
         (sender, receiver)
     }
 
-    async fn memory(&mut self, plan: &TablePlan) -> Result<Memory> {
+    async fn memory(&mut self, plan: &TablePlan, kinds: &[&'static str]) -> Result<Memory> {
         let name = plan.name();
         let Restored { store, state, generation, .. } = self.restored;
         let known = state.tables.get(&name).cloned().unwrap_or_default();
         let folder = store.folder().below(&format!("snapshots/{name}"));
         let basis = plan.basis().await;
+        let snapshots = |kind: &'static str| {
+            let files = known.files(kind).cloned().unwrap_or_default();
+            (kind, Snapshots::new(folder.below(kind), "arrow", *generation, files))
+        };
         Ok(Memory {
             query: plan.fingerprint(),
             basis: basis
                 .map_err(|e| Error::internal(format!("could not tell what the state of {name} rests on")).because(e))?,
-            windows: Snapshots::new(folder.below("windows"), "arrow", *generation, known.windows),
-            keys: Snapshots::new(folder.below("keys"), "keys", *generation, known.keys),
+            states: kinds.iter().copied().map(snapshots).collect(),
+            keys: Snapshots::new(folder.below("keys"), "keys", *generation, known.keys.clone()),
             share: self.state_memory.share(),
         })
     }

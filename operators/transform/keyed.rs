@@ -16,8 +16,9 @@ use datafusion::physical_plan::stream::RecordBatchStreamAdapter;
 use futures::StreamExt;
 
 use super::held::Held;
-use super::phases::{STATE_BATCH_ROWS, find, finish, reduce, start, state_schema};
+use super::phases::{find, finish, reduce, start, state_schema};
 use super::query::{Query, Running};
+use super::rows::STATE_BATCH_ROWS;
 use super::segments::{Segment, Snapshot};
 use crate::error::{Error, Result};
 
