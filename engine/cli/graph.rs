@@ -1,15 +1,16 @@
 //! `nexus plan`: the graph of tables, their schemas, what is stateful, and the plans.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use arrow::datatypes::SchemaRef;
-use datafusion::physical_plan::displayable;
-use nexus_operators::transform::query::Query;
+use datafusion::physical_plan::{ExecutionPlan, displayable};
 use nexus_operators::transform::window::{Extent, Width};
 use serde_json::json;
 
 use super::{Failure, File, terminal};
 use crate::plan::Plan;
+use crate::plan::lineage::{Origins, lineage};
 use crate::plan::table::TablePlan;
 use crate::spec::columns::type_name;
 use crate::spec::units::Span;
@@ -99,12 +100,11 @@ fn span(us: i64) -> Span {
 }
 
 async fn physical(table: &TablePlan) -> Result<String, crate::Error> {
-    let transform = table.transform().await?;
-    let queries = transform.queries();
-    let shown = |query: &Query| displayable(query.physical().as_ref()).indent(false).to_string();
-    match queries.as_slice() {
-        [(_, query)] => Ok(shown(query)),
-        parts => Ok(parts.iter().map(|(what, query)| format!("{what}:\n{}", shown(query))).collect()),
+    let plans = table.physical().await?;
+    let shown = |plan: &Arc<dyn ExecutionPlan>| displayable(plan.as_ref()).indent(false).to_string();
+    match plans.as_slice() {
+        [(_, plan)] => Ok(shown(plan)),
+        parts => Ok(parts.iter().map(|(what, plan)| format!("{what}:\n{}", shown(plan))).collect()),
     }
 }
 
@@ -129,6 +129,12 @@ fn mermaid(plan: &Plan) {
     }
 }
 
+fn origins(origins: &Origins) -> Vec<serde_json::Value> {
+    let origin =
+        |((table, column), how): (&(String, String), _)| json!({ "table": table, "column": column, "how": how });
+    origins.iter().map(origin).collect()
+}
+
 fn id(name: &str) -> String {
     name.replace('.', "_")
 }
@@ -142,12 +148,22 @@ async fn as_json(plan: &Plan) -> Result<(), crate::Error> {
         .values()
         .map(|source| json!({ "name": source.name, "columns": fields(&source.schema), "inferred": source.inferred }));
     let sources: Vec<_> = sources.collect();
+    let lineage = lineage(plan);
     let mut tables = Vec::new();
     for table in &plan.tables {
+        let lineage = lineage.get(&table.name()).map_or(&[][..], Vec::as_slice);
+        let columns = table.schema.fields().iter().zip(lineage).map(|(field, lineage)| {
+            json!({
+                "name": field.name(),
+                "type": type_name(field),
+                "from": origins(&lineage.inputs),
+                "sources": origins(&lineage.sources),
+            })
+        });
         tables.push(json!({
             "name": table.name(),
             "reads": reads(table),
-            "columns": fields(&table.schema),
+            "columns": columns.collect::<Vec<_>>(),
             "event_time": table.event_time.map(|index| table.schema.field(index).name()),
             "state": state(table),
             "sql": table.sql,

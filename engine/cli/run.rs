@@ -13,7 +13,7 @@ use super::{Failure, File};
 use crate::job::progress::{Progress, Report};
 use crate::serve::{Pages, READY_WITHIN};
 use crate::spec::units::Span;
-use crate::{BuildError, Error, Job};
+use crate::{Error, Job};
 
 /// How often progress is shown on a terminal.
 const SHOW_EVERY: Duration = Duration::from_millis(500);
@@ -79,10 +79,7 @@ impl Run {
                 return Ok(());
             }
         };
-        let mut job = started.map_err(|error| match error {
-            BuildError::File(wrong) => Failure::File(wrong),
-            BuildError::Operator(error) => Failure::Failed(error),
-        })?;
+        let mut job = started?;
         signals.watch(job.stopper());
         if let Some(pages) = &pages {
             pages.show(job.progress());

@@ -8,7 +8,7 @@ use std::time::Duration;
 use arrow::array::RecordBatch;
 use nexus_operators::batch::Chunk;
 use nexus_operators::clock::SharedClock;
-use nexus_operators::decode::{Decoded, Decoder, Reject};
+use nexus_operators::decode::{Decoded, Decoder, Discovery, Reject};
 use nexus_operators::quarantine::{self, Quarantined};
 use nexus_operators::transform::window::{WATERMARK_END, WATERMARK_START, micros};
 use nexus_operators::{ErrorKind, Result};
@@ -33,6 +33,8 @@ pub struct DecodeStage {
     pub to: Vec<Sender<Item>>,
     /// The channel of the source's quarantine.
     pub quarantine: Sender<Item>,
+    /// Looks for columns among the fields that no column declares, if these may become columns.
+    pub discovery: Option<Discovery>,
     /// The coordinator's ear.
     pub reports: mpsc::UnboundedSender<Report>,
     /// How event time passes.
@@ -103,6 +105,9 @@ impl DecodeStage {
             progress.rows.fetch_add(rows, Ordering::Relaxed);
         }
         self.watermark.observe(partition, &batch)?;
+        if let Some(discovery) = &mut self.discovery {
+            discovery.observe(&batch);
+        }
         fan_out(&self.to, &Item::Batch(batch)).await
     }
 
@@ -141,6 +146,7 @@ impl DecodeStage {
             epoch: closing.epoch,
             counts,
             watermark_us: (passed_us > WATERMARK_START).then_some(passed_us),
+            found: self.discovery.as_mut().map(Discovery::take).unwrap_or_default(),
         };
         self.reports.send(told).map_err(|_| closed())?;
         let watermark_us =
@@ -260,6 +266,7 @@ mod tests {
             from,
             to: Vec::new(),
             quarantine,
+            discovery: None,
             reports,
             watermark: watermark(),
             progress: Arc::new(Progress::new("test", ["files"].into_iter(), [].into_iter())),

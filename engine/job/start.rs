@@ -17,10 +17,10 @@ use super::coordinator::{Ledger, OpenEpoch};
 use super::progress::Progress;
 use super::wiring::{Restored, wire};
 use super::{RunSettings, Wired};
-use crate::plan::Plan;
-use crate::plan::table::TablePlan;
-use crate::spec::model;
+use crate::plan::{Plan, changes};
+use crate::spec::{Loaded, model};
 use crate::state::record::CommitRecord;
+use crate::state::schema::TableSchema;
 use crate::state::snapshot::Snapshots;
 use crate::state::{State, StateStore};
 
@@ -31,39 +31,50 @@ pub async fn start(
     progress: Arc<Progress>,
     stop: watch::Receiver<bool>,
 ) -> Result<Option<Wired>> {
-    let store = state_store(&plan, settings.clock.clone()).await?;
+    let store = state_store(&plan.loaded, settings.surroundings.clock.clone()).await?;
     if Box::pin(nothing_to_do(&plan, &settings, &store)).await? {
         return Ok(None);
     }
-    let encryption = Store::accepted_encryption(&plan.loaded.state_root(), &encryption(&plan)).await?;
-    let store = open_state(&plan, settings.clock.clone(), &encryption).await?;
+    start_anyway(plan, settings, progress, stop).await.map(Some)
+}
+
+/// Starts a job, also if there is nothing to read: then the end of input closes its windows.
+pub async fn start_anyway(
+    plan: Plan,
+    settings: RunSettings,
+    progress: Arc<Progress>,
+    stop: watch::Receiver<bool>,
+) -> Result<Wired> {
+    let clock = settings.surroundings.clock.clone();
+    let encryption = Store::accepted_encryption(&plan.loaded.state_root(), &encryption(&plan.loaded)).await?;
+    let store = open_state(&plan.loaded, clock, &encryption).await?;
     fail::point("before_claim")?;
     let (generation, state) = store.claim().await?;
     fail::point("after_claim")?;
-    check_tables(&plan, &state)?;
+    let schemas = schemas(&plan, &state).await?;
     let (committed, undone) = undone(&store, &state).await?;
     fail::point("before_state_sweep")?;
     store.folder().remove_half_written().await?;
     sweep_snapshots(&store, &state).await?;
     fail::point("after_state_sweep")?;
     let ledger = Ledger::new(committed, undone.iter().map(open_epoch).collect());
-    let restored = Restored { store, encryption, state, generation, ledger, undone };
-    Box::pin(wire(plan, settings, restored, progress, stop)).await.map(Some)
+    let restored = Restored { store, encryption, state, schemas, generation, ledger, undone };
+    Box::pin(wire(plan, settings, restored, progress, stop)).await
 }
 
 /// Opens the state store of a pipeline.
-pub async fn state_store(plan: &Plan, clock: SharedClock) -> Result<StateStore> {
-    open_state(plan, clock, &encryption(plan)).await
+pub async fn state_store(loaded: &Loaded, clock: SharedClock) -> Result<StateStore> {
+    open_state(loaded, clock, &encryption(loaded)).await
 }
 
-async fn open_state(plan: &Plan, clock: SharedClock, encryption: &Encryption) -> Result<StateStore> {
-    let folder = Store::open(&plan.loaded.state_root(), encryption).await?;
-    Ok(StateStore::new(folder, plan.loaded.spec.name.clone(), clock))
+async fn open_state(loaded: &Loaded, clock: SharedClock, encryption: &Encryption) -> Result<StateStore> {
+    let folder = Store::open(&loaded.state_root(), encryption).await?;
+    Ok(StateStore::new(folder, loaded.spec.name.clone(), clock))
 }
 
 /// Gives how objects on S3 are encrypted.
-pub fn encryption(plan: &Plan) -> Encryption {
-    match &plan.loaded.spec.encryption {
+pub fn encryption(loaded: &Loaded) -> Encryption {
+    match &loaded.spec.encryption {
         model::Encryption::SseS3 => Encryption::SseS3,
         model::Encryption::Kms(key) => Encryption::Kms(key.clone()),
         model::Encryption::BucketDefault => Encryption::BucketDefault,
@@ -74,21 +85,22 @@ pub fn encryption(plan: &Plan) -> Encryption {
 ///
 /// Then nothing is claimed and no file changes.
 async fn nothing_to_do(plan: &Plan, settings: &RunSettings, store: &StateStore) -> Result<bool> {
-    if !settings.sources.is_empty() || !settings.sinks.is_empty() {
-        return Ok(false);
-    }
     let state = store.load().await?;
     if state.epoch == 0 {
         return Ok(false);
     }
-    check_tables(plan, &state)?;
+    // Before the claim: a file that is refused must not stop the process that runs the old one.
+    schemas(plan, &state).await?;
+    if !settings.sources.is_empty() || !settings.sinks.is_empty() {
+        return Ok(false);
+    }
     let (_, undone) = undone(store, &state).await?;
     if !undone.is_empty() {
         return Ok(false);
     }
     for name in plan.opened_sources() {
         let source = plan.sources.get(&name).ok_or_else(|| Error::internal(format!("source {name} is not planned")))?;
-        let mut operator = source.operator(&plan.loaded, &settings.clock)?;
+        let mut operator = source.operator(&plan.loaded, &settings.surroundings.clock)?;
         if !operator.bounded() {
             return Ok(false);
         }
@@ -108,25 +120,11 @@ async fn nothing_to_do(plan: &Plan, settings: &RunSettings, store: &StateStore) 
     Ok(true)
 }
 
-/// Refuses to use state that belongs to another query.
-fn check_tables(plan: &Plan, state: &State) -> Result<()> {
-    for (name, known) in &state.tables {
-        if known.is_empty() {
-            continue;
-        }
-        let now = plan.table(name).filter(|table| table.is_stateful()).map(TablePlan::fingerprint);
-        if now.as_deref() == Some(known.query.as_str()) {
-            continue;
-        }
-        let now = now.unwrap_or_else(|| "no table with state".to_owned());
-        return Err(Error::config(format!(
-            "table {name} has state (open windows, rows of a join or remembered keys) of another query, which cannot be used.\n  the \
-             state is of: {}\n  the file says: {now}\nrun the old file once with `--until-idle` to close its windows, \
-             give the table another name, or begin anew with another `state` and lake",
-            known.query
-        )));
-    }
-    Ok(())
+/// Gives the columns of the tables that go to sinks. Refuses what stored rows or kept state do not survive.
+async fn schemas(plan: &Plan, state: &State) -> Result<BTreeMap<String, TableSchema>> {
+    changes::compare(plan, state)
+        .await
+        .map_err(|refusals| Error::config(refusals.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n")))
 }
 
 /// Gives up to which epoch each sink has committed, and the recorded epochs that some sink has not.

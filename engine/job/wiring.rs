@@ -4,6 +4,8 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 
+use nexus_operators::clock::SharedClock;
+use nexus_operators::decode::Discovery;
 use nexus_operators::position::Cut;
 use nexus_operators::quarantine;
 use nexus_operators::sink::parquet::{ParquetCompression, ParquetSettings, ParquetSink, PartitionBy};
@@ -18,17 +20,20 @@ use super::coordinator::{CommitQueue, Coordinator, Ledger, Report, Timing};
 use super::decode::{DecodeStage, Watermark};
 use super::place::{PARQUET, POSTGRES, ParquetPlace, parquet_place, spool_place};
 use super::progress::Progress;
-use super::reference::References;
+use super::reference::ReferenceStage;
 use super::sink::{CommitStage, SinkStage};
 use super::source::{Command, EpochLoad, SourceStage};
 use super::start::handles_of;
 use super::table::{Input, Intake, Memory, Outlet, TableStage};
 use super::{CpuRuntime, RunSettings, Stage, Wired};
 use crate::plan::Plan;
+use crate::plan::changes::stored_schema;
+use crate::plan::reference::ReferenceTable;
 use crate::plan::table::TablePlan;
 use crate::spec::Partition;
 use crate::spec::model::{self, Late};
 use crate::state::record::{CommitRecord, QUARANTINE};
+use crate::state::schema::TableSchema;
 use crate::state::snapshot::Snapshots;
 use crate::state::{State, StateStore};
 
@@ -40,6 +45,8 @@ pub struct Restored {
     pub encryption: Encryption,
     /// The fold of all records.
     pub state: State,
+    /// The columns of the tables that go to sinks, from the next record on.
+    pub schemas: BTreeMap<String, TableSchema>,
     /// This process's number.
     pub generation: u64,
     /// Which epochs have been committed by which sink.
@@ -49,10 +56,12 @@ pub struct Restored {
 }
 
 /// Everything that wiring needs at hand.
+///
+/// What is awaited borrows it mutably: stages may be sent between threads, and not shared.
 struct Wiring<'a> {
     plan: &'a Plan,
     restored: &'a Restored,
-    settings: &'a RunSettings,
+    clock: SharedClock,
     budget: Budget,
     state_memory: Arc<StateMemory>,
     progress: Arc<Progress>,
@@ -78,6 +87,8 @@ pub async fn wire(
     let spec = &plan.loaded.spec;
     let load =
         Arc::new(EpochLoad { bytes: AtomicU64::new(0), bytes_max: spec.commit.bytes.0.max(1), wake: Notify::new() });
+    // What a service has handed over cannot be opened a second time.
+    let may_evolve = settings.sources.is_empty() && settings.sinks.is_empty();
     let user_sources = std::mem::take(&mut settings.sources);
     let user_sinks = std::mem::take(&mut settings.sinks);
     let budget = Budget::of(&plan);
@@ -86,7 +97,7 @@ pub async fn wire(
     let mut wiring = Wiring {
         plan: &plan,
         restored: &restored,
-        settings: &settings,
+        clock: settings.surroundings.clock.clone(),
         budget,
         state_memory,
         progress: progress.clone(),
@@ -98,6 +109,7 @@ pub async fn wire(
         commands: BTreeMap::new(),
         takers: BTreeMap::new(),
     };
+    let references = wiring.references();
     // From the end to the beginning: whoever sends needs the channels of those that take.
     for (table, name, sink) in user_sinks {
         let taken = wiring.sink(&format!("{table}/{name}"), sink).await?;
@@ -120,21 +132,25 @@ pub async fn wire(
     };
     let Wiring { stages, commits, queues, commands, .. } = wiring;
     let tables = plan.tables.iter().map(TablePlan::name).collect();
-    let Restored { store, state, generation, ledger, .. } = restored;
+    let Restored { store, state, schemas, generation, ledger, .. } = restored;
     let coordinator = Coordinator {
         store,
         state,
         generation,
         sources: commands,
         tables,
+        schemas,
+        references,
         sinks: queues,
         reports: heard,
         load,
         progress,
         timing,
-        clock: settings.clock.clone(),
+        clock: settings.surroundings.clock.clone(),
         stop,
         ledger,
+        may_evolve,
+        evolved_since: None,
         closing_since: None,
         committed_at_us: None,
     };
@@ -158,12 +174,31 @@ fn check_owed(restored: &Restored, queues: &BTreeMap<String, CommitQueue>) -> Re
 }
 
 impl Wiring<'_> {
+    /// Has the reference tables that are read looked after, and gives them.
+    fn references(&mut self) -> Vec<Arc<ReferenceTable>> {
+        let state = &self.restored.state;
+        let is_read = |name: &&String| self.plan.tables.iter().any(|table| table.references.contains(*name));
+        let read = self.plan.references.iter().filter(|(name, _)| is_read(name));
+        let tables: Vec<_> = read.map(|(_, table)| table.clone()).collect();
+        for table in &tables {
+            if let Some(known) = state.references.get(table.name()) {
+                table.count_from(known);
+            }
+            table.pin(state.epoch + 1);
+            if let Some(every) = table.refresh_every() {
+                let stage = ReferenceStage { table: table.clone(), every };
+                self.stages.push((format!("reference {}", table.name()), Box::pin(stage.run())));
+            }
+        }
+        tables
+    }
+
     async fn source(&mut self, name: &str, handed: Option<Box<dyn nexus_operators::source::Source>>) -> Result<()> {
         let plan = self.plan.sources.get(name);
         let plan = plan.ok_or_else(|| Error::internal(format!("source {name} is not planned")))?;
         let mut source = match handed {
             Some(source) => source,
-            None => plan.operator(&self.plan.loaded, &self.settings.clock)?,
+            None => plan.operator(&self.plan.loaded, &self.clock)?,
         };
         let state = &self.restored.state;
         let positions = state.positions.get(name).filter(|_| !fail::mutated("no_positions"));
@@ -179,6 +214,7 @@ impl Wiring<'_> {
             from: reads,
             to: self.takers.remove(name).unwrap_or_default(),
             quarantine,
+            discovery: plan.evolves.then(|| Discovery::new(&plan.decoder.format, &plan.schema)),
             reports: self.reports.clone(),
             watermark: Watermark::new(
                 plan.event_time,
@@ -187,7 +223,7 @@ impl Wiring<'_> {
                 state.watermarks_us.get(name).copied(),
             ),
             progress: self.progress.clone(),
-            clock: self.settings.clock.clone(),
+            clock: self.clock.clone(),
         };
         let stage = SourceStage {
             name: name.to_owned(),
@@ -219,9 +255,9 @@ impl Wiring<'_> {
             self.takers.entry(input.clone()).or_default().push(sender);
             inputs.push(Input { from, window: plan.input_window(input)? });
         }
-        let mut transform = plan.transform().await?;
+        let mut transform = plan.transform(self.budget.windows).await?;
         let mut unique = plan.unique(self.budget.keys)?;
-        let memory = if plan.is_stateful() { Some(self.memory(plan, transform.parts())) } else { None };
+        let memory = if plan.is_stateful() { Some(self.memory(plan, transform.parts()).await?) } else { None };
         if let (Some(memory), Some(state)) = (&memory, self.restored.state.tables.get(&name)) {
             if !fail::mutated("no_windows") {
                 let mut parts = BTreeMap::new();
@@ -231,10 +267,9 @@ impl Wiring<'_> {
                 transform.restore(parts, state.closed_until_us)?;
             }
             if let Some(unique) = unique.as_mut().filter(|_| !fail::mutated("no_keys")) {
-                unique.restore(memory.keys.restore_keys().await?)?;
+                unique.restore(memory.keys.restore().await?)?;
             }
         }
-        let references = plan.references.iter().filter_map(|name| self.plan.references.get(name).cloned());
         let stage = TableStage {
             name: name.clone(),
             transform,
@@ -243,7 +278,7 @@ impl Wiring<'_> {
                 inputs,
                 quarantine: quarantine.clone().filter(|_| late),
                 late_reason: plan.late_reason().unwrap_or_default(),
-                clock: self.settings.clock.clone(),
+                clock: self.clock.clone(),
             },
             outlet: Outlet {
                 table: name.clone(),
@@ -255,11 +290,12 @@ impl Wiring<'_> {
                 to,
                 quarantine,
                 progress: self.progress.clone(),
-                clock: self.settings.clock.clone(),
+                clock: self.clock.clone(),
             },
             memory,
             carries_time: plan.event_time.is_some(),
-            references: References::new(references.collect()),
+            references: plan.views.clone(),
+            open: self.restored.state.epoch + 1,
             reports: self.reports.clone(),
         };
         self.stages.push((format!("table {name}"), Box::pin(stage.run())));
@@ -276,7 +312,7 @@ impl Wiring<'_> {
                 pipeline: self.plan.loaded.spec.name.clone(),
                 tier: plan.tier.to_string(),
                 table: plan.table.clone(),
-                schema: plan.schema.clone(),
+                schema: stored_schema(&plan.schema, self.restored.schemas.get(&name)),
                 partition_by,
                 compression: compression(spec.compression),
                 open_partitions_max: self.plan.loaded.spec.limits.open_partitions,
@@ -312,7 +348,7 @@ impl Wiring<'_> {
     }
 
     #[cfg(feature = "postgres")]
-    async fn postgres(&self, plan: &TablePlan, spec: &model::PostgresSink) -> Result<Box<dyn Sink>> {
+    async fn postgres(&mut self, plan: &TablePlan, spec: &model::PostgresSink) -> Result<Box<dyn Sink>> {
         use nexus_operators::sink::postgres::{PostgresSettings, PostgresSink};
         let secret = self.plan.loaded.secret_ref(&spec.url);
         let secret = secret.ok_or_else(|| Error::config(format!("there is no secret `{}`", spec.url)))?;
@@ -340,7 +376,7 @@ impl Wiring<'_> {
 
     #[cfg(not(feature = "postgres"))]
     #[allow(clippy::unused_async, reason = "the same call awaits where Postgres is built in")]
-    async fn postgres(&self, plan: &TablePlan, _: &model::PostgresSink) -> Result<Box<dyn Sink>> {
+    async fn postgres(&mut self, plan: &TablePlan, _: &model::PostgresSink) -> Result<Box<dyn Sink>> {
         let name = plan.name();
         Err(Error::config(format!(
             "{name} needs Postgres, which this build leaves out; build it with feature `postgres`"
@@ -384,20 +420,24 @@ impl Wiring<'_> {
         (sender, receiver)
     }
 
-    fn memory(&self, plan: &TablePlan, kinds: &[&'static str]) -> Memory {
+    async fn memory(&mut self, plan: &TablePlan, kinds: &[&'static str]) -> Result<Memory> {
         let name = plan.name();
         let Restored { store, state, generation, .. } = self.restored;
         let known = state.tables.get(&name).cloned().unwrap_or_default();
         let folder = store.folder().below(&format!("snapshots/{name}"));
         let snapshots = |kind: &'static str| {
-            (kind, Snapshots::new(folder.below(kind), *generation, known.files(kind).cloned().unwrap_or_default()))
+            let files = known.files(kind).cloned().unwrap_or_default();
+            (kind, Snapshots::new(folder.below(kind), "arrow", *generation, files))
         };
-        Memory {
+        let basis = plan.basis().await;
+        Ok(Memory {
             query: plan.fingerprint(),
+            basis: basis
+                .map_err(|e| Error::internal(format!("could not tell what the state of {name} rests on")).because(e))?,
             states: kinds.iter().copied().map(snapshots).collect(),
-            keys: Snapshots::new(folder.below("keys"), *generation, known.keys.clone()),
+            keys: Snapshots::new(folder.below("keys"), "keys", *generation, known.keys.clone()),
             share: self.state_memory.share(),
-        }
+        })
     }
 }
 

@@ -9,6 +9,7 @@ use datafusion::common::{DFSchema, TableReference};
 use datafusion::error::DataFusionError;
 use datafusion::execution::session_state::SessionState;
 use datafusion::logical_expr::{Expr, LogicalPlan, ident};
+use datafusion::physical_plan::ExecutionPlan;
 use nexus_operators::clock::SharedClock;
 use nexus_operators::transform::Transform;
 use nexus_operators::transform::aggregate::WindowedAggregate;
@@ -19,13 +20,14 @@ use nexus_operators::transform::keys::KeyLimits;
 use nexus_operators::transform::leaf::{Leaf, StreamTable};
 use nexus_operators::transform::query::{Query, set_time};
 use nexus_operators::transform::rows::stored_schema;
+use nexus_operators::transform::states::StateLimits;
 use nexus_operators::transform::unique::Unique;
 use nexus_operators::transform::window::{Extent, Width, Window};
 use nexus_operators::{Error, Result};
 
 use super::analyze::{EventTimes, Shape, Unfit, analyze, stream_name, without_window};
 use super::join::JoinPlan;
-use super::reference::ReferenceTable;
+use super::reference::{ReferenceTable, ReferenceView};
 use super::{as_of, windows};
 use crate::spec::Tier;
 use crate::spec::model::{self, Late};
@@ -52,6 +54,8 @@ pub struct TablePlan {
     pub inputs: Vec<String>,
     /// The reference tables that the query reads.
     pub references: BTreeSet<String>,
+    /// The reference tables as the query sees them.
+    pub views: Vec<Arc<ReferenceView>>,
     /// The columns of the rows that come out.
     pub schema: SchemaRef,
     /// The column that carries event time.
@@ -70,7 +74,8 @@ pub struct TablePlan {
     pub unique: Option<(Vec<usize>, usize, i64)>,
     /// The query as a plan over its leaves.
     pub logical: LogicalPlan,
-    state: SessionState,
+    /// The session, in which the inputs are known.
+    pub(super) state: SessionState,
     clock: SharedClock,
     leaves: Vec<Arc<Leaf>>,
     starts: BTreeMap<String, Expr>,
@@ -109,10 +114,8 @@ impl TablePlan {
         readable: &Readable<'_>,
     ) -> Result<Self, Refused> {
         set_time(&mut state, readable.clock);
-        let leaves = register(&state, readable).map_err(|e| sql_refused(&e))?;
-        let dialect = state.config_options().sql_parser.dialect;
-        let statement = state.sql_to_statement(sql, &dialect).map_err(|e| sql_refused(&e))?;
-        let logical = as_of::plan(&mut state, statement).await.map_err(|e| sql_refused(&e))?;
+        let known = register(&state, readable).map_err(|e| sql_refused(&e))?;
+        let logical = as_of::plan(&mut state, sql).await.map_err(|e| sql_refused(&e))?;
         use LogicalPlan as L;
         let does_something_else = matches!(
             logical,
@@ -120,7 +123,7 @@ impl TablePlan {
         );
         if !does_something_else {
             let logical = windows::resolve(logical).map_err(|e| sql_refused(&e))?;
-            return Self::of_query(state, (tier, name), sql, spec, readable, logical, &leaves).await;
+            return Self::of_query(state, (tier, name), sql, spec, readable, logical, &known).await;
         }
         Err(Refused::Sql { message: "a table is a query: it begins with SELECT or WITH".into(), at: Some((1, 1)) })
     }
@@ -132,12 +135,9 @@ impl TablePlan {
         spec: &model::Table,
         readable: &Readable<'_>,
         logical: LogicalPlan,
-        leaves: &BTreeMap<String, Arc<Leaf>>,
+        known: &Known,
     ) -> Result<Self, Refused> {
-        // The time of day is not folded in: a part of the plan may run at another.
-        let mut timeless = state.clone();
-        timeless.execution_props_mut().query_execution_start_time = None;
-        let optimised = timeless.optimize(&logical).map_err(|e| sql_refused(&e))?;
+        let optimised = optimised(&state, &logical).map_err(|e| sql_refused(&e))?;
         let names = scanned(&optimised).union(&scanned(&logical)).cloned().collect::<BTreeSet<_>>();
         let inputs: Vec<String> = names.iter().filter(|name| readable.streams.contains_key(*name)).cloned().collect();
         if inputs.is_empty() {
@@ -146,7 +146,7 @@ impl TablePlan {
         }
         let times: EventTimes = inputs.iter().map(|name| (name.clone(), time_name(readable, name))).collect();
         let Shape { window, keys, join, event_time } = analyze(&optimised, &times).map_err(Refused::Unfit)?;
-        let used: Vec<Arc<Leaf>> = inputs.iter().filter_map(|name| leaves.get(name).cloned()).collect();
+        let used: Vec<Arc<Leaf>> = inputs.iter().filter_map(|name| known.leaves.get(name).cloned()).collect();
         let starts = match (&window, &join) {
             (Some(window), _) => window.starts.clone(),
             (None, Some(_)) => {
@@ -169,6 +169,7 @@ impl TablePlan {
             tier,
             table: table.to_owned(),
             sql: sql.to_owned(),
+            views: known.views.iter().filter(|(name, _)| names.contains(*name)).map(|(_, view)| view.clone()).collect(),
             references: names.into_iter().filter(|name| readable.references.contains_key(name)).collect(),
             inputs,
             rules: rules(&state, &schema, spec)?,
@@ -215,11 +216,16 @@ impl TablePlan {
         let inputs = self.inputs.iter().zip(&self.leaves);
         let inputs: Vec<_> = inputs.map(|(name, leaf)| format!("{name}({})", columns(leaf.schema()))).collect();
         let sql = self.sql.split_whitespace().collect::<Vec<_>>().join(" ");
-        let key = self.unique.as_ref().map(|(key, time, within_us)| {
+        format!("{sql}; over {}{}", inputs.join(", "), self.rule_of_uniqueness())
+    }
+
+    /// Describes the rule of uniqueness; empty if there is none.
+    pub(super) fn rule_of_uniqueness(&self) -> String {
+        let rule = self.unique.as_ref().map(|(key, time, within_us)| {
             let names: Vec<_> = key.iter().map(|index| self.schema.field(*index).name().as_str()).collect();
             format!("; unique ({}) by {} within {within_us} us", names.join(", "), self.schema.field(*time).name())
         });
-        format!("{sql}; over {}{}", inputs.join(", "), key.unwrap_or_default())
+        rule.unwrap_or_default()
     }
 
     /// Gives the columns that a sink with a key keeps: all, but for the sequence that tells which row is newer.
@@ -228,18 +234,34 @@ impl TablePlan {
         Arc::new(Schema::new(self.schema.fields().iter().take(columns).cloned().collect::<Vec<_>>()))
     }
 
-    /// Makes the query ready to run.
-    pub async fn transform(&self) -> Result<Transform> {
+    fn run(&self) -> Run<'_> {
         let (state, clock) = (&self.state, &self.clock);
-        let run = Run { state, clock, logical: &self.logical, inputs: &self.inputs, leaves: &self.leaves };
+        Run { state, clock, logical: &self.logical, inputs: &self.inputs, leaves: &self.leaves }
+    }
+
+    async fn query(&self) -> Result<Query> {
+        self.run().query().await
+    }
+
+    /// Gives the plans as DataFusion runs them, each with what it is.
+    pub async fn physical(&self) -> Result<Vec<(&'static str, Arc<dyn ExecutionPlan>)>> {
+        let Some(join) = &self.join else { return Ok(vec![("query", self.query().await?.physical().clone())]) };
+        let join = self.run().join(join).await?;
+        Ok(join.queries().into_iter().map(|(what, query)| (what, query.physical().clone())).collect())
+    }
+
+    /// Makes the query ready to run epoch by epoch.
+    pub async fn transform(&self, limits: StateLimits) -> Result<Transform> {
         if let Some(join) = &self.join {
-            return Ok(Transform::Joined(Box::new(run.join(join).await?)));
+            return Ok(Transform::Joined(Box::new(self.run().join(join).await?)));
         }
-        let query = run.query().await?;
+        let query = self.query().await?;
         Ok(match self.window {
             None if self.keys.is_some() => Transform::Keyed(Box::new(KeyedAggregate::new(query)?)),
             None => Transform::Stateless(Box::new(query)),
-            Some((index, extent)) => Transform::Windowed(Box::new(WindowedAggregate::new(query, index, extent)?)),
+            Some((index, extent)) => {
+                Transform::Windowed(Box::new(WindowedAggregate::new(query, index, extent, limits)?))
+            }
         })
     }
 
@@ -291,26 +313,41 @@ impl Run<'_> {
     }
 }
 
+/// Optimises a plan. The time of day is not folded in: a part of the plan may run at another.
+pub(super) fn optimised(state: &SessionState, plan: &LogicalPlan) -> datafusion::error::Result<LogicalPlan> {
+    let mut timeless = state.clone();
+    timeless.execution_props_mut().query_execution_start_time = None;
+    timeless.optimize(plan)
+}
+
 fn time_name(readable: &Readable<'_>, stream: &str) -> Option<String> {
     let (schema, time) = readable.streams.get(stream)?;
     time.map(|index| schema.field(index).name().clone())
 }
 
-/// Makes everything readable known to the session; gives the leaves by the streams' names.
-fn register(state: &SessionState, readable: &Readable<'_>) -> datafusion::error::Result<BTreeMap<String, Arc<Leaf>>> {
+/// What a session knows, by name.
+struct Known {
+    leaves: BTreeMap<String, Arc<Leaf>>,
+    views: BTreeMap<String, Arc<ReferenceView>>,
+}
+
+/// Makes everything readable known to the session.
+fn register(state: &SessionState, readable: &Readable<'_>) -> datafusion::error::Result<Known> {
     let options = &state.config_options().catalog;
     let catalog = state.catalog_list().catalog(&options.default_catalog);
     let catalog = catalog.ok_or_else(|| DataFusionError::Internal("there is no default catalog".into()))?;
-    let mut leaves = BTreeMap::new();
+    let (mut leaves, mut views) = (BTreeMap::new(), BTreeMap::new());
     for (name, (schema, _)) in readable.streams {
         let leaf = Leaf::new(schema.clone());
         put(catalog.as_ref(), &options.default_schema, name, Arc::new(StreamTable(leaf.clone())))?;
         leaves.insert(name.clone(), leaf);
     }
     for (name, reference) in readable.references {
-        put(catalog.as_ref(), &options.default_schema, name, reference.clone())?;
+        let view = Arc::new(ReferenceView::new(reference.clone()));
+        put(catalog.as_ref(), &options.default_schema, name, view.clone())?;
+        views.insert(name.clone(), view);
     }
-    Ok(leaves)
+    Ok(Known { leaves, views })
 }
 
 fn put(

@@ -26,11 +26,13 @@ use serde::{Deserialize, Serialize};
 
 pub mod history;
 pub mod record;
+pub mod schema;
 pub mod snapshot;
 #[cfg(test)]
 mod tests;
 
-use record::{CommitRecord, TableState, VERSION};
+use record::{CommitRecord, EvolvedColumn, ReferenceVersion, TableState, VERSION};
+use schema::TableSchema;
 
 /// Records between two checkpoints. A start reads at most this many records;
 /// a checkpoint costs one write of all positions.
@@ -58,6 +60,22 @@ pub struct State {
     pub watermarks_us: BTreeMap<String, i64>,
     /// State by table.
     pub tables: BTreeMap<String, TableState>,
+    /// All versions of the columns by table, oldest first.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub schemas: BTreeMap<String, Vec<TableSchema>>,
+    /// Columns that sources have got while the pipeline ran, oldest first.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub evolved: BTreeMap<String, Vec<EvolvedColumn>>,
+    /// The reference tables as the newest epoch has used them.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub references: BTreeMap<String, ReferenceVersion>,
+}
+
+impl State {
+    /// Gives the newest columns of a table; nothing if none are recorded.
+    pub fn schema_of(&self, table: &str) -> Option<&TableSchema> {
+        self.schemas.get(table)?.last()
+    }
 }
 
 /// What stands in a generation's file.
@@ -169,6 +187,8 @@ impl StateStore {
             sources: BTreeMap::new(),
             tables: BTreeMap::new(),
             sinks: BTreeMap::new(),
+            references: BTreeMap::new(),
+            reference_versions: BTreeMap::new(),
         }
     }
 
@@ -356,10 +376,19 @@ pub fn fold(state: &mut State, record: &CommitRecord) {
         if let Some(watermark_us) = source.watermark_us {
             state.watermarks_us.insert(name.clone(), watermark_us);
         }
+        if !source.evolved.is_empty() {
+            state.evolved.entry(name.clone()).or_default().extend(source.evolved.iter().cloned());
+        }
+    }
+    for (name, version) in &record.reference_versions {
+        state.references.insert(name.clone(), version.clone());
     }
     for (name, table) in &record.tables {
         if let Some(table_state) = &table.state {
             state.tables.insert(name.clone(), table_state.clone());
+        }
+        if let Some(schema) = &table.schema {
+            state.schemas.entry(name.clone()).or_default().push(schema.clone());
         }
     }
 }

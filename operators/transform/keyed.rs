@@ -15,6 +15,7 @@ use datafusion::execution::SendableRecordBatchStream;
 use datafusion::physical_plan::stream::RecordBatchStreamAdapter;
 use futures::StreamExt;
 
+use super::held::Held;
 use super::phases::{find, finish, reduce, start, state_schema};
 use super::query::{Query, Running};
 use super::rows::STATE_BATCH_ROWS;
@@ -117,8 +118,7 @@ impl KeyedAggregate {
 
     /// Gives the memory that the states take, in bytes.
     pub fn size_bytes(&self) -> usize {
-        let arrived: usize = self.arrived.iter().map(RecordBatch::get_array_memory_size).sum();
-        arrived + self.states.size_bytes()
+        Held::of(&self.arrived).bytes() + self.states.size_bytes()
     }
 }
 

@@ -1,14 +1,17 @@
 //! Transforms: SQL stages, event-time windows, expectations, deduplication.
 
 use std::collections::BTreeMap;
+use std::fs::File;
 
 use arrow::array::RecordBatch;
 use arrow::datatypes::SchemaRef;
 use datafusion::execution::SendableRecordBatchStream;
+use futures::StreamExt;
 
 pub mod aggregate;
 pub mod expect;
 pub mod functions;
+mod held;
 pub mod join;
 pub mod keyed;
 pub mod keys;
@@ -16,8 +19,11 @@ pub mod leaf;
 mod phases;
 pub mod query;
 pub mod rows;
-pub mod segments;
-pub mod session;
+pub mod sealed;
+mod segments;
+mod session;
+pub mod states;
+mod tiers;
 pub mod unique;
 pub mod window;
 
@@ -25,8 +31,9 @@ use crate::error::Result;
 use aggregate::WindowedAggregate;
 use join::Join;
 use keyed::KeyedAggregate;
-use query::{Query, Running};
-use segments::{Segment, Snapshot};
+use query::{Query, Running, failed};
+use sealed::Sealed;
+use segments::Segment;
 use window::WATERMARK_START;
 
 /// The kind of state that the accumulators of an aggregate are.
@@ -52,16 +59,6 @@ impl Transform {
             Transform::Windowed(aggregate) => aggregate.query().schema(),
             Transform::Keyed(aggregate) => aggregate.query().schema(),
             Transform::Joined(join) => join.schema(),
-        }
-    }
-
-    /// Gives the query, in its parts if it runs in several, each with what it is.
-    pub fn queries(&self) -> Vec<(&'static str, &Query)> {
-        match self {
-            Transform::Stateless(query) => vec![("query", query)],
-            Transform::Windowed(aggregate) => vec![("query", aggregate.query())],
-            Transform::Keyed(aggregate) => vec![("query", aggregate.query())],
-            Transform::Joined(join) => join.queries(),
         }
     }
 
@@ -105,46 +102,63 @@ impl Transform {
     }
 
     /// Takes what came out of the running epoch, of the n-th of its streams, and gives it back if it is rows already.
-    pub fn absorb(&mut self, stream: usize, batch: RecordBatch) -> Option<RecordBatch> {
+    pub fn absorb(&mut self, stream: usize, batch: RecordBatch) -> Result<Option<RecordBatch>> {
         match self {
-            Transform::Stateless(_) => return Some(batch),
-            Transform::Windowed(aggregate) => aggregate.absorb(batch),
+            Transform::Stateless(_) => return Ok(Some(batch)),
+            Transform::Windowed(aggregate) => aggregate.absorb(batch)?,
             Transform::Keyed(aggregate) => aggregate.absorb(batch),
             Transform::Joined(join) => join.absorb(stream, batch),
         }
-        None
+        Ok(None)
     }
 
     /// Gives the rows of the windows that the watermark closes, of the keys that the epoch has touched, or of those that
-    /// have met.
-    pub async fn close(&mut self, epoch: u64, watermark_us: i64) -> Result<Option<SendableRecordBatchStream>> {
-        match self {
-            Transform::Stateless(_) => Ok(None),
-            Transform::Windowed(aggregate) => aggregate.close(watermark_us),
-            Transform::Keyed(aggregate) => aggregate.close(epoch).await,
-            Transform::Joined(join) => join.close(watermark_us).await,
-        }
+    /// have met; all must be taken.
+    pub async fn close(&mut self, epoch: u64, watermark_us: i64) -> Result<Closing<'_>> {
+        Ok(match self {
+            Transform::Stateless(_) => Closing::Rows(None),
+            Transform::Windowed(aggregate) => Closing::Windows(aggregate.close(watermark_us)?),
+            Transform::Keyed(aggregate) => Closing::Rows(aggregate.close(epoch).await?),
+            Transform::Joined(join) => Closing::Rows(join.close(watermark_us).await?),
+        })
     }
 
     /// Closes the epoch and tells what has to be durable, for each kind of state.
-    pub async fn snapshot(&mut self, epoch: u64) -> Result<Vec<(&'static str, Snapshot)>> {
+    ///
+    /// What was added must be given back as a file by [`adopt`](Self::adopt) before the next epoch starts.
+    pub async fn seal(&mut self, epoch: u64) -> Result<Vec<(&'static str, Sealed)>> {
         match self {
             Transform::Stateless(_) => Ok(Vec::new()),
-            Transform::Windowed(aggregate) => Ok(vec![(WINDOWS, aggregate.snapshot(epoch).await?)]),
-            Transform::Keyed(aggregate) => Ok(vec![(WINDOWS, aggregate.snapshot(epoch)?)]),
-            Transform::Joined(join) => join.snapshot(epoch),
+            Transform::Windowed(aggregate) => Ok(vec![(WINDOWS, aggregate.seal(epoch).await?)]),
+            Transform::Keyed(aggregate) => Ok(vec![(WINDOWS, aggregate.snapshot(epoch)?.encode()?)]),
+            Transform::Joined(join) => join.seal(epoch),
         }
     }
 
-    /// Goes on from a snapshot.
-    pub fn restore(&mut self, mut parts: BTreeMap<&'static str, Vec<Segment>>, closed_until_us: i64) -> Result<()> {
+    /// Takes the file of what [`seal`](Self::seal) has added to a kind of state, and that is durable now.
+    pub fn adopt(&mut self, kind: &'static str, epoch: u64, file: File) -> Result<()> {
+        match self {
+            Transform::Windowed(aggregate) if kind == WINDOWS => aggregate.adopt(epoch, file),
+            _ => Ok(()),
+        }
+    }
+
+    /// Goes on from the files of each kind of state, by their epochs, oldest first.
+    pub fn restore(&mut self, mut kinds: BTreeMap<&'static str, Vec<(u64, File)>>, closed_until_us: i64) -> Result<()> {
+        let segments = |files: Vec<(u64, File)>| files.into_iter().map(Segment::read).collect::<Result<Vec<_>>>();
         match self {
             Transform::Stateless(_) => Ok(()),
             Transform::Windowed(aggregate) => {
-                aggregate.restore(parts.remove(WINDOWS).unwrap_or_default(), closed_until_us)
+                aggregate.restore(kinds.remove(WINDOWS).unwrap_or_default(), closed_until_us)
             }
-            Transform::Keyed(aggregate) => aggregate.restore(parts.remove(WINDOWS).unwrap_or_default()),
-            Transform::Joined(join) => join.restore(parts, closed_until_us),
+            Transform::Keyed(aggregate) => aggregate.restore(segments(kinds.remove(WINDOWS).unwrap_or_default())?),
+            Transform::Joined(join) => {
+                let mut kept = BTreeMap::new();
+                for (kind, files) in kinds {
+                    kept.insert(kind, segments(files)?);
+                }
+                join.restore(kept, closed_until_us)
+            }
         }
     }
 
@@ -175,6 +189,33 @@ impl Transform {
             Transform::Windowed(aggregate) => aggregate.size_bytes(),
             Transform::Keyed(aggregate) => aggregate.size_bytes(),
             Transform::Joined(join) => join.size_bytes(),
+        }
+    }
+
+    /// Gives the part of it that the barrier of the open epoch may free, in bytes.
+    pub fn open_bytes(&self) -> usize {
+        match self {
+            Transform::Stateless(_) | Transform::Keyed(_) | Transform::Joined(_) => 0,
+            Transform::Windowed(aggregate) => aggregate.open_bytes(),
+        }
+    }
+}
+
+/// Rows that come out at the end of an epoch.
+pub enum Closing<'a> {
+    /// As a query gives them.
+    Rows(Option<SendableRecordBatchStream>),
+    /// Of windows.
+    Windows(aggregate::Closing<'a>),
+}
+
+impl Closing<'_> {
+    /// Gives the next rows; nothing when all have been given.
+    pub async fn next(&mut self) -> Result<Option<RecordBatch>> {
+        match self {
+            Closing::Rows(None) => Ok(None),
+            Closing::Rows(Some(rows)) => rows.next().await.transpose().map_err(failed),
+            Closing::Windows(windows) => windows.next().await,
         }
     }
 }
