@@ -1,11 +1,10 @@
 //! `nexus plan`: the graph of tables, their schemas, what is stateful, and the plans.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use arrow::datatypes::SchemaRef;
-use datafusion::physical_plan::displayable;
-use nexus_operators::transform::query::Query;
-use nexus_operators::transform::states::StateLimits;
+use datafusion::physical_plan::{ExecutionPlan, displayable};
 use nexus_operators::transform::window::{Extent, Width};
 use serde_json::json;
 
@@ -101,13 +100,11 @@ fn span(us: i64) -> Span {
 }
 
 async fn physical(table: &TablePlan) -> Result<String, crate::Error> {
-    // It is looked at, and never run.
-    let transform = table.transform(StateLimits { cached_bytes: 0, piece_bytes: 0 }).await?;
-    let queries = transform.queries();
-    let shown = |query: &Query| displayable(query.physical().as_ref()).indent(false).to_string();
-    match queries.as_slice() {
-        [(_, query)] => Ok(shown(query)),
-        parts => Ok(parts.iter().map(|(what, query)| format!("{what}:\n{}", shown(query))).collect()),
+    let plans = table.physical().await?;
+    let shown = |plan: &Arc<dyn ExecutionPlan>| displayable(plan.as_ref()).indent(false).to_string();
+    match plans.as_slice() {
+        [(_, plan)] => Ok(shown(plan)),
+        parts => Ok(parts.iter().map(|(what, plan)| format!("{what}:\n{}", shown(plan))).collect()),
     }
 }
 

@@ -76,7 +76,7 @@ pub enum Report {
         /// The epoch.
         epoch: u64,
         /// Its part of the record.
-        record: TableRecord,
+        record: Box<TableRecord>,
     },
     /// A sink has prepared.
     Prepared {
@@ -391,7 +391,7 @@ impl Coordinator {
                 Report::Table { table, epoch: of, record: mut part } if of == epoch => {
                     let schema = self.schemas.get(&table).filter(|now| self.state.schema_of(&table) != Some(now));
                     part.schema = schema.cloned();
-                    record.tables.insert(table, part);
+                    record.tables.insert(table, *part);
                 }
                 Report::Prepared { sink, epoch: of, prepared } if of == epoch => {
                     record.sinks.insert(sink, prepared);

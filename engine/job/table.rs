@@ -192,7 +192,7 @@ impl TableStage {
         let behind_us = self.transform.earliest_open_us(watermark_us)?;
         let state = self.snapshot(barrier.epoch, behind_us).await?;
         let record = TableRecord { counts: tally.counts, rules, state, schema: None };
-        let told = Report::Table { table: self.name.clone(), epoch: barrier.epoch, record };
+        let told = Report::Table { table: self.name.clone(), epoch: barrier.epoch, record: Box::new(record) };
         self.reports.send(told).map_err(|_| closed())
     }
 
@@ -213,7 +213,7 @@ impl TableStage {
             let kept = memory.states.get_mut(kind).ok_or_else(|| Error::internal(format!("nothing keeps {kind}")))?;
             let (files, added) = kept.save(epoch, sealed).await?;
             if let Some(added) = added {
-                self.transform.adopt(epoch, added)?;
+                self.transform.adopt(kind, epoch, added)?;
             }
             if kind == WINDOWS {
                 state.windows = files;

@@ -44,8 +44,10 @@ pub struct AsOfNode {
     schema: DFSchemaRef,
 }
 
-/// Plans a statement that may hold as-of joins.
-pub async fn plan(state: &mut SessionState, mut statement: Statement) -> Result<LogicalPlan> {
+/// Plans a query that may hold as-of joins.
+pub async fn plan(state: &mut SessionState, sql: &str) -> Result<LogicalPlan> {
+    let dialect = state.config_options().sql_parser.dialect;
+    let mut statement = state.sql_to_statement(sql, &dialect)?;
     let Statement::Statement(inner) = &mut statement else { return state.statement_to_plan(statement).await };
     let mut marking = Marking { found: false };
     if let ControlFlow::Break(why) = inner.visit(&mut marking) {

@@ -1,9 +1,8 @@
 //! What of a query its state rests on: another query with the same goes on from the state.
 //!
-//! Windows and rows by key are made by the aggregate and what lies below it; the rows of a join by all of the query;
-//! remembered keys by the expressions of the key and of the event time, and the filters and joins below them. The old
-//! query is planned again over the columns of
-//! now, so that nothing that DataFusion may name otherwise in a later version is ever stored.
+//! Windows and rows by key are made by the aggregate and what lies below it; rows that are kept by the join and what lies
+//! below it; remembered keys by the expressions of the key and of the event time, and the filters and joins below them.
+//! The old query is planned again over the columns of now, so that nothing that DataFusion may name otherwise in a later version is ever stored.
 
 use std::collections::BTreeMap;
 
@@ -12,16 +11,17 @@ use datafusion::common::tree_node::TreeNodeRecursion;
 use datafusion::error::{DataFusionError, Result};
 use datafusion::logical_expr::{Expr, LogicalPlan, LogicalPlanBuilder};
 
+use super::analyze::join::StreamJoin;
 use super::analyze::{find_aggregate, stream_name};
-use super::table::TablePlan;
+use super::table::{TablePlan, optimised};
 use super::{as_of, windows};
 use crate::spec::columns::data_type_name;
 use crate::state::record::{Basis, TableState};
 
 /// The parts of a query that make state.
 struct Parts {
-    /// The aggregate or the join, if its groups or rows outlive an epoch.
-    groups: Option<LogicalPlan>,
+    /// The aggregate, if groups outlive an epoch; the join, if rows do.
+    rows: Option<LogicalPlan>,
     /// The columns of the key and the event time, if keys are remembered.
     keys: Option<LogicalPlan>,
 }
@@ -31,9 +31,9 @@ impl TablePlan {
     pub async fn basis(&self) -> Result<Basis> {
         let parts = self.parts_with_state(&self.sql).await?;
         let mut columns = BTreeMap::new();
-        // Accumulators hold values as they are read.
-        if let Some(groups) = &parts.groups {
-            groups.apply_with_subqueries(|node| {
+        // Accumulators hold values as they are read, and so do rows that are kept.
+        if let Some(rows) = &parts.rows {
+            rows.apply_with_subqueries(|node| {
                 if let LogicalPlan::TableScan(scan) = node {
                     let table = stream_name(&scan.table_name);
                     for field in scan.projected_schema.fields() {
@@ -67,12 +67,12 @@ impl TablePlan {
 
     /// Gives the parts of a query over this table's inputs that make its state.
     async fn parts_with_state(&self, sql: &str) -> Result<Parts> {
-        let mut state = self.state.clone();
-        let statement = state.sql_to_statement(sql, &state.config_options().sql_parser.dialect)?;
-        let logical = windows::resolve(as_of::plan(&mut state, statement).await?)?;
-        let groups = if self.join.is_some() {
-            // What is kept of both sides is what the rest of the query needs of them.
-            Some(state.optimize(&logical)?)
+        let logical = windows::resolve(as_of::plan(&mut self.state.clone(), sql).await?)?;
+        let rows = if let Some(join) = &self.join {
+            let optimised = optimised(&self.state, &logical)?;
+            let found = StreamJoin::find(&optimised, &join.times);
+            let (node, _) = found.ok_or_else(|| DataFusionError::Plan("the query has no join of streams".into()))?;
+            Some(node.clone())
         } else if self.window.is_some() || self.keys.is_some() {
             let times = self.inputs.iter().map(|name| (name.clone(), None)).collect();
             let optimised = self.state.optimize(&logical)?;
@@ -94,7 +94,7 @@ impl TablePlan {
             }
             None => None,
         };
-        Ok(Parts { groups, keys })
+        Ok(Parts { rows, keys })
     }
 
     /// Finds a column of this table in the result of a query.
@@ -108,6 +108,6 @@ impl TablePlan {
 
 impl Parts {
     fn text(&self) -> Vec<String> {
-        self.groups.iter().chain(&self.keys).map(|plan| plan.display_indent().to_string()).collect()
+        self.rows.iter().chain(&self.keys).map(|plan| plan.display_indent().to_string()).collect()
     }
 }

@@ -42,7 +42,7 @@ pub struct Refusal {
 pub async fn compare(plan: &Plan, state: &State) -> Result<BTreeMap<String, TableSchema>, Vec<Refusal>> {
     let mut refusals = Vec::new();
     for (name, known) in &state.tables {
-        if known.windows.is_empty() && known.keys.is_empty() {
+        if known.is_empty() {
             continue;
         }
         let now = plan.table(name).filter(|table| table.is_stateful());
@@ -187,7 +187,7 @@ fn other_query(table: &str, was: &str, is: Option<String>) -> Refusal {
         table: table.to_owned(),
         code: codes::OTHER_STATE,
         message: format!(
-            "table {table} has state (open windows or remembered keys) of another query, which cannot be used"
+            "table {table} has state (open windows, rows of a join or remembered keys) of another query, which cannot be used"
         ),
         differences: vec![format!("the state is of: {was}"), format!("the file says: {is}")],
         hint: "run the old file once with `--until-idle` to close its windows, give the table another name, or begin \

@@ -9,6 +9,7 @@ use datafusion::common::{DFSchema, TableReference};
 use datafusion::error::DataFusionError;
 use datafusion::execution::session_state::SessionState;
 use datafusion::logical_expr::{Expr, LogicalPlan, ident};
+use datafusion::physical_plan::ExecutionPlan;
 use nexus_operators::clock::SharedClock;
 use nexus_operators::transform::Transform;
 use nexus_operators::transform::aggregate::WindowedAggregate;
@@ -114,9 +115,7 @@ impl TablePlan {
     ) -> Result<Self, Refused> {
         set_time(&mut state, readable.clock);
         let known = register(&state, readable).map_err(|e| sql_refused(&e))?;
-        let dialect = state.config_options().sql_parser.dialect;
-        let statement = state.sql_to_statement(sql, &dialect).map_err(|e| sql_refused(&e))?;
-        let logical = as_of::plan(&mut state, statement).await.map_err(|e| sql_refused(&e))?;
+        let logical = as_of::plan(&mut state, sql).await.map_err(|e| sql_refused(&e))?;
         use LogicalPlan as L;
         let does_something_else = matches!(
             logical,
@@ -138,10 +137,7 @@ impl TablePlan {
         logical: LogicalPlan,
         known: &Known,
     ) -> Result<Self, Refused> {
-        // The time of day is not folded in: a part of the plan may run at another.
-        let mut timeless = state.clone();
-        timeless.execution_props_mut().query_execution_start_time = None;
-        let optimised = timeless.optimize(&logical).map_err(|e| sql_refused(&e))?;
+        let optimised = optimised(&state, &logical).map_err(|e| sql_refused(&e))?;
         let names = scanned(&optimised).union(&scanned(&logical)).cloned().collect::<BTreeSet<_>>();
         let inputs: Vec<String> = names.iter().filter(|name| readable.streams.contains_key(*name)).cloned().collect();
         if inputs.is_empty() {
@@ -238,14 +234,28 @@ impl TablePlan {
         Arc::new(Schema::new(self.schema.fields().iter().take(columns).cloned().collect::<Vec<_>>()))
     }
 
-    /// Makes the query ready to run.
-    pub async fn transform(&self, limits: StateLimits) -> Result<Transform> {
+    fn run(&self) -> Run<'_> {
         let (state, clock) = (&self.state, &self.clock);
-        let run = Run { state, clock, logical: &self.logical, inputs: &self.inputs, leaves: &self.leaves };
+        Run { state, clock, logical: &self.logical, inputs: &self.inputs, leaves: &self.leaves }
+    }
+
+    async fn query(&self) -> Result<Query> {
+        self.run().query().await
+    }
+
+    /// Gives the plans as DataFusion runs them, each with what it is.
+    pub async fn physical(&self) -> Result<Vec<(&'static str, Arc<dyn ExecutionPlan>)>> {
+        let Some(join) = &self.join else { return Ok(vec![("query", self.query().await?.physical().clone())]) };
+        let join = self.run().join(join).await?;
+        Ok(join.queries().into_iter().map(|(what, query)| (what, query.physical().clone())).collect())
+    }
+
+    /// Makes the query ready to run epoch by epoch.
+    pub async fn transform(&self, limits: StateLimits) -> Result<Transform> {
         if let Some(join) = &self.join {
-            return Ok(Transform::Joined(Box::new(run.join(join).await?)));
+            return Ok(Transform::Joined(Box::new(self.run().join(join).await?)));
         }
-        let query = run.query().await?;
+        let query = self.query().await?;
         Ok(match self.window {
             None if self.keys.is_some() => Transform::Keyed(Box::new(KeyedAggregate::new(query)?)),
             None => Transform::Stateless(Box::new(query)),
@@ -301,6 +311,13 @@ impl Run<'_> {
         let inputs: Vec<_> = inputs.map(|(name, leaf)| (name.clone(), leaf.schema().clone())).collect();
         join.build(self.state, self.clock, &inputs).await
     }
+}
+
+/// Optimises a plan. The time of day is not folded in: a part of the plan may run at another.
+pub(super) fn optimised(state: &SessionState, plan: &LogicalPlan) -> datafusion::error::Result<LogicalPlan> {
+    let mut timeless = state.clone();
+    timeless.execution_props_mut().query_execution_start_time = None;
+    timeless.optimize(plan)
 }
 
 fn time_name(readable: &Readable<'_>, stream: &str) -> Option<String> {

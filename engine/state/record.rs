@@ -158,8 +158,8 @@ pub struct TableState {
     /// What of the query the state rests on: another query with the same goes on from it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub basis: Option<Basis>,
-    /// The time up to which windows have been given out, or before which a row is late for a join, in microseconds since
-    /// the Unix epoch.
+    /// The time up to which windows have been given out, or before which a row is late for a join, in microseconds
+    /// since the Unix epoch.
     pub closed_until_us: i64,
     /// Files of accumulator states, by the epoch that added them.
     #[serde(default)]

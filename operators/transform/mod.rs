@@ -62,16 +62,6 @@ impl Transform {
         }
     }
 
-    /// Gives the query, in its parts if it runs in several, each with what it is.
-    pub fn queries(&self) -> Vec<(&'static str, &Query)> {
-        match self {
-            Transform::Stateless(query) => vec![("query", query)],
-            Transform::Windowed(aggregate) => vec![("query", aggregate.query())],
-            Transform::Keyed(aggregate) => vec![("query", aggregate.query())],
-            Transform::Joined(join) => join.queries(),
-        }
-    }
-
     /// Names the kinds of state that outlive an epoch.
     pub fn parts(&self) -> &'static [&'static str] {
         match self {
@@ -141,37 +131,33 @@ impl Transform {
             Transform::Stateless(_) => Ok(Vec::new()),
             Transform::Windowed(aggregate) => Ok(vec![(WINDOWS, aggregate.seal(epoch).await?)]),
             Transform::Keyed(aggregate) => Ok(vec![(WINDOWS, aggregate.snapshot(epoch)?.encode()?)]),
-            Transform::Joined(join) => {
-                let kinds = join.snapshot(epoch)?.into_iter();
-                kinds.map(|(kind, snapshot)| Ok((kind, snapshot.encode()?))).collect()
-            }
+            Transform::Joined(join) => join.seal(epoch),
         }
     }
 
-    /// Takes the file of what [`seal`](Self::seal) has added, and that is durable now.
-    pub fn adopt(&mut self, epoch: u64, file: File) -> Result<()> {
+    /// Takes the file of what [`seal`](Self::seal) has added to a kind of state, and that is durable now.
+    pub fn adopt(&mut self, kind: &'static str, epoch: u64, file: File) -> Result<()> {
         match self {
-            Transform::Windowed(aggregate) => aggregate.adopt(epoch, file),
-            // The others hold all of it in memory.
-            Transform::Stateless(_) | Transform::Keyed(_) | Transform::Joined(_) => Ok(()),
+            Transform::Windowed(aggregate) if kind == WINDOWS => aggregate.adopt(epoch, file),
+            _ => Ok(()),
         }
     }
 
-    /// Goes on from files by the kind of state and the epochs that added them, oldest first.
-    pub fn restore(&mut self, mut files: BTreeMap<&'static str, Vec<(u64, File)>>, closed_until_us: i64) -> Result<()> {
-        let read = |files: Vec<(u64, File)>| files.into_iter().map(Segment::read).collect::<Result<Vec<_>>>();
+    /// Goes on from the files of each kind of state, by their epochs, oldest first.
+    pub fn restore(&mut self, mut kinds: BTreeMap<&'static str, Vec<(u64, File)>>, closed_until_us: i64) -> Result<()> {
+        let segments = |files: Vec<(u64, File)>| files.into_iter().map(Segment::read).collect::<Result<Vec<_>>>();
         match self {
             Transform::Stateless(_) => Ok(()),
             Transform::Windowed(aggregate) => {
-                aggregate.restore(files.remove(WINDOWS).unwrap_or_default(), closed_until_us)
+                aggregate.restore(kinds.remove(WINDOWS).unwrap_or_default(), closed_until_us)
             }
-            Transform::Keyed(aggregate) => aggregate.restore(read(files.remove(WINDOWS).unwrap_or_default())?),
+            Transform::Keyed(aggregate) => aggregate.restore(segments(kinds.remove(WINDOWS).unwrap_or_default())?),
             Transform::Joined(join) => {
-                let mut parts = BTreeMap::new();
-                for (kind, files) in files {
-                    parts.insert(kind, read(files)?);
+                let mut kept = BTreeMap::new();
+                for (kind, files) in kinds {
+                    kept.insert(kind, segments(files)?);
                 }
-                join.restore(parts, closed_until_us)
+                join.restore(kept, closed_until_us)
             }
         }
     }

@@ -25,7 +25,8 @@ pub use side::{Meetings, Partners, ROW_COLUMN, Side, with_row};
 use super::held::Held;
 use super::query::{Query, Running};
 use super::rows::conform;
-use super::segments::{Segment, Snapshot};
+use super::sealed::Sealed;
+use super::segments::Segment;
 use super::window::{WATERMARK_END, WATERMARK_START, Window};
 use crate::error::{Error, Result};
 
@@ -153,12 +154,13 @@ impl Join {
     }
 
     /// Closes the epoch and tells what has to be durable, by its kind.
-    pub fn snapshot(&mut self, epoch: u64) -> Result<Vec<(&'static str, Snapshot)>> {
+    pub fn seal(&mut self, epoch: u64) -> Result<Vec<(&'static str, Sealed)>> {
         let (left, right) = match &mut self.parts.meeting {
             Meeting::Bounded(bounded) => bounded.seal(epoch)?,
             Meeting::AsOf(as_of) => as_of.seal(epoch)?,
         };
-        Ok(vec![(LEFT, left.0), (RIGHT, right.0), (LEFT_FOUND, left.1), (RIGHT_FOUND, right.1)])
+        let kinds = [(LEFT, left.0), (RIGHT, right.0), (LEFT_FOUND, left.1), (RIGHT_FOUND, right.1)];
+        kinds.into_iter().map(|(kind, snapshot)| Ok((kind, snapshot.encode()?))).collect()
     }
 
     /// Goes on from a snapshot.
