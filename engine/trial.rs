@@ -83,10 +83,13 @@ fn without_sinks(loaded: &Loaded, folder: &str) -> Loaded {
     let mut trial = loaded.clone();
     trial.spec.lake = Lake::Root(folder.to_owned());
     trial.spec.state = None;
+    // A case shows what becomes of rows, bad ones too.
+    trial.spec.sources.values_mut().for_each(|source| source.errors = None);
     for tier in Tier::ALL {
         for table in trial.spec.tables_mut(tier).values_mut() {
             table.store = false;
             table.postgres = None;
+            table.errors = None;
         }
     }
     trial

@@ -13,6 +13,7 @@ mod cli;
 mod cloud;
 mod crash;
 mod endless;
+mod errors;
 mod fail_points;
 mod flights;
 #[path = "fuzz/engine.rs"]

@@ -16,6 +16,7 @@ use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, MissedTickBehavior, interval};
 
 use super::channel::closed;
+use super::errors::{Budgets, Reasons};
 use super::progress::{Progress, Standing};
 use super::source::{Closing, Command, EpochLoad};
 use crate::state::record::{CommitRecord, SourceCounts, TableRecord};
@@ -56,6 +57,8 @@ pub enum Report {
         counts: SourceCounts,
         /// The source's watermark.
         watermark_us: Option<i64>,
+        /// Why records were quarantined, as far as an error budget counts them.
+        reasons: Reasons,
     },
     /// A table has passed the barrier.
     Table {
@@ -138,6 +141,8 @@ pub struct Coordinator {
     pub stop: watch::Receiver<bool>,
     /// What has been recorded and is not yet committed everywhere.
     pub ledger: Ledger,
+    /// How many rows may be bad.
+    pub budgets: Budgets,
     /// The time.
     pub clock: SharedClock,
     /// When the epoch was closed that is not recorded yet.
@@ -269,7 +274,10 @@ impl Coordinator {
         for source in self.sources.values() {
             source.send(Command::Barrier(closing)).map_err(|_| closed())?;
         }
-        let record = self.gather(closing.epoch).await?;
+        let mut record = self.gather(closing.epoch).await?;
+        let counted = self.budgets.count(&mut record, self.clock.now_us());
+        self.progress.set_errors(self.budgets.standing());
+        counted?;
         if fail::mutated("commit_before_record") {
             self.order_commits(&record)?;
             while self.ledger.committed_by_all(self.sinks.keys()) < record.epoch {
@@ -331,7 +339,8 @@ impl Coordinator {
                     record.sources.entry(source).or_default().cut = cut;
                     cuts += 1;
                 }
-                Report::Decoded { source, epoch: of, counts, watermark_us } if of == epoch => {
+                Report::Decoded { source, epoch: of, counts, watermark_us, reasons } if of == epoch => {
+                    self.budgets.hear(&source, reasons);
                     let source = record.sources.entry(source).or_default();
                     source.counts = counts;
                     source.watermark_us = watermark_us;

@@ -17,6 +17,7 @@ use tokio::time::Instant;
 
 use super::channel::{Barrier, Item, Receiver, Sender, closed, fan_out};
 use super::coordinator::Report;
+use super::errors::Reasons;
 use super::progress::Progress;
 use super::source::{Closing, Read};
 use crate::state::record::SourceCounts;
@@ -41,6 +42,8 @@ pub struct DecodeStage {
     pub progress: Arc<Progress>,
     /// The time of quarantined records.
     pub clock: SharedClock,
+    /// Why records of the open epoch were quarantined; nothing if no error budget counts them.
+    pub reasons: Option<Reasons>,
 }
 
 impl DecodeStage {
@@ -112,6 +115,11 @@ impl DecodeStage {
         }
         counts.records += rejects.len() as u64;
         counts.quarantined += rejects.len() as u64;
+        if let Some(reasons) = &mut self.reasons {
+            for reject in &rejects {
+                reasons.note(&reject.reason, || format!("{partition}, {}", reject.offset));
+            }
+        }
         let rows: Vec<_> = rejects
             .into_iter()
             .map(|reject| Quarantined {
@@ -141,6 +149,7 @@ impl DecodeStage {
             epoch: closing.epoch,
             counts,
             watermark_us: (passed_us > WATERMARK_START).then_some(passed_us),
+            reasons: self.reasons.as_mut().map(std::mem::take).unwrap_or_default(),
         };
         self.reports.send(told).map_err(|_| closed())?;
         let watermark_us =
@@ -264,6 +273,7 @@ mod tests {
             watermark: watermark(),
             progress: Arc::new(Progress::new("test", ["files"].into_iter(), [].into_iter())),
             clock: Arc::new(SystemClock),
+            reasons: None,
         };
         let group = RowGroup { file_len: 9, pieces: vec![(4, Bytes::from_static(b"PAR1"))], index: 3, first_row: 70 };
         let chunk =

@@ -29,6 +29,7 @@ pub mod budget;
 pub mod channel;
 pub mod coordinator;
 mod decode;
+mod errors;
 mod guard;
 pub mod place;
 pub mod progress;

@@ -47,6 +47,8 @@ pub struct Progress {
     committed: Mutex<Report>,
     /// Written by the coordinator. The lock is held to copy it, so it need not be async.
     standing: Mutex<Standing>,
+    /// Written by the coordinator. The lock is held to copy it, so it need not be async.
+    errors: Mutex<BTreeMap<String, ErrorsCounted>>,
     /// Set when the stages are wired.
     state: OnceLock<Arc<StateMemory>>,
     /// By name. The lock is held to add one or to look at all, so it need not be async.
@@ -92,6 +94,20 @@ pub struct Report {
     pub tables: BTreeMap<String, TableReport>,
     /// By table and kind of sink.
     pub sinks: BTreeMap<String, BTreeMap<String, SinkCounts>>,
+    /// Where the error budgets stand, by source or table; `<table>/late` for late rows.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub errors: BTreeMap<String, ErrorsCounted>,
+}
+
+/// What an error budget has counted in its time.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
+pub struct ErrorsCounted {
+    /// All rows.
+    pub rows: u64,
+    /// Of these, rows that went to the quarantine.
+    pub bad: u64,
+    /// How many may.
+    pub allowed: u64,
 }
 
 /// A table's part of the report.
@@ -171,6 +187,11 @@ impl Progress {
     /// Tells where the commits stand.
     pub fn standing(&self) -> Standing {
         self.standing.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Notes where the error budgets stand.
+    pub fn set_errors(&self, errors: BTreeMap<String, ErrorsCounted>) {
+        *self.errors.lock().unwrap_or_else(PoisonError::into_inner) = errors;
     }
 
     /// Gives for how long the oldest closed epoch has waited for its commit.
@@ -260,6 +281,7 @@ impl Progress {
 
     /// Gives what has been committed so far.
     pub fn report(&self) -> Report {
-        self.committed.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        let errors = self.errors.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        Report { errors, ..self.committed.lock().unwrap_or_else(PoisonError::into_inner).clone() }
     }
 }

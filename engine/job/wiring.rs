@@ -16,6 +16,7 @@ use super::budget::{Budget, StateMemory};
 use super::channel::{Item, Receiver, Sender, Weigh, channel};
 use super::coordinator::{CommitQueue, Coordinator, Ledger, Report, Timing};
 use super::decode::{DecodeStage, Watermark};
+use super::errors::{Budgets, Reasons};
 use super::place::{PARQUET, POSTGRES, ParquetPlace, parquet_place, spool_place};
 use super::progress::Progress;
 use super::reference::References;
@@ -120,6 +121,7 @@ pub async fn wire(
     };
     let Wiring { stages, commits, queues, commands, .. } = wiring;
     let tables = plan.tables.iter().map(TablePlan::name).collect();
+    let budgets = Budgets::new(&plan, &restored.state.errors);
     let Restored { store, state, generation, ledger, .. } = restored;
     let coordinator = Coordinator {
         store,
@@ -132,6 +134,7 @@ pub async fn wire(
         load,
         progress,
         timing,
+        budgets,
         clock: settings.clock.clone(),
         stop,
         ledger,
@@ -188,6 +191,14 @@ impl Wiring<'_> {
             ),
             progress: self.progress.clone(),
             clock: self.settings.clock.clone(),
+            reasons: self
+                .plan
+                .loaded
+                .spec
+                .sources
+                .get(name)
+                .and_then(|s| s.errors.as_ref())
+                .map(|_| Reasons::default()),
         };
         let stage = SourceStage {
             name: name.to_owned(),

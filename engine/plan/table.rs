@@ -145,6 +145,10 @@ impl TablePlan {
             schema = with_sequence(&schema);
         }
         check_columns(&schema)?;
+        if window.is_none() && spec.errors.as_ref().is_some_and(|errors| errors.late) {
+            let message = "the query has no windows, so no row comes too late for one; remove `late`";
+            return Err(Refused::Option(vec!["errors".into(), "late".into()], Error::config(message)));
+        }
         let unique = spec.unique.as_ref().map(|unique| unique_plan(unique, &schema, event_time)).transpose()?;
         Ok(Self {
             tier,

@@ -53,10 +53,10 @@ codes! {
     /// A value that is not among the choices.
     UNKNOWN_CHOICE = "N0104", "not one of the choices",
         "The key takes one of a few values, and this is none of them.";
-    /// A text that is not a duration or a size.
-    BAD_UNIT = "N0105", "not a length of time or a size",
+    /// A text that is not a duration, a size or a share.
+    BAD_UNIT = "N0105", "not a length of time, a size or a share",
         "A length of time is a number and `ms`, `s`, `m`, `h` or `d` (`10s`). A size is a number and `B`, `KiB`, `MiB`, \
-         `GiB`, `KB`, `MB` or `GB` (`128MiB`).";
+         `GiB`, `KB`, `MB` or `GB` (`128MiB`). A share is a number from 0 to 100 and `%` (`0.1%`).";
     /// A number or text out of its range.
     OUT_OF_RANGE = "N0106", "out of range",
         "The number is smaller or larger than the key allows, or the text shorter or longer.";
@@ -153,6 +153,11 @@ codes! {
     /// A rule without a condition.
     EMPTY_RULE = "N0507", "rule without a condition",
         "`that` holds a condition over the table's columns, such as `amount > 0`.";
+    /// An error budget that nothing could ever exceed.
+    BAD_ERRORS = "N0508", "error budget without effect",
+        "`errors` stops a run when more than `at_most` of the rows go to the quarantine. It has no effect where none ever \
+         does, or where all may: a table has a rule with `else: quarantine`, or counts late rows (`late: true`), and \
+         `at_most` is less than 100%. Rows come late to tables with windows, not to sources.";
     /// No table at all.
     NO_TABLES = "N0601", "no tables",
         "A pipeline has at least one table under `bronze`, `silver`, `gold` or `vibranium`.";

@@ -30,7 +30,7 @@ pub mod snapshot;
 #[cfg(test)]
 mod tests;
 
-use record::{CommitRecord, TableState, VERSION};
+use record::{CommitRecord, Counted, TableState, VERSION};
 
 /// Records between two checkpoints. A start reads at most this many records;
 /// a checkpoint costs one write of all positions.
@@ -58,6 +58,9 @@ pub struct State {
     pub watermarks_us: BTreeMap<String, i64>,
     /// State by table.
     pub tables: BTreeMap<String, TableState>,
+    /// What error budgets have counted, by source or table.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub errors: BTreeMap<String, Vec<Counted>>,
 }
 
 /// What stands in a generation's file.
@@ -166,9 +169,7 @@ impl StateStore {
             generation,
             epoch,
             written_at_us: self.clock.now_us(),
-            sources: BTreeMap::new(),
-            tables: BTreeMap::new(),
-            sinks: BTreeMap::new(),
+            ..CommitRecord::default()
         }
     }
 
@@ -361,6 +362,9 @@ pub fn fold(state: &mut State, record: &CommitRecord) {
         if let Some(table_state) = &table.state {
             state.tables.insert(name.clone(), table_state.clone());
         }
+    }
+    if !record.errors.is_empty() {
+        state.errors.clone_from(&record.errors);
     }
 }
 

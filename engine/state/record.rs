@@ -16,7 +16,7 @@ pub const VERSION: u32 = 1;
 pub const QUARANTINE: &str = "quarantine";
 
 /// All that has to be known of one epoch.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct CommitRecord {
     /// Version of this format.
     pub version: u32,
@@ -37,6 +37,20 @@ pub struct CommitRecord {
     /// What each sink has prepared, by `<table>/<kind>`.
     #[serde(default)]
     pub sinks: BTreeMap<String, Prepared>,
+    /// What error budgets have counted up to this epoch, oldest first, by the name of the source or table.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub errors: BTreeMap<String, Vec<Counted>>,
+}
+
+/// What an error budget has counted from a time on.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Counted {
+    /// In microseconds since the Unix epoch.
+    pub from_us: i64,
+    /// All rows.
+    pub rows: u64,
+    /// Of these, rows that went to the quarantine.
+    pub bad: u64,
 }
 
 /// A source's part of an epoch.

@@ -6,7 +6,7 @@ use super::Check;
 use super::names::NAME_BYTES_MAX;
 use crate::spec::codes;
 use crate::spec::loaded::is_url;
-use crate::spec::model::{PostgresSink, Table};
+use crate::spec::model::{ErrorBudget, Otherwise, PostgresSink, Table};
 use crate::spec::partition::Partition;
 use crate::spec::suggest;
 use crate::spec::tier::Tier;
@@ -34,6 +34,9 @@ pub(super) fn check(check: &mut Check<'_>) {
                 let hint = "write how late a repeated row can come: `1d`";
                 check.error(&place, codes::BAD_LIMIT, "no key would be remembered", hint);
             }
+        }
+        if let Some(errors) = &table.errors {
+            table_errors(check, &[&path[..], &["errors"]].concat(), table, errors);
         }
         partitions(check, &path, table);
         if let Some(postgres) = &table.postgres {
@@ -110,6 +113,15 @@ fn cycles(check: &mut Check<'_>) {
         let Some((tier, name)) = cycle.first().and_then(|table| table.split_once('.')) else { continue };
         let message = format!("the table reads itself: {} <- {tier}.{name}", cycle.join(" <- "));
         check.error(&[tier, name, "from"], codes::CYCLE, message, "let one of them read a source, or a lower tier");
+    }
+}
+
+fn table_errors(check: &mut Check<'_>, path: &[&str], table: &Table, errors: &ErrorBudget) {
+    check.errors(path, errors);
+    let quarantines = table.expect.values().any(|rule| rule.otherwise == Otherwise::Quarantine);
+    if !quarantines && !errors.late {
+        let hint = "add a rule with `else: quarantine`, count late rows (`late: true`), or remove `errors`";
+        check.error(path, codes::BAD_ERRORS, "no rule of the table sends rows to the quarantine", hint);
     }
 }
 

@@ -10,7 +10,7 @@ mod source;
 
 pub use source::*;
 
-use super::units::{ByteSize, Span};
+use super::units::{ByteSize, Share, Span};
 
 /// One pipeline: sources, the tables of four tiers, and where they are stored.
 #[derive(Debug, Clone, Deserialize, JsonSchema)]
@@ -187,6 +187,9 @@ pub struct Table {
     /// Rules that a row must meet, by name.
     #[serde(default)]
     pub expect: BTreeMap<String, Expectation>,
+    /// How many rows may go to the quarantine before the run stops; any number if not given.
+    #[serde(default)]
+    pub errors: Option<ErrorBudget>,
     /// Rows with the same key are kept once.
     #[serde(default)]
     pub unique: Option<Unique>,
@@ -231,6 +234,27 @@ pub enum Otherwise {
     Quarantine,
     /// The run stops.
     Fail,
+}
+
+/// How many rows may go to the quarantine before the run stops: at most a share of those that came in a time.
+///
+/// It is looked at when an epoch is to be committed. When it is exceeded, the epoch is not: the next start reads its
+/// rows again, and counts on from what was committed before.
+#[derive(Debug, Clone, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct ErrorBudget {
+    /// The largest share of rows that may go to the quarantine, such as `0.1%`.
+    pub at_most: Share,
+    /// The time over which rows are counted, by the clock of the machine.
+    #[serde(rename = "in", default = "ErrorBudget::time_default")]
+    pub time: Span,
+    /// The share is taken of at least so many rows, so that the first bad ones do not stop a run. If not given: 100, or
+    /// as many as make one bad row `at_most` of them (1000 for `0.1%`).
+    #[serde(default)]
+    pub of_at_least: Option<u64>,
+    /// Also hold the rows that come too late for their window to the share, of the rows that arrive; only of a table.
+    #[serde(default)]
+    pub late: bool,
 }
 
 /// Rows with the same key are kept once.
@@ -354,6 +378,12 @@ pub enum Expected {
 pub struct ExpectedCount {
     /// The number of rows.
     pub rows: u64,
+}
+
+impl ErrorBudget {
+    fn time_default() -> Span {
+        Span::from_secs(5 * 60)
+    }
 }
 
 impl Commit {
