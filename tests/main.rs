@@ -27,6 +27,7 @@ mod oracle;
 mod panics;
 mod pressure;
 mod readers;
+mod redrive;
 mod restart;
 mod servers;
 mod serving;

@@ -82,7 +82,7 @@ impl DecodeStage {
             let decoded = match step {
                 Err(error) if error.kind() == ErrorKind::Data => {
                     let (offset, raw) = (chunk.offset_behind(records), chunk.raw());
-                    let rejects = vec![Reject { offset, raw, reason: error.to_string() }];
+                    let rejects = vec![Reject::in_part(offset, raw, error.to_string())];
                     Decoded { batches: Vec::new(), rejects }
                 }
                 decoded => decoded
@@ -120,17 +120,7 @@ impl DecodeStage {
                 reasons.note(&reject.reason, || format!("{partition}, {}", reject.offset));
             }
         }
-        let rows: Vec<_> = rejects
-            .into_iter()
-            .map(|reject| Quarantined {
-                source: Some(self.name.clone()),
-                partition: Some(partition.to_string()),
-                offset: Some(reject.offset),
-                reason: reject.reason,
-                rule: "decode".to_owned(),
-                raw: reject.raw,
-            })
-            .collect();
+        let rows: Vec<_> = rejects.into_iter().map(|reject| quarantined(&self.name, partition, reject, 0)).collect();
         let batch = quarantine::batch(&self.name, &rows, self.clock.now_us())?;
         self.quarantine.send(Item::Batch(batch)).await
     }
@@ -157,6 +147,22 @@ impl DecodeStage {
         let barrier = Item::Barrier(Barrier { epoch: closing.epoch, watermark_us, last: closing.last });
         self.quarantine.send(barrier.clone()).await?;
         fan_out(&self.to, &barrier).await
+    }
+}
+
+/// Makes a quarantine entry of a record that does not decode, and has been sent again so often.
+pub fn quarantined(source: &str, partition: &str, reject: Reject, attempts: u32) -> Quarantined {
+    Quarantined {
+        source: Some(source.to_owned()),
+        partition: Some(partition.to_owned()),
+        offset: Some(reject.offset),
+        reason: reject.reason,
+        rule: "decode".to_owned(),
+        raw: reject.raw,
+        key: reject.key,
+        header: reject.header,
+        redrivable: reject.redrivable,
+        attempts,
     }
 }
 

@@ -33,6 +33,7 @@ mod errors;
 mod guard;
 pub mod place;
 pub mod progress;
+pub mod redrive;
 mod reference;
 mod sink;
 mod source;
@@ -44,7 +45,8 @@ use crate::plan::Plan;
 use coordinator::Coordinator;
 use guard::guard;
 use progress::{Limits, Progress, Report};
-pub use start::{encryption, state_store};
+use redrive::Redrive;
+pub use start::{encryption, held, state_store};
 
 /// How long after a first error other stages may name a cause that lies deeper.
 const CAUSE_WAIT: Duration = Duration::from_millis(200);
@@ -62,6 +64,8 @@ pub struct RunSettings {
     pub sources: BTreeMap<String, Box<dyn Source>>,
     /// Sinks that an embedding service brings, by the table, `tier.table`, and a name of their own.
     pub sinks: Vec<(String, String, Box<dyn Sink>)>,
+    /// Send quarantined rows again, and read nothing from the sources.
+    pub redrive: Option<Redrive>,
 }
 
 /// A job that runs.

@@ -132,6 +132,44 @@ pub struct SinkCounts {
     pub files: u64,
 }
 
+impl Report {
+    /// Adds what another run of the same pipeline has committed.
+    pub fn add(&mut self, later: Self) {
+        self.generation = later.generation;
+        self.epochs += later.epochs;
+        self.elapsed_s += later.elapsed_s;
+        for (name, counts) in later.sources {
+            self.sources.entry(name).or_default().add(&counts);
+        }
+        for (name, table) in later.tables {
+            self.tables.entry(name).or_default().add(&table);
+        }
+        for (name, kinds) in later.sinks {
+            let known = self.sinks.entry(name).or_default();
+            for (kind, counts) in kinds {
+                known.entry(kind).or_default().add(counts);
+            }
+        }
+    }
+}
+
+impl TableReport {
+    fn add(&mut self, other: &Self) {
+        self.counts.add(&other.counts);
+        for (rule, count) in &other.rules {
+            *self.rules.entry(rule.clone()).or_default() += count;
+        }
+    }
+}
+
+impl SinkCounts {
+    fn add(&mut self, other: Self) {
+        self.rows += other.rows;
+        self.bytes += other.bytes;
+        self.files += other.files;
+    }
+}
+
 impl Default for SourceProgress {
     fn default() -> Self {
         Self {
@@ -248,17 +286,12 @@ impl Progress {
         }
         for (name, table) in &record.tables {
             let total = report.tables.entry(name.clone()).or_default();
-            total.counts.add(&table.counts);
-            for (rule, count) in &table.rules {
-                *total.rules.entry(rule.clone()).or_default() += count;
-            }
+            total.add(&TableReport { counts: table.counts, rules: table.rules.clone() });
         }
         for (name, prepared) in &record.sinks {
             let (table, kind) = name.split_once('/').unwrap_or((name, "sink"));
             let total = report.sinks.entry(table.to_owned()).or_default().entry(kind.to_owned()).or_default();
-            total.rows += prepared.rows;
-            total.bytes += prepared.bytes;
-            total.files += prepared.files;
+            total.add(SinkCounts { rows: prepared.rows, bytes: prepared.bytes, files: prepared.files });
         }
     }
 

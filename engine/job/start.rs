@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use nexus_operators::clock::SharedClock;
 use nexus_operators::position::Cut;
+use nexus_operators::quarantine::read::Held;
 use nexus_operators::sink::Handle;
 use nexus_operators::source::SourceEvent;
 use nexus_operators::store::{Encryption, Store};
@@ -14,6 +15,7 @@ use tokio::time::Instant;
 
 use super::coordinator::{Ledger, OpenEpoch};
 use super::progress::Progress;
+use super::redrive::{self, Portion, Redrive};
 use super::wiring::{Restored, wire};
 use super::{RunSettings, Wired};
 use crate::plan::Plan;
@@ -31,7 +33,11 @@ pub async fn start(
     stop: watch::Receiver<bool>,
 ) -> Result<Option<Wired>> {
     let store = state_store(&plan, settings.clock.clone()).await?;
-    if Box::pin(nothing_to_do(&plan, &settings, &store)).await? {
+    let nothing = match &settings.redrive {
+        None => Box::pin(nothing_to_do(&plan, &settings, &store)).await?,
+        Some(redrive) => Box::pin(nothing_to_redrive(&plan, &store, redrive)).await?,
+    };
+    if nothing {
         return Ok(None);
     }
     let encryption = Store::accepted_encryption(&plan.loaded.state_root(), &encryption(&plan)).await?;
@@ -45,9 +51,19 @@ pub async fn start(
     store.folder().remove_half_written().await?;
     sweep_snapshots(&store, &state).await?;
     fail::point("after_state_sweep")?;
+    let portion = match &settings.redrive {
+        None => None,
+        // What an epoch has quarantined may go only once all sinks have committed that epoch for good: this run sees to
+        // it, and the next one takes the files.
+        Some(_) if !undone.is_empty() => Some(Portion::default()),
+        Some(redrive) => {
+            let taken = redrive::take(redrive::survey(&plan, &store, &encryption, redrive).await?);
+            Some(Portion { taken, ends: !Box::pin(has_input(&plan, &settings, &state)).await? })
+        }
+    };
     let ledger = Ledger::new(committed, undone.iter().map(open_epoch).collect());
     let restored = Restored { store, encryption, state, generation, ledger, undone };
-    Box::pin(wire(plan, settings, restored, progress, stop)).await.map(Some)
+    Box::pin(wire(plan, settings, restored, portion, progress, stop)).await.map(Some)
 }
 
 /// Opens the state store of a pipeline.
@@ -69,6 +85,13 @@ pub fn encryption(plan: &Plan) -> Encryption {
     }
 }
 
+/// Counts what the quarantine holds, by source and table.
+pub async fn held(plan: &Plan, redrive: &Redrive, clock: SharedClock) -> Result<BTreeMap<String, Held>> {
+    let store = state_store(plan, clock).await?;
+    let found = redrive::survey(plan, &store, &encryption(plan), redrive).await?;
+    Ok(found.into_iter().map(|(of, quarantine)| (of, quarantine.held)).collect())
+}
+
 /// Tells whether every source ends by itself and has nothing new, and every sink has committed all.
 ///
 /// Then nothing is claimed and no file changes.
@@ -82,29 +105,45 @@ async fn nothing_to_do(plan: &Plan, settings: &RunSettings, store: &StateStore) 
     }
     check_tables(plan, &state)?;
     let (_, undone) = undone(store, &state).await?;
-    if !undone.is_empty() {
-        return Ok(false);
+    Ok(undone.is_empty() && !has_input(plan, settings, &state).await?)
+}
+
+/// Tells whether no quarantined row can be sent again, and every sink has committed all.
+async fn nothing_to_redrive(plan: &Plan, store: &StateStore, redrive: &Redrive) -> Result<bool> {
+    let state = store.load().await?;
+    if state.epoch == 0 {
+        return Ok(true);
     }
+    check_tables(plan, &state)?;
+    let (_, undone) = undone(store, &state).await?;
+    Ok(undone.is_empty() && redrive::take(redrive::survey(plan, store, &encryption(plan), redrive).await?).is_empty())
+}
+
+/// Tells whether there is, or may be, something to read.
+async fn has_input(plan: &Plan, settings: &RunSettings, state: &State) -> Result<bool> {
     for name in plan.opened_sources() {
         let source = plan.sources.get(&name).ok_or_else(|| Error::internal(format!("source {name} is not planned")))?;
+        if settings.sources.contains_key(&name) {
+            return Ok(true);
+        }
         let mut operator = source.operator(&plan.loaded, &settings.clock)?;
         if !operator.bounded() {
-            return Ok(false);
+            return Ok(true);
         }
         operator.open(state.positions.get(&name).unwrap_or(&Cut::default())).await?;
         loop {
             match operator.next().await? {
                 SourceEvent::End => break,
                 SourceEvent::Idle => {}
-                SourceEvent::Chunk(_) | SourceEvent::Reject { .. } => return Ok(false),
+                SourceEvent::Chunk(_) | SourceEvent::Reject { .. } => return Ok(true),
             }
         }
         // A file may have nothing in it and still be new: that it was looked at is worth a record.
         if !operator.cut().is_empty() {
-            return Ok(false);
+            return Ok(true);
         }
     }
-    Ok(true)
+    Ok(false)
 }
 
 /// Refuses to use state that belongs to another query.

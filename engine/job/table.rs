@@ -15,16 +15,17 @@ use nexus_operators::transform::Transform;
 use nexus_operators::transform::expect::{Rule, judge};
 use nexus_operators::transform::leaf::LeafSender;
 use nexus_operators::transform::query::{Running, failed};
-use nexus_operators::transform::rows::{conform, quarantined};
+use nexus_operators::transform::rows::{self, conform};
 use nexus_operators::transform::unique::Unique;
 use nexus_operators::transform::window::{WATERMARK_END, WATERMARK_START, Window};
-use nexus_operators::{Error, Result, fail};
+use nexus_operators::{Error, ErrorKind, Result, fail};
 use tokio::sync::mpsc;
 
 use super::budget::StateShare;
 use super::channel::{Barrier, Item, Receiver, Sender, closed, fan_out};
 use super::coordinator::Report;
 use super::progress::Progress;
+use super::redrive::Taken;
 use super::reference::References;
 use super::source::EpochLoad;
 use crate::state::record::{TableCounts, TableRecord, TableState};
@@ -42,6 +43,8 @@ pub struct TableStage {
     pub outlet: Outlet,
     /// Where state is kept; nothing if the table has none.
     pub memory: Option<Memory>,
+    /// Rows that broke a rule of the table and are sent again, in the first epoch.
+    pub redriven: Option<Taken>,
     /// Whether the result carries event time. Whoever reads one without it waits for the end of input.
     pub carries_time: bool,
     /// The reference tables that the query reads.
@@ -128,6 +131,13 @@ impl TableStage {
         let mut tally = Tally { rules: vec![0; self.outlet.rules.len()], ..Tally::default() };
         if self.references.refresh().await {
             self.transform.refresh();
+        }
+        if let Some(taken) = self.redriven.take() {
+            let mut rows = taken.rows();
+            while let Some((again, back)) = rows.next().await? {
+                self.outlet.put_back(back, &mut tally).await?;
+                self.outlet.send_again(&again, &mut tally).await?;
+            }
         }
         let closed_until_us = self.transform.closed_until_us();
         let Running { inputs, mut rows } = self.transform.start().await?;
@@ -281,8 +291,7 @@ async fn send_late(
     clock: &SharedClock,
 ) -> Result<()> {
     let Some(quarantine) = quarantine else { return Ok(()) };
-    let rows = quarantined(late, "late", "the row came after its window had been given out")?;
-    send_quarantined(table, &rows, quarantine, clock).await
+    send_quarantined(table, &rows::late(late)?, quarantine, clock).await
 }
 
 async fn send_quarantined(
@@ -300,15 +309,63 @@ impl Outlet {
             return Ok(());
         }
         let batch = conform(&batch, &self.schema)?;
+        tally.counts.rows_sql += batch.num_rows() as u64;
+        self.judge(batch, 0, tally).await
+    }
+
+    /// Takes rows to the rules once more that broke one.
+    async fn send_again(&mut self, rows: &[Quarantined], tally: &mut Tally) -> Result<()> {
+        for alike in rows.chunk_by(|a, b| a.attempts == b.attempts) {
+            let documents: Vec<_> = alike.iter().map(|row| row.raw.clone()).collect();
+            match (rows::from_json(&documents, &self.schema), alike) {
+                (Ok(batch), [first, ..]) => {
+                    tally.counts.redriven += alike.len() as u64;
+                    self.judge(batch, first.attempts + 1, tally).await?;
+                }
+                (Err(error), [row]) if error.kind() == ErrorKind::Data => {
+                    tally.counts.redriven += 1;
+                    tally.counts.quarantined += 1;
+                    let (reason, rule, attempts) = (error.to_string(), "redrive".to_owned(), row.attempts + 1);
+                    self.quarantine(&[Quarantined { reason, rule, attempts, ..row.clone() }]).await?;
+                }
+                (Err(error), alike) if error.kind() == ErrorKind::Data => {
+                    for row in alike {
+                        Box::pin(self.send_again(std::slice::from_ref(row), tally)).await?;
+                    }
+                }
+                (Err(error), _) => return Err(error),
+                (Ok(_), []) => {}
+            }
+        }
+        Ok(())
+    }
+
+    /// Puts rows back that cannot be sent again.
+    async fn put_back(&mut self, back: RecordBatch, tally: &mut Tally) -> Result<()> {
+        let rows = back.num_rows() as u64;
+        tally.counts.redriven += rows;
+        tally.counts.quarantined += rows;
+        match &self.quarantine {
+            Some(quarantine) if rows > 0 => quarantine.send(Item::Batch(back)).await,
+            _ => Ok(()),
+        }
+    }
+
+    async fn quarantine(&self, rows: &[Quarantined]) -> Result<()> {
+        match &self.quarantine {
+            Some(quarantine) if !rows.is_empty() => send_quarantined(&self.table, rows, quarantine, &self.clock).await,
+            _ => Ok(()),
+        }
+    }
+
+    /// Passes on what meets the rules and has not been there before.
+    async fn judge(&mut self, batch: RecordBatch, attempts: u32, tally: &mut Tally) -> Result<()> {
+        let judged = judge(&self.table, &self.rules, batch, attempts)?;
         let counts = &mut tally.counts;
-        counts.rows_sql += batch.num_rows() as u64;
-        let judged = judge(&self.table, &self.rules, batch)?;
         counts.dropped += judged.dropped;
         counts.quarantined += judged.quarantined.len() as u64;
         tally.rules.iter_mut().zip(judged.broken).for_each(|(total, broken)| *total += broken);
-        if let (Some(quarantine), false) = (&self.quarantine, judged.quarantined.is_empty()) {
-            send_quarantined(&self.table, &judged.quarantined, quarantine, &self.clock).await?;
-        }
+        self.quarantine(&judged.quarantined).await?;
         let mut kept = judged.kept;
         if let Some(unique) = &mut self.unique {
             let before = kept.num_rows();

@@ -6,7 +6,7 @@ use std::sync::atomic::AtomicU64;
 
 use nexus_operators::position::Cut;
 use nexus_operators::quarantine;
-use nexus_operators::sink::parquet::{ParquetCompression, ParquetSettings, ParquetSink, PartitionBy};
+use nexus_operators::sink::parquet::{ParquetCompression, ParquetSettings, ParquetSink, PartitionBy, RemovedFile};
 use nexus_operators::sink::{EpochId, Prepared, Sink};
 use nexus_operators::store::Encryption;
 use nexus_operators::{Error, Result, fail};
@@ -19,6 +19,7 @@ use super::decode::{DecodeStage, Watermark};
 use super::errors::{Budgets, Reasons};
 use super::place::{PARQUET, POSTGRES, ParquetPlace, parquet_place, spool_place};
 use super::progress::Progress;
+use super::redrive::{Portion, RecordStage};
 use super::reference::References;
 use super::sink::{CommitStage, SinkStage};
 use super::source::{Command, EpochLoad, SourceStage};
@@ -54,6 +55,8 @@ struct Wiring<'a> {
     plan: &'a Plan,
     restored: &'a Restored,
     settings: &'a RunSettings,
+    /// What is sent again, in place of what the sources have; nothing if they are read.
+    portion: Option<Portion>,
     budget: Budget,
     state_memory: Arc<StateMemory>,
     progress: Arc<Progress>,
@@ -72,6 +75,7 @@ pub async fn wire(
     plan: Plan,
     mut settings: RunSettings,
     restored: Restored,
+    portion: Option<Portion>,
     progress: Arc<Progress>,
     stop: watch::Receiver<bool>,
 ) -> Result<Wired> {
@@ -88,6 +92,7 @@ pub async fn wire(
         plan: &plan,
         restored: &restored,
         settings: &settings,
+        portion,
         budget,
         state_memory,
         progress: progress.clone(),
@@ -109,7 +114,10 @@ pub async fn wire(
     }
     let mut user_sources = user_sources;
     for name in plan.opened_sources() {
-        Box::pin(wiring.source(&name, user_sources.remove(&name))).await?;
+        match wiring.portion {
+            None => Box::pin(wiring.source(&name, user_sources.remove(&name))).await?,
+            Some(_) => wiring.records(&name).await?,
+        }
     }
     check_owed(&restored, &wiring.queues)?;
     let timing = Timing {
@@ -121,7 +129,11 @@ pub async fn wire(
     };
     let Wiring { stages, commits, queues, commands, .. } = wiring;
     let tables = plan.tables.iter().map(TablePlan::name).collect();
-    let budgets = Budgets::new(&plan, &restored.state.errors);
+    // Rows that fail again are as many as there were.
+    let budgets = match settings.redrive {
+        None => Budgets::new(&plan, &restored.state.errors),
+        Some(_) => Budgets::default(),
+    };
     let Restored { store, state, generation, ledger, .. } = restored;
     let coordinator = Coordinator {
         store,
@@ -215,6 +227,29 @@ impl Wiring<'_> {
         Ok(())
     }
 
+    /// Adds the stage that stands in for a source while quarantined rows are sent again.
+    async fn records(&mut self, name: &str) -> Result<()> {
+        let plan = self.plan.sources.get(name);
+        let plan = plan.ok_or_else(|| Error::internal(format!("source {name} is not planned")))?;
+        let quarantine = self.quarantine(name).await?;
+        let (command, commands) = mpsc::unbounded_channel();
+        self.commands.insert(name.to_owned(), command);
+        let stage = RecordStage {
+            name: name.to_owned(),
+            decoder: plan.decoder()?.into(),
+            taken: self.portion.as_mut().and_then(|portion| portion.taken.remove(name)),
+            to: self.takers.remove(name).unwrap_or_default(),
+            quarantine,
+            commands,
+            reports: self.reports.clone(),
+            watermark_us: self.restored.state.watermarks_us.get(name).copied(),
+            ends: self.portion.as_ref().is_some_and(|portion| portion.ends),
+            clock: self.settings.clock.clone(),
+        };
+        self.stages.push((format!("quarantine of {name}"), Box::pin(stage.run())));
+        Ok(())
+    }
+
     async fn table(&mut self, plan: &TablePlan) -> Result<()> {
         let name = plan.name();
         let spec = self.plan.spec_of(plan).cloned();
@@ -223,7 +258,8 @@ impl Wiring<'_> {
             to.extend(self.stored(plan, spec).await?);
         }
         let late = plan.window.is_some() && plan.late == Late::Quarantine;
-        let quarantine = if late || !plan.rules.is_empty() { Some(self.quarantine(&name).await?) } else { None };
+        let quarantines = late || !plan.rules.is_empty() || self.has_quarantined(&name);
+        let quarantine = if quarantines { Some(self.quarantine(&name).await?) } else { None };
         let mut inputs = Vec::with_capacity(plan.inputs.len());
         for input in &plan.inputs {
             let (sender, from) = self.channel(format!("{input} to {name}"));
@@ -264,6 +300,7 @@ impl Wiring<'_> {
                 clock: self.settings.clock.clone(),
             },
             memory,
+            redriven: self.portion.as_mut().and_then(|portion| portion.taken.remove(&name)),
             carries_time: plan.event_time.is_some(),
             references: References::new(references.collect()),
             reports: self.reports.clone(),
@@ -288,13 +325,22 @@ impl Wiring<'_> {
                 open_partitions_max: self.plan.loaded.spec.limits.open_partitions,
                 buffer_bytes: self.budget.sink,
             };
-            takers.push(self.parquet(&format!("{name}/{PARQUET}"), settings).await?);
+            takers.push(self.parquet(&format!("{name}/{PARQUET}"), settings, Vec::new()).await?);
         }
         if let Some(postgres) = &spec.postgres {
             let sink = self.postgres(plan, postgres).await?;
             takers.push(self.sink(&format!("{name}/{POSTGRES}"), sink).await?);
         }
         Ok(takers)
+    }
+
+    /// Tells whether rows of a table are in the quarantine, or are to come there, though its file says nothing of it any
+    /// more.
+    fn has_quarantined(&self, table: &str) -> bool {
+        let sink = format!("{table}/{QUARANTINE}");
+        let owed = |record: &CommitRecord| record.sinks.get(&sink).is_some_and(|prepared| prepared.handle.is_some());
+        let taken = self.portion.as_ref().is_some_and(|portion| portion.taken.contains_key(table));
+        taken || self.restored.undone.iter().any(owed)
     }
 
     async fn quarantine(&mut self, of: &str) -> Result<Sender<Item>> {
@@ -308,13 +354,20 @@ impl Wiring<'_> {
             open_partitions_max: 1,
             buffer_bytes: self.budget.sink,
         };
-        self.parquet(&format!("{of}/{QUARANTINE}"), settings).await
+        let taken = self.portion.as_ref().and_then(|portion| portion.taken.get(of));
+        let removes = taken.map(|taken| taken.files().to_vec()).unwrap_or_default();
+        self.parquet(&format!("{of}/{QUARANTINE}"), settings, removes).await
     }
 
-    async fn parquet(&mut self, sink: &str, settings: ParquetSettings) -> Result<Sender<Item>> {
+    async fn parquet(
+        &mut self,
+        sink: &str,
+        settings: ParquetSettings,
+        removes: Vec<RemovedFile>,
+    ) -> Result<Sender<Item>> {
         let ParquetPlace { table, staging, notes } =
             parquet_place(self.plan, &self.restored.store, &self.restored.encryption, sink).await?;
-        self.sink(sink, Box::new(ParquetSink::new(settings, table, staging, notes)?)).await
+        self.sink(sink, Box::new(ParquetSink::new(settings, table, staging, notes)?.removing(removes))).await
     }
 
     #[cfg(feature = "postgres")]

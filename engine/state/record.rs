@@ -67,7 +67,7 @@ pub struct SourceRecord {
     pub counts: SourceCounts,
 }
 
-/// What is counted of a source. `records = rows + quarantined`.
+/// What is counted of a source. `records + redriven = rows + quarantined`.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SourceCounts {
     /// Records read; rows where one record holds several.
@@ -78,6 +78,9 @@ pub struct SourceCounts {
     pub rows: u64,
     /// Records that went to the quarantine.
     pub quarantined: u64,
+    /// Records that were taken out of the quarantine.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub redriven: u64,
 }
 
 /// A table's part of an epoch.
@@ -94,7 +97,7 @@ pub struct TableRecord {
     pub state: Option<TableState>,
 }
 
-/// What is counted of a table. `rows_sql = rows_out + dropped + quarantined + duplicates`.
+/// What is counted of a table. `rows_sql + redriven = rows_out + dropped + quarantined + duplicates`.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct TableCounts {
     /// Rows that arrived.
@@ -103,6 +106,9 @@ pub struct TableCounts {
     pub late: u64,
     /// Rows that came out of the query.
     pub rows_sql: u64,
+    /// Rows that were taken out of the quarantine. They come to the rules as those of the query do.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub redriven: u64,
     /// Of these, rows that a rule dropped.
     pub dropped: u64,
     /// Of these, rows that a rule sent to the quarantine.
@@ -128,6 +134,11 @@ pub struct TableState {
     pub keys: BTreeMap<u64, String>,
 }
 
+#[allow(clippy::trivially_copy_pass_by_ref, reason = "serde passes a reference")]
+fn is_zero(number: &u64) -> bool {
+    *number == 0
+}
+
 impl SourceCounts {
     /// Adds another count.
     pub fn add(&mut self, other: &Self) {
@@ -135,6 +146,7 @@ impl SourceCounts {
         self.bytes = self.bytes.saturating_add(other.bytes);
         self.rows = self.rows.saturating_add(other.rows);
         self.quarantined = self.quarantined.saturating_add(other.quarantined);
+        self.redriven = self.redriven.saturating_add(other.redriven);
     }
 }
 
@@ -144,6 +156,7 @@ impl TableCounts {
         self.rows_in = self.rows_in.saturating_add(other.rows_in);
         self.late = self.late.saturating_add(other.late);
         self.rows_sql = self.rows_sql.saturating_add(other.rows_sql);
+        self.redriven = self.redriven.saturating_add(other.redriven);
         self.dropped = self.dropped.saturating_add(other.dropped);
         self.quarantined = self.quarantined.saturating_add(other.quarantined);
         self.duplicates = self.duplicates.saturating_add(other.duplicates);
@@ -171,26 +184,32 @@ impl CommitRecord {
     /// Gives the first source or table whose rows are not accounted for, and its counts.
     pub fn imbalance(&self) -> Option<(&str, String)> {
         for (name, source) in &self.sources {
-            let SourceCounts { records, rows, quarantined, .. } = source.counts;
-            if records != rows.saturating_add(quarantined) {
-                return Some((name, format!("{records} records = {rows} rows + {quarantined} quarantined")));
+            let SourceCounts { records, rows, quarantined, redriven, .. } = source.counts;
+            if records.saturating_add(redriven) != rows.saturating_add(quarantined) {
+                let counts =
+                    format!("{records} records + {redriven} redriven = {rows} rows + {quarantined} quarantined");
+                return Some((name, counts));
             }
             for (sink, prepared) in self.sinks_of(name) {
                 if sink == QUARANTINE && prepared.rows != quarantined {
                     return Some((name, format!("{quarantined} quarantined, but {} prepared", prepared.rows)));
+                }
+                if sink == QUARANTINE && prepared.removed != redriven {
+                    return Some((name, format!("{redriven} redriven, but {} removed", prepared.removed)));
                 }
             }
         }
         for (name, table) in &self.tables {
             let counts = &table.counts;
             let left = counts.dropped.saturating_add(counts.quarantined).saturating_add(counts.duplicates);
-            if counts.rows_sql != counts.rows_out.saturating_add(left) || counts.late > counts.rows_in {
+            let came = counts.rows_sql.saturating_add(counts.redriven);
+            if came != counts.rows_out.saturating_add(left) || counts.late > counts.rows_in {
                 return Some((name, format!("{counts:?}")));
             }
             let quarantined = counts.quarantined..=counts.quarantined.saturating_add(counts.late);
             for (sink, prepared) in self.sinks_of(name) {
                 let fits = match sink {
-                    QUARANTINE => quarantined.contains(&prepared.rows),
+                    QUARANTINE => quarantined.contains(&prepared.rows) && prepared.removed == counts.redriven,
                     _ => prepared.rows == counts.rows_out,
                 };
                 if !fits {

@@ -20,7 +20,7 @@ use arrow::datatypes::DataType;
 use nexus::Pipeline;
 use nexus::operators::source::memory::MemorySource;
 
-use crate::world::Random;
+use crate::world::{Random, table_files};
 use compare::difference;
 use data::{NOTHING_CSV, SITES_CSV, Stream, below, streams};
 use functions::{FUNCTIONS, MISUSED};
@@ -134,6 +134,33 @@ async fn duplicates_and_rules_mean_the_same_over_restarts() {
         }
     }
     assert!(repeated > 0 && broken > 0, "{repeated} repeated, {broken} broken: the test shows nothing");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn rows_that_are_sent_again_are_where_they_would_have_been() {
+    const ONCE: Table = ("silver", "once", "SELECT id, ts, site, v, n FROM events");
+    let mut random = Random::seeded();
+    let mut sent = 0;
+    for _ in 0..2 * cases() {
+        let [mut events, _] = streams(&mut random);
+        let original = events.rows.clone();
+        let within_ms = repeat_some(&mut random, &mut events);
+        let options = format!(
+            "\n    unique: {{ key: [id], within: {within_ms}ms }}\n    expect:\n      \
+             low: {{ that: n < 5 AND v > -20, else: quarantine }}"
+        );
+        let trial = Trial::new(&mut random, &[(ONCE, options.as_str())]);
+        let streams = [events];
+        trial.run(&mut random, &streams).await;
+        let quarantine = trial.lake().join("_quarantine/silver.once");
+        sent += quarantined_ids(&stored(&quarantine).await).len();
+        trial.redrive(&mut random, &streams, ("n < 5 AND v > -20", "id >= 0")).await;
+        assert_eq!(table_files(&quarantine, ""), 0, "files of the quarantine are left");
+        for (name, wanted) in batch_answer(&[("events", original.clone())], &[ONCE]).await {
+            assert_eq!(difference(&trial.landed(&name), &wanted), None, "{name} with keys kept for {within_ms} ms");
+        }
+    }
+    assert!(sent > 0, "no row was in the quarantine: the test shows nothing");
 }
 
 /// Sends some rows again, a few rows behind; gives for how many milliseconds of event time a key has to be known.
