@@ -40,6 +40,7 @@ pub struct Pipeline {
     sinks: Vec<(String, String, Box<dyn Sink>)>,
     until_idle: Option<Duration>,
     redrive: Option<Redrive>,
+    stores: bool,
 }
 
 impl Pipeline {
@@ -72,6 +73,7 @@ impl Pipeline {
             sinks: Vec::new(),
             until_idle: None,
             redrive: None,
+            stores: true,
         }
     }
 
@@ -159,6 +161,12 @@ impl Pipeline {
         self
     }
 
+    /// Has no table stored but by the service's own sinks.
+    pub(crate) fn without_stores(mut self) -> Self {
+        self.stores = false;
+        self
+    }
+
     /// Has a source that is planned already read by an operator.
     pub(crate) fn with_planned(mut self, plan: SourcePlan, source: Box<dyn Source>) -> Self {
         self.sources.insert(plan.name.clone(), source);
@@ -196,6 +204,7 @@ impl Pipeline {
             sources: self.sources,
             sinks: self.sinks,
             redrive: self.redrive,
+            stores: self.stores,
         };
         Job::start(plan, settings).await.map_err(BuildError::Operator)
     }

@@ -11,6 +11,7 @@ mod bad_data;
 mod balance;
 mod cli;
 mod cloud;
+mod corrected;
 mod crash;
 mod endless;
 mod errors;

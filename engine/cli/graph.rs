@@ -11,6 +11,7 @@ use super::{Failure, File, terminal};
 use crate::plan::Plan;
 use crate::plan::table::TablePlan;
 use crate::spec::columns::type_name;
+use crate::spec::model::Late;
 use crate::spec::units::Span;
 
 /// Show the graph of tables, their schemas, what is stateful, and the plans.
@@ -80,7 +81,11 @@ fn state(table: &TablePlan) -> Option<String> {
     let window = table.window.map(|(_, extent)| window(extent));
     let unique = table.unique.as_ref().map(|(_, _, within_us)| format!("keys for {} s", within_us / 1_000_000));
     let rows = table.keys.is_some().then(|| "the newest row of each key".to_owned());
-    let parts: Vec<_> = window.into_iter().chain(rows).chain(unique).collect();
+    let corrected = match table.late {
+        Late::Update(update) => Some(format!("corrected for {} behind their end", update.within)),
+        Late::Quarantine | Late::Drop => None,
+    };
+    let parts: Vec<_> = window.into_iter().chain(corrected).chain(rows).chain(unique).collect();
     (!parts.is_empty()).then(|| parts.join(", "))
 }
 

@@ -64,6 +64,8 @@ pub struct RunSettings {
     pub sources: BTreeMap<String, Box<dyn Source>>,
     /// Sinks that an embedding service brings, by the table, `tier.table`, and a name of their own.
     pub sinks: Vec<(String, String, Box<dyn Sink>)>,
+    /// Store tables as the file says; otherwise only the sinks that an embedding service brings take their rows.
+    pub stores: bool,
     /// Send quarantined rows again, and read nothing from the sources.
     pub redrive: Option<Redrive>,
 }

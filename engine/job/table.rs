@@ -140,8 +140,9 @@ impl TableStage {
             }
         }
         let closed_until_us = self.transform.closed_until_us();
+        let late_until_us = self.transform.forgotten_until_us().unwrap_or(closed_until_us);
         let Running { inputs, mut rows } = self.transform.start().await?;
-        let arriving = self.intake.feed(inputs, closed_until_us);
+        let arriving = self.intake.feed(inputs, late_until_us, closed_until_us);
         // The plan may end before its input does (a join with nothing): what it held must not hold the input back.
         let leaving = async {
             while let Some(batch) = rows.next().await {
@@ -158,6 +159,7 @@ impl TableStage {
         let ((arrived, barrier), ()) = futures::future::try_join(arriving, leaving).await?;
         tally.counts.rows_in = arrived.rows_in;
         tally.counts.late = arrived.late;
+        tally.counts.correcting = arrived.correcting;
 
         let watermark_us = barrier.watermark_us.unwrap_or(WATERMARK_START);
         if let Some(mut windows) = self.transform.close(barrier.epoch, watermark_us).await? {
@@ -202,7 +204,8 @@ impl TableStage {
         fail::point("after_keys_snapshot")?;
         let windows = memory.windows.save(epoch, windows).await?;
         let closed_until_us = self.transform.closed_until_us();
-        let state = TableState { query: memory.query.clone(), closed_until_us, windows, keys };
+        let forgotten_until_us = self.transform.forgotten_until_us();
+        let state = TableState { query: memory.query.clone(), closed_until_us, forgotten_until_us, windows, keys };
         fail::point("after_snapshot")?;
         Ok(Some(state))
     }
@@ -230,11 +233,20 @@ impl Memory {
 struct Arrived {
     rows_in: u64,
     late: u64,
+    /// Rows of windows that have been given out and are corrected.
+    correcting: u64,
 }
 
 impl Intake {
     /// Feeds the inputs to the query until the barrier has come on all of them.
-    async fn feed(&mut self, senders: Vec<LeafSender>, closed_until_us: i64) -> Result<(Arrived, Barrier)> {
+    ///
+    /// Rows of windows that end up to `late_until_us` are late, those of others up to `closed_until_us` correct them.
+    async fn feed(
+        &mut self,
+        senders: Vec<LeafSender>,
+        late_until_us: i64,
+        closed_until_us: i64,
+    ) -> Result<(Arrived, Barrier)> {
         let Self { table, inputs, quarantine, clock } = self;
         let (table, quarantine, clock) = (&*table, &*quarantine, &*clock);
         let fed = inputs.iter_mut().zip(senders).map(|(input, sender)| async move {
@@ -244,10 +256,13 @@ impl Intake {
                     Item::Barrier(barrier) => return Ok::<_, Error>((arrived, barrier)),
                     Item::Batch(batch) => {
                         arrived.rows_in += batch.num_rows() as u64;
-                        let (batch, late) = on_time(batch, input.window.as_ref(), closed_until_us)?;
+                        let (batch, late) = on_time(batch, input.window.as_ref(), late_until_us)?;
                         if let Some(late) = late {
                             arrived.late += late.num_rows() as u64;
                             send_late(table, &late, quarantine.as_ref(), clock).await?;
+                        }
+                        if let Some(window) = input.window.as_ref().filter(|_| late_until_us < closed_until_us) {
+                            arrived.correcting += window.closed(&batch, closed_until_us)?.true_count() as u64;
                         }
                         sender.send(batch).await;
                     }
@@ -259,6 +274,7 @@ impl Intake {
         for (arrived, barrier) in try_join_all(fed).await? {
             total.rows_in += arrived.rows_in;
             total.late += arrived.late;
+            total.correcting += arrived.correcting;
             let watermark_us = match (aligned.and_then(|known| known.watermark_us), barrier.watermark_us) {
                 (Some(known), Some(here)) => Some(known.min(here)),
                 (known, here) => known.or(here),
@@ -270,14 +286,14 @@ impl Intake {
     }
 }
 
-/// Parts the rows whose window has been given out from the others.
+/// Parts the rows of windows that end up to a time from the others.
 fn on_time(
     batch: RecordBatch,
     window: Option<&Window>,
-    closed_until_us: i64,
+    late_until_us: i64,
 ) -> Result<(RecordBatch, Option<RecordBatch>)> {
-    let Some(window) = window.filter(|_| closed_until_us > WATERMARK_START) else { return Ok((batch, None)) };
-    let late = window.closed(&batch, closed_until_us)?;
+    let Some(window) = window.filter(|_| late_until_us > WATERMARK_START) else { return Ok((batch, None)) };
+    let late = window.closed(&batch, late_until_us)?;
     if late.true_count() == 0 {
         return Ok((batch, None));
     }

@@ -29,7 +29,7 @@ use super::{CpuRuntime, RunSettings, Stage, Wired};
 use crate::plan::Plan;
 use crate::plan::table::TablePlan;
 use crate::spec::Partition;
-use crate::spec::model::{self, Late};
+use crate::spec::model;
 use crate::state::record::{CommitRecord, QUARANTINE};
 use crate::state::snapshot::Snapshots;
 use crate::state::{State, StateStore};
@@ -254,10 +254,10 @@ impl Wiring<'_> {
         let name = plan.name();
         let spec = self.plan.spec_of(plan).cloned();
         let mut to = self.takers.remove(&name).unwrap_or_default();
-        if let Some(spec) = &spec {
+        if let Some(spec) = spec.as_ref().filter(|_| self.settings.stores) {
             to.extend(self.stored(plan, spec).await?);
         }
-        let late = plan.window.is_some() && plan.late == Late::Quarantine;
+        let late = plan.window.is_some() && plan.late.quarantines();
         let quarantines = late || !plan.rules.is_empty() || self.has_quarantined(&name);
         let quarantine = if quarantines { Some(self.quarantine(&name).await?) } else { None };
         let mut inputs = Vec::with_capacity(plan.inputs.len());
@@ -271,7 +271,8 @@ impl Wiring<'_> {
         let memory = if plan.is_stateful() { Some(self.memory(plan)) } else { None };
         if let (Some(memory), Some(state)) = (&memory, self.restored.state.tables.get(&name)) {
             if !fail::mutated("no_windows") {
-                transform.restore(memory.windows.restore().await?, state.closed_until_us)?;
+                let segments = memory.windows.restore().await?;
+                transform.restore(segments, state.closed_until_us, state.forgotten_until_us)?;
             }
             if let Some(unique) = unique.as_mut().filter(|_| !fail::mutated("no_keys")) {
                 unique.restore(memory.keys.restore_keys().await?)?;

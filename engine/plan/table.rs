@@ -12,6 +12,7 @@ use datafusion::logical_expr::{Expr, LogicalPlan};
 use nexus_operators::clock::SharedClock;
 use nexus_operators::transform::Transform;
 use nexus_operators::transform::aggregate::WindowedAggregate;
+use nexus_operators::transform::corrected::CorrectedAggregate;
 use nexus_operators::transform::expect::{Otherwise, Rule};
 use nexus_operators::transform::keyed::{KeyedAggregate, with_sequence};
 use nexus_operators::transform::keys::KeyLimits;
@@ -22,7 +23,7 @@ use nexus_operators::transform::unique::Unique;
 use nexus_operators::transform::window::{Extent, Window};
 use nexus_operators::{Error, Result};
 
-use super::analyze::{EventTimes, Shape, Unfit, analyze, stream_name, without_window};
+use super::analyze::{EventTimes, Shape, Unfit, WindowShape, analyze, corrected_keys, stream_name, without_window};
 use super::reference::ReferenceTable;
 use super::windows;
 use crate::spec::Tier;
@@ -56,7 +57,7 @@ pub struct TablePlan {
     pub event_time: Option<usize>,
     /// The window of the query's aggregate: its place among the keys, and how far it reaches.
     pub window: Option<(usize, Extent)>,
-    /// The keys of an aggregate without a window, as columns: a row replaces the one before of the same keys.
+    /// The keys of an aggregate whose rows change, as columns: a row replaces the one before of the same keys.
     pub keys: Option<Vec<usize>>,
     /// What becomes of late rows.
     pub late: Late,
@@ -136,7 +137,12 @@ impl TablePlan {
             return Err(Refused::Sql { message: message.into(), at: None });
         }
         let times: EventTimes = inputs.iter().map(|name| (name.clone(), time_name(readable, name))).collect();
-        let Shape { window, keys, event_time } = analyze(&optimised, &times).map_err(Refused::Unfit)?;
+        let Shape { window, mut keys, mut event_time } = analyze(&optimised, &times).map_err(Refused::Unfit)?;
+        if let Late::Update(_) = spec.late {
+            check_corrected(spec, window.as_ref())?;
+            keys = Some(corrected_keys(&optimised, &times).map_err(Refused::Unfit)?);
+            event_time = None;
+        }
         let used: Vec<Arc<Leaf>> = inputs.iter().filter_map(|name| leaves.get(name).cloned()).collect();
         let query = Query::new(state.clone(), logical.clone(), used.clone(), readable.clock.clone()).await;
         let mut schema = stored_schema(&query.map_err(|e| Refused::Sql { message: e.to_string(), at: None })?.schema());
@@ -194,7 +200,8 @@ impl TablePlan {
             let names: Vec<_> = key.iter().map(|index| self.schema.field(*index).name().as_str()).collect();
             format!("; unique ({}) by {} within {within_us} us", names.join(", "), self.schema.field(*time).name())
         });
-        format!("{sql}; over {}{}", inputs.join(", "), key.unwrap_or_default())
+        let corrected = if matches!(self.late, Late::Update(_)) { "; corrected by late rows" } else { "" };
+        format!("{sql}; over {}{}{corrected}", inputs.join(", "), key.unwrap_or_default())
     }
 
     /// Gives the columns that a sink with a key keeps: all, but for the sequence that tells which row is newer.
@@ -208,6 +215,13 @@ impl TablePlan {
         let query =
             Query::new(self.state.clone(), self.logical.clone(), self.leaves.clone(), self.clock.clone()).await?;
         Ok(match self.window {
+            Some((index, Extent::Width(width))) if self.keys.is_some() => {
+                let Late::Update(update) = self.late else {
+                    return Err(Error::internal(format!("the windows of {} change for no reason", self.name())));
+                };
+                let within_us = i64::try_from(update.within.0.as_micros()).unwrap_or(i64::MAX);
+                Transform::Corrected(Box::new(CorrectedAggregate::new(query, index, width, within_us)?))
+            }
             None if self.keys.is_some() => Transform::Keyed(Box::new(KeyedAggregate::new(query)?)),
             None => Transform::Stateless(Box::new(query)),
             Some((index, extent)) => Transform::Windowed(Box::new(WindowedAggregate::new(query, index, extent)?)),
@@ -312,6 +326,23 @@ fn check_columns(schema: &SchemaRef) -> Result<(), Refused> {
     Ok(())
 }
 
+/// Checks that late rows can correct the windows of a table.
+fn check_corrected(spec: &model::Table, window: Option<&WindowShape>) -> Result<(), Refused> {
+    let at_update = || vec!["late".to_owned(), "update".to_owned()];
+    let message = match window.map(|window| window.extent) {
+        None => "the query has no windows, so no row comes too late for one; remove `late`",
+        Some(Extent::Session { .. }) => {
+            "a late row may make one session of two that were given out, and one of them would have to be taken back; \
+             choose `quarantine` or `drop`, or windows of a fixed width"
+        }
+        Some(_) if spec.postgres.as_ref().is_none_or(|postgres| postgres.key.is_empty()) => {
+            "a corrected row replaces the one before, which needs a sink that can: `postgres: { key: [...] }`"
+        }
+        Some(_) => return Ok(()),
+    };
+    Err(Refused::Option(at_update(), Error::config(message)))
+}
+
 /// Checks that a table whose rows change has a sink that keeps the newest of each key, and nothing that needs rows to
 /// stay.
 fn check_keyed(spec: &model::Table, schema: &SchemaRef, keys: &[usize], times: &EventTimes) -> Result<(), Refused> {
@@ -325,14 +356,14 @@ fn check_keyed(spec: &model::Table, schema: &SchemaRef, keys: &[usize], times: &
         return Err(Refused::Option(vec!["postgres".into(), "key".into()], Error::config(message)));
     }
     if spec.unique.is_some() {
-        let message = "the rows of an aggregate without a window change; make the rows that it reads unique";
+        let message = "the rows of the table change; make the rows that it reads unique";
         return Err(Refused::Option(vec!["unique".into()], Error::config(message)));
     }
     let leaves_out =
         |rule: &model::Expectation| !matches!(rule.otherwise, model::Otherwise::Keep | model::Otherwise::Fail);
     if let Some((name, _)) = spec.expect.iter().find(|(_, rule)| leaves_out(rule)) {
-        let message = "a row of an aggregate without a window replaces an older one, which would stay if it were left out; \
-                       only `keep` and `fail` are possible here";
+        let message = "a row of the table replaces an older one, which would stay if it were left out; only `keep` and \
+                       `fail` are possible here";
         return Err(Refused::Option(vec!["expect".into(), name.clone(), "else".into()], Error::config(message)));
     }
     Ok(())

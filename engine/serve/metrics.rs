@@ -97,6 +97,7 @@ fn tables(page: &mut Page, progress: &Progress) {
         for (fate, rows) in [
             ("in", counts.rows_in),
             ("late", counts.late),
+            ("correcting", counts.correcting),
             ("sql", counts.rows_sql),
             ("dropped", counts.dropped),
             ("quarantined", counts.quarantined),

@@ -102,8 +102,11 @@ pub struct TableRecord {
 pub struct TableCounts {
     /// Rows that arrived.
     pub rows_in: u64,
-    /// Of these, rows that came after their window was given out.
+    /// Of these, rows that came too late for their window.
     pub late: u64,
+    /// Rows that came after their window was given out, and have corrected it.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub correcting: u64,
     /// Rows that came out of the query.
     pub rows_sql: u64,
     /// Rows that were taken out of the quarantine. They come to the rules as those of the query do.
@@ -126,6 +129,9 @@ pub struct TableState {
     pub query: String,
     /// The time up to which windows have been given out, in microseconds since the Unix epoch.
     pub closed_until_us: i64,
+    /// The time up to which windows cannot be corrected any more; nothing if none ever can.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub forgotten_until_us: Option<i64>,
     /// Files of accumulator states, by the epoch that added them.
     #[serde(default)]
     pub windows: BTreeMap<u64, String>,
@@ -155,6 +161,7 @@ impl TableCounts {
     pub fn add(&mut self, other: &Self) {
         self.rows_in = self.rows_in.saturating_add(other.rows_in);
         self.late = self.late.saturating_add(other.late);
+        self.correcting = self.correcting.saturating_add(other.correcting);
         self.rows_sql = self.rows_sql.saturating_add(other.rows_sql);
         self.redriven = self.redriven.saturating_add(other.redriven);
         self.dropped = self.dropped.saturating_add(other.dropped);
@@ -203,7 +210,9 @@ impl CommitRecord {
             let counts = &table.counts;
             let left = counts.dropped.saturating_add(counts.quarantined).saturating_add(counts.duplicates);
             let came = counts.rows_sql.saturating_add(counts.redriven);
-            if came != counts.rows_out.saturating_add(left) || counts.late > counts.rows_in {
+            if came != counts.rows_out.saturating_add(left)
+                || counts.late.saturating_add(counts.correcting) > counts.rows_in
+            {
                 return Some((name, format!("{counts:?}")));
             }
             let quarantined = counts.quarantined..=counts.quarantined.saturating_add(counts.late);

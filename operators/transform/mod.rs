@@ -5,6 +5,7 @@ use arrow::datatypes::SchemaRef;
 use datafusion::execution::SendableRecordBatchStream;
 
 pub mod aggregate;
+pub mod corrected;
 pub mod expect;
 pub mod functions;
 pub mod keyed;
@@ -15,11 +16,13 @@ pub mod query;
 pub mod rows;
 pub mod segments;
 pub mod session;
+mod states;
 pub mod unique;
 pub mod window;
 
 use crate::error::Result;
 use aggregate::WindowedAggregate;
+use corrected::CorrectedAggregate;
 use keyed::KeyedAggregate;
 use query::{Query, Running};
 use segments::{Segment, Snapshot};
@@ -31,6 +34,8 @@ pub enum Transform {
     Stateless(Box<Query>),
     /// Rows in, and out when their window closes.
     Windowed(Box<WindowedAggregate>),
+    /// Rows in, and out when their window closes, and again when late rows have changed it.
+    Corrected(Box<CorrectedAggregate>),
     /// Rows in, and out the new row of each key.
     Keyed(Box<KeyedAggregate>),
 }
@@ -46,6 +51,7 @@ impl Transform {
         match self {
             Transform::Stateless(query) => query,
             Transform::Windowed(aggregate) => aggregate.query(),
+            Transform::Corrected(aggregate) => aggregate.query(),
             Transform::Keyed(aggregate) => aggregate.query(),
         }
     }
@@ -55,6 +61,7 @@ impl Transform {
         match self {
             Transform::Stateless(query) => query.refresh(),
             Transform::Windowed(aggregate) => aggregate.refresh(),
+            Transform::Corrected(aggregate) => aggregate.refresh(),
             Transform::Keyed(aggregate) => aggregate.refresh(),
         }
     }
@@ -64,6 +71,7 @@ impl Transform {
         match self {
             Transform::Stateless(query) => query.start().await,
             Transform::Windowed(aggregate) => aggregate.start().await,
+            Transform::Corrected(aggregate) => aggregate.start().await,
             Transform::Keyed(aggregate) => aggregate.start().await,
         }
     }
@@ -73,6 +81,10 @@ impl Transform {
         match self {
             Transform::Stateless(_) => Some(batch),
             Transform::Windowed(aggregate) => {
+                aggregate.absorb(batch);
+                None
+            }
+            Transform::Corrected(aggregate) => {
                 aggregate.absorb(batch);
                 None
             }
@@ -88,6 +100,7 @@ impl Transform {
         match self {
             Transform::Stateless(_) => Ok(None),
             Transform::Windowed(aggregate) => aggregate.close(watermark_us),
+            Transform::Corrected(aggregate) => aggregate.close(epoch, watermark_us).await,
             Transform::Keyed(aggregate) => aggregate.close(epoch).await,
         }
     }
@@ -97,15 +110,22 @@ impl Transform {
         match self {
             Transform::Stateless(_) => Ok(Snapshot::default()),
             Transform::Windowed(aggregate) => aggregate.snapshot(epoch).await,
+            Transform::Corrected(aggregate) => aggregate.snapshot(epoch),
             Transform::Keyed(aggregate) => aggregate.snapshot(epoch),
         }
     }
 
     /// Goes on from a snapshot.
-    pub fn restore(&mut self, segments: Vec<Segment>, closed_until_us: i64) -> Result<()> {
+    pub fn restore(
+        &mut self,
+        segments: Vec<Segment>,
+        closed_until_us: i64,
+        forgotten_until_us: Option<i64>,
+    ) -> Result<()> {
         match self {
             Transform::Stateless(_) => Ok(()),
             Transform::Windowed(aggregate) => aggregate.restore(segments, closed_until_us),
+            Transform::Corrected(aggregate) => aggregate.restore(segments, closed_until_us, forgotten_until_us),
             Transform::Keyed(aggregate) => aggregate.restore(segments),
         }
     }
@@ -115,13 +135,22 @@ impl Transform {
         match self {
             Transform::Stateless(_) | Transform::Keyed(_) => WATERMARK_START,
             Transform::Windowed(aggregate) => aggregate.closed_until_us(),
+            Transform::Corrected(aggregate) => aggregate.closed_until_us(),
+        }
+    }
+
+    /// Gives the time up to which windows cannot be corrected any more; nothing if none ever can.
+    pub fn forgotten_until_us(&self) -> Option<i64> {
+        match self {
+            Transform::Corrected(aggregate) => Some(aggregate.forgotten_until_us()),
+            Transform::Stateless(_) | Transform::Keyed(_) | Transform::Windowed(_) => None,
         }
     }
 
     /// Gives the time before which no window begins that is still open, or that rows to come will open.
     pub fn earliest_open_us(&self, watermark_us: i64) -> Result<i64> {
         match self {
-            Transform::Stateless(_) | Transform::Keyed(_) => Ok(watermark_us),
+            Transform::Stateless(_) | Transform::Keyed(_) | Transform::Corrected(_) => Ok(watermark_us),
             Transform::Windowed(aggregate) => aggregate.earliest_open_us(watermark_us),
         }
     }
@@ -131,6 +160,7 @@ impl Transform {
         match self {
             Transform::Stateless(_) => 0,
             Transform::Windowed(aggregate) => aggregate.size_bytes(),
+            Transform::Corrected(aggregate) => aggregate.size_bytes(),
             Transform::Keyed(aggregate) => aggregate.size_bytes(),
         }
     }

@@ -98,6 +98,11 @@ pub fn in_batch(table: &str, sql: &str) -> String {
              WHERE w + INTERVAL '25 minutes' > ts GROUP BY w, kind HAVING count(*) > 1"
                 .to_owned()
         }
+        "corrected_hops" => "SELECT w, count(*) AS c, min(id) AS first, avg(n) AS n
+             FROM (SELECT *, date_bin(INTERVAL '20 minutes', ts) - back AS w FROM events CROSS JOIN (
+                 VALUES (INTERVAL '0 minutes'), (INTERVAL '20 minutes'), (INTERVAL '40 minutes')) AS b(back))
+             WHERE ts IS NOT NULL GROUP BY w"
+            .to_owned(),
         "hop_twice" => "SELECT w, w + INTERVAL '2 days' AS e, sum(n) AS s FROM (
                  SELECT date_bin(INTERVAL '1 day', ts) - back AS w, n FROM events
                  CROSS JOIN (VALUES (INTERVAL '0 days'), (INTERVAL '1 day')) AS b(back)

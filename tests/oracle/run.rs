@@ -67,6 +67,14 @@ impl Trial {
         Self { folder, file, tables: landed.collect() }
     }
 
+    /// Adds a database by the name `pg`.
+    pub fn with_postgres(mut self, url: &str) -> Self {
+        let at = self.folder.path().join("pg");
+        std::fs::write(&at, url).expect("could not write a file");
+        let _ = writeln!(self.file, "secrets:\n  pg: {{ file: {} }}", at.display());
+        self
+    }
+
     /// Gives the folder of the lake.
     pub fn lake(&self) -> std::path::PathBuf {
         self.folder.path().join("lake")

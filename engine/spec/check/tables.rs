@@ -6,7 +6,7 @@ use super::Check;
 use super::names::NAME_BYTES_MAX;
 use crate::spec::codes;
 use crate::spec::loaded::is_url;
-use crate::spec::model::{ErrorBudget, Otherwise, PostgresSink, Table};
+use crate::spec::model::{ErrorBudget, Late, Otherwise, PostgresSink, Table};
 use crate::spec::partition::Partition;
 use crate::spec::suggest;
 use crate::spec::tier::Tier;
@@ -34,6 +34,13 @@ pub(super) fn check(check: &mut Check<'_>) {
                 let hint = "write how late a repeated row can come: `1d`";
                 check.error(&place, codes::BAD_LIMIT, "no key would be remembered", hint);
             }
+        }
+        if let Late::Update(update) = table.late
+            && update.within.0.is_zero()
+        {
+            let place = [&path[..], &["late", "update", "within"]].concat();
+            let hint = "write how long behind its end a window is corrected: `1d`";
+            check.error(&place, codes::BAD_LIMIT, "no window would be corrected", hint);
         }
         if let Some(errors) = &table.errors {
             table_errors(check, &[&path[..], &["errors"]].concat(), table, errors);

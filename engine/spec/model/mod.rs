@@ -268,9 +268,34 @@ pub struct Unique {
 }
 
 /// What becomes of rows whose window has been given out already.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Late {
+    /// They go to the quarantine table.
+    #[default]
+    Quarantine,
+    /// They are dropped, and counted.
+    Drop,
+    /// They correct their window: its new row replaces the one before in `postgres: { key: [...] }`. The lake gets it as
+    /// a further row, with the epoch's number in `_sequence`.
+    Update(LateUpdate),
+}
+
+/// How late rows correct windows.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct LateUpdate {
+    /// How long behind its end a window can be corrected, in event time. Its state is kept for so long.
+    pub within: Span,
+    /// What becomes of rows that come later still.
+    #[serde(default, rename = "else")]
+    pub otherwise: TooLate,
+}
+
+/// What becomes of rows that come too late to correct their window.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum TooLate {
     /// They go to the quarantine table.
     #[default]
     Quarantine,
@@ -378,6 +403,17 @@ pub enum Expected {
 pub struct ExpectedCount {
     /// The number of rows.
     pub rows: u64,
+}
+
+impl Late {
+    /// Tells whether rows go to the quarantine that are late for good.
+    pub fn quarantines(self) -> bool {
+        match self {
+            Late::Quarantine => true,
+            Late::Drop => false,
+            Late::Update(update) => update.otherwise == TooLate::Quarantine,
+        }
+    }
 }
 
 impl ErrorBudget {
