@@ -24,6 +24,7 @@ mod hostile;
 mod inputs;
 mod keyed;
 mod memory;
+mod newest;
 mod oracle;
 mod panics;
 mod pressure;

@@ -79,13 +79,14 @@ fn reads(table: &TablePlan) -> Vec<String> {
 /// Says what of a table outlives an epoch.
 fn state(table: &TablePlan) -> Option<String> {
     let window = table.window.map(|(_, extent)| window(extent));
+    let newest = table.newest.as_ref().map(|newest| format!("keys for {}", span(newest.within_us)));
     let unique = table.unique.as_ref().map(|(_, _, within_us)| format!("keys for {} s", within_us / 1_000_000));
     let rows = table.keys.is_some().then(|| "the newest row of each key".to_owned());
     let corrected = match table.late {
         Late::Update(update) => Some(format!("corrected for {} behind their end", update.within)),
         Late::Quarantine | Late::Drop => None,
     };
-    let parts: Vec<_> = window.into_iter().chain(corrected).chain(rows).chain(unique).collect();
+    let parts: Vec<_> = window.into_iter().chain(corrected).chain(rows).chain(unique).chain(newest).collect();
     (!parts.is_empty()).then(|| parts.join(", "))
 }
 

@@ -55,7 +55,9 @@ impl Budget {
         for table in &plan.tables {
             let spec = plan.spec_of(table);
             let kinds = spec.map_or(0, |spec| usize::from(spec.store) + usize::from(spec.postgres.is_some()));
-            let quarantine = usize::from(!table.rules.is_empty() || table.window.is_some() && table.late.quarantines());
+            let quarantine = usize::from(
+                !table.rules.is_empty() || table.newest.is_some() || table.window.is_some() && table.late.quarantines(),
+            );
             channels += table.inputs.len() + kinds + quarantine;
             sinks += kinds + quarantine;
             stateful += usize::from(table.is_stateful());

@@ -14,6 +14,7 @@ use nexus_operators::quarantine::{self, Quarantined};
 use nexus_operators::transform::Transform;
 use nexus_operators::transform::expect::{Rule, judge};
 use nexus_operators::transform::leaf::LeafSender;
+use nexus_operators::transform::newest::Newest;
 use nexus_operators::transform::query::{Running, failed};
 use nexus_operators::transform::rows::{self, conform};
 use nexus_operators::transform::unique::Unique;
@@ -83,6 +84,8 @@ pub struct Outlet {
     pub rules: Vec<Rule>,
     /// The keys that have been seen.
     pub unique: Option<Unique>,
+    /// The newest row of each key, where rows may replace those before.
+    pub newest: Option<Newest>,
     /// What an epoch may add to the keys, in bytes, before it is closed: its barrier frees those that are old enough.
     pub state_of_epoch_max: usize,
     /// What all sources share.
@@ -167,6 +170,7 @@ impl TableStage {
                 self.outlet.pass(batch.map_err(failed)?, &mut tally).await?;
             }
         }
+        self.outlet.give_newest(barrier.epoch, &mut tally).await?;
         self.report(&barrier, watermark_us, tally).await?;
         let forwarded = Barrier { watermark_us: self.forward(barrier.watermark_us)?, ..barrier };
         self.outlet.close(forwarded).await?;
@@ -196,7 +200,10 @@ impl TableStage {
         hold(&mut self.memory, &self.transform, &self.outlet)?;
         let Some(memory) = &mut self.memory else { return Ok(None) };
         fail::point("before_snapshot")?;
-        let windows = self.transform.snapshot(epoch).await?;
+        let windows = match &mut self.outlet.newest {
+            Some(newest) => newest.snapshot(epoch, watermark_us)?,
+            None => self.transform.snapshot(epoch).await?,
+        };
         let keys = match &mut self.outlet.unique {
             Some(unique) => memory.save_keys(unique, epoch, watermark_us).await?,
             None => BTreeMap::new(),
@@ -204,7 +211,8 @@ impl TableStage {
         fail::point("after_keys_snapshot")?;
         let windows = memory.windows.save(epoch, windows).await?;
         let closed_until_us = self.transform.closed_until_us();
-        let forgotten_until_us = self.transform.forgotten_until_us();
+        let newest = self.outlet.newest.as_ref().map(Newest::forgotten_until_us);
+        let forgotten_until_us = newest.or_else(|| self.transform.forgotten_until_us());
         let state = TableState { query: memory.query.clone(), closed_until_us, forgotten_until_us, windows, keys };
         fail::point("after_snapshot")?;
         Ok(Some(state))
@@ -214,7 +222,9 @@ impl TableStage {
 /// Notes what the state of a table takes, which must not be more than its share.
 fn hold(memory: &mut Option<Memory>, transform: &Transform, outlet: &Outlet) -> Result<()> {
     let Some(memory) = memory else { return Ok(()) };
-    memory.share.hold(transform.size_bytes() + outlet.unique.as_ref().map_or(0, Unique::size_bytes))
+    let keys = outlet.unique.as_ref().map_or(0, Unique::size_bytes);
+    let newest = outlet.newest.as_ref().map_or(0, Newest::size_bytes);
+    memory.share.hold(transform.size_bytes() + keys + newest)
 }
 
 impl Memory {
@@ -307,7 +317,8 @@ async fn send_late(
     clock: &SharedClock,
 ) -> Result<()> {
     let Some(quarantine) = quarantine else { return Ok(()) };
-    send_quarantined(table, &rows::late(late)?, quarantine, clock).await
+    send_quarantined(table, &rows::late(late, "the row came after its window had been given out")?, quarantine, clock)
+        .await
 }
 
 async fn send_quarantined(
@@ -391,8 +402,30 @@ impl Outlet {
                 self.load.fill();
             }
         }
+        if let Some(newest) = &mut self.newest {
+            let offered = newest.offer(&kept, attempts)?;
+            counts.duplicates += offered.older;
+            counts.quarantined += offered.unfit.len() as u64;
+            if newest.open_bytes() > self.state_of_epoch_max {
+                self.load.fill();
+            }
+            return self.quarantine(&offered.unfit).await;
+        }
+        self.send(kept, tally).await
+    }
+
+    /// Passes on the rows of an epoch that are the newest of their keys.
+    async fn give_newest(&mut self, epoch: u64, tally: &mut Tally) -> Result<()> {
+        let Some(newest) = &mut self.newest else { return Ok(()) };
+        for batch in newest.close(epoch)? {
+            self.send(batch, tally).await?;
+        }
+        Ok(())
+    }
+
+    async fn send(&self, kept: RecordBatch, tally: &mut Tally) -> Result<()> {
         let rows = kept.num_rows() as u64;
-        counts.rows_out += rows;
+        tally.counts.rows_out += rows;
         if rows == 0 {
             return Ok(());
         }

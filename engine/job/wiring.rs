@@ -258,7 +258,7 @@ impl Wiring<'_> {
             to.extend(self.stored(plan, spec).await?);
         }
         let late = plan.window.is_some() && plan.late.quarantines();
-        let quarantines = late || !plan.rules.is_empty() || self.has_quarantined(&name);
+        let quarantines = late || !plan.rules.is_empty() || plan.newest.is_some() || self.has_quarantined(&name);
         let quarantine = if quarantines { Some(self.quarantine(&name).await?) } else { None };
         let mut inputs = Vec::with_capacity(plan.inputs.len());
         for input in &plan.inputs {
@@ -268,11 +268,15 @@ impl Wiring<'_> {
         }
         let mut transform = plan.transform().await?;
         let mut unique = plan.unique(self.budget.keys)?;
+        let mut newest = plan.newest()?;
         let memory = if plan.is_stateful() { Some(self.memory(plan)) } else { None };
         if let (Some(memory), Some(state)) = (&memory, self.restored.state.tables.get(&name)) {
             if !fail::mutated("no_windows") {
                 let segments = memory.windows.restore().await?;
-                transform.restore(segments, state.closed_until_us, state.forgotten_until_us)?;
+                match &mut newest {
+                    Some(newest) => newest.restore(segments, state.forgotten_until_us)?,
+                    None => transform.restore(segments, state.closed_until_us, state.forgotten_until_us)?,
+                }
             }
             if let Some(unique) = unique.as_mut().filter(|_| !fail::mutated("no_keys")) {
                 unique.restore(memory.keys.restore_keys().await?)?;
@@ -290,9 +294,10 @@ impl Wiring<'_> {
             },
             outlet: Outlet {
                 table: name.clone(),
-                schema: plan.schema.clone(),
+                schema: plan.query_schema(),
                 rules: plan.rules.clone(),
                 unique,
+                newest,
                 state_of_epoch_max: self.budget.state_of_epoch,
                 load: self.load.clone(),
                 to,

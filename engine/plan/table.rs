@@ -17,6 +17,7 @@ use nexus_operators::transform::expect::{Otherwise, Rule};
 use nexus_operators::transform::keyed::{KeyedAggregate, with_sequence};
 use nexus_operators::transform::keys::KeyLimits;
 use nexus_operators::transform::leaf::{Leaf, StreamTable};
+use nexus_operators::transform::newest::{Newest, NewestSettings, is_order};
 use nexus_operators::transform::query::{Query, set_time};
 use nexus_operators::transform::rows::stored_schema;
 use nexus_operators::transform::unique::Unique;
@@ -27,7 +28,7 @@ use super::analyze::{EventTimes, Shape, Unfit, WindowShape, analyze, corrected_k
 use super::reference::ReferenceTable;
 use super::windows;
 use crate::spec::Tier;
-use crate::spec::model::{self, Late};
+use crate::spec::model::{self, Keep, Late};
 
 /// What a table may read.
 pub struct Readable<'a> {
@@ -65,6 +66,8 @@ pub struct TablePlan {
     pub rules: Vec<Rule>,
     /// Key columns, event-time column and bound in microseconds of deduplication.
     pub unique: Option<(Vec<usize>, usize, i64)>,
+    /// The same, where the newest row of a key is kept.
+    pub newest: Option<NewestSettings>,
     /// The query as a plan over its leaves.
     pub logical: LogicalPlan,
     state: SessionState,
@@ -150,12 +153,27 @@ impl TablePlan {
             check_keyed(spec, &schema, keys, &times)?;
             schema = with_sequence(&schema);
         }
+        let newest = match &spec.unique {
+            Some(unique) if unique.keep == Keep::Newest => {
+                if window.is_some() || keys.is_some() {
+                    let message = "an aggregate has one row for each key already; make the rows that it reads unique";
+                    return Err(Refused::Option(vec!["unique".into()], Error::config(message)));
+                }
+                let newest = newest_plan(spec, unique, &schema, event_time)?;
+                keys = Some(newest.key.clone());
+                event_time = None;
+                schema = with_sequence(&schema);
+                Some(newest)
+            }
+            _ => None,
+        };
         check_columns(&schema)?;
         if window.is_none() && spec.errors.as_ref().is_some_and(|errors| errors.late) {
             let message = "the query has no windows, so no row comes too late for one; remove `late`";
             return Err(Refused::Option(vec!["errors".into(), "late".into()], Error::config(message)));
         }
-        let unique = spec.unique.as_ref().map(|unique| unique_plan(unique, &schema, event_time)).transpose()?;
+        let first = spec.unique.as_ref().filter(|unique| unique.keep == Keep::First);
+        let unique = first.map(|unique| unique_plan(unique, &schema, event_time)).transpose()?;
         Ok(Self {
             tier,
             table: table.to_owned(),
@@ -168,6 +186,7 @@ impl TablePlan {
             keys,
             late: spec.late,
             unique,
+            newest,
             logical,
             leaves: used,
             starts: window.as_ref().map(|window| window.starts.clone()).unwrap_or_default(),
@@ -200,6 +219,13 @@ impl TablePlan {
             let names: Vec<_> = key.iter().map(|index| self.schema.field(*index).name().as_str()).collect();
             format!("; unique ({}) by {} within {within_us} us", names.join(", "), self.schema.field(*time).name())
         });
+        let newest = self.newest.as_ref().map(|newest| {
+            let name = |index: &usize| self.schema.field(*index).name().as_str();
+            let (order, time) = (name(&newest.order), name(&newest.time));
+            let key = newest.key.iter().map(name).collect::<Vec<_>>().join(", ");
+            format!("; newest of ({key}) by {order}, of {time} within {} us", newest.within_us)
+        });
+        let key = key.or(newest);
         let corrected = if matches!(self.late, Late::Update(_)) { "; corrected by late rows" } else { "" };
         format!("{sql}; over {}{}{corrected}", inputs.join(", "), key.unwrap_or_default())
     }
@@ -222,7 +248,9 @@ impl TablePlan {
                 let within_us = i64::try_from(update.within.0.as_micros()).unwrap_or(i64::MAX);
                 Transform::Corrected(Box::new(CorrectedAggregate::new(query, index, width, within_us)?))
             }
-            None if self.keys.is_some() => Transform::Keyed(Box::new(KeyedAggregate::new(query)?)),
+            None if self.keys.is_some() && self.newest.is_none() => {
+                Transform::Keyed(Box::new(KeyedAggregate::new(query)?))
+            }
             None => Transform::Stateless(Box::new(query)),
             Some((index, extent)) => Transform::Windowed(Box::new(WindowedAggregate::new(query, index, extent)?)),
         })
@@ -232,6 +260,16 @@ impl TablePlan {
     pub fn unique(&self, limits: KeyLimits) -> Result<Option<Unique>> {
         let unique = self.unique.clone();
         unique.map(|(key, time, within_us)| Unique::new(&self.schema, key, time, within_us, limits)).transpose()
+    }
+
+    /// Makes what keeps the newest row of each key, if the table does.
+    pub fn newest(&self) -> Result<Option<Newest>> {
+        self.newest.clone().map(|settings| Newest::new(&self.keyed_schema(), settings)).transpose()
+    }
+
+    /// Gives the columns of the rows that come out of the query.
+    pub fn query_schema(&self) -> SchemaRef {
+        if self.newest.is_some() { self.keyed_schema() } else { self.schema.clone() }
     }
 
     /// Gives the window that a row of an input falls into.
@@ -410,6 +448,37 @@ fn unique_plan(
         Refused::Option(at(&["unique"]), Error::config(message))
     })?;
     Ok((key, time, i64::try_from(unique.within.0.as_micros()).unwrap_or(i64::MAX)))
+}
+
+/// Checks and plans that the newest row of each key is kept.
+fn newest_plan(
+    spec: &model::Table,
+    unique: &model::Unique,
+    schema: &SchemaRef,
+    event_time: Option<usize>,
+) -> Result<NewestSettings, Refused> {
+    let (key, time, within_us) = unique_plan(unique, schema, event_time)?;
+    let refused = |at: &str, message: String| {
+        Err(Refused::Option(vec!["unique".to_owned(), at.to_owned()], Error::config(message)))
+    };
+    let names = |names: &[String]| names.iter().cloned().collect::<BTreeSet<_>>();
+    let sink = spec.postgres.as_ref().map(|postgres| names(&postgres.key)).unwrap_or_default();
+    if sink != names(&unique.key) {
+        let key = unique.key.join(", ");
+        let message =
+            format!("a newer row replaces the one before, which needs a sink that can: `postgres: {{ key: [{key}] }}`");
+        return refused("keep", message);
+    }
+    let Some(order_by) = &unique.order_by else { return Ok(NewestSettings { key, order: time, time, within_us }) };
+    let Ok(order) = schema.index_of(order_by) else {
+        let known: Vec<_> = schema.fields().iter().map(|field| field.name().as_str()).collect();
+        return refused("order_by", format!("the table has no column `{order_by}`; it has {}", known.join(", ")));
+    };
+    if !is_order(schema.field(order).data_type()) {
+        let message = format!("`{order_by}` is neither a whole number of at most 63 bits nor a date nor a timestamp");
+        return refused("order_by", message);
+    }
+    Ok(NewestSettings { key, order, time, within_us })
 }
 
 fn sql_refused(error: &DataFusionError) -> Refused {

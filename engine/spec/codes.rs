@@ -142,7 +142,8 @@ codes! {
         "`lake` gives each tier a root of its own and leaves out a tier that has stored tables.";
     /// A list of columns that is empty or names one twice.
     BAD_KEY = "N0504", "not a key",
-        "A key names at least one column, and each once.";
+        "A key names at least one column, and each once. `order_by` of `unique` says which row of a key is newer, and \
+         belongs to `keep: newest`.";
     /// A partition expression that does not parse.
     BAD_PARTITION = "N0505", "not a partition",
         "Tables are partitioned by columns, by `date(column)` and by `hour(column)`. Files do not hold the columns that their \

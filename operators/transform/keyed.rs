@@ -91,16 +91,18 @@ pub fn with_sequence(schema: &Schema) -> SchemaRef {
     Arc::new(Schema::new(schema.fields().iter().cloned().chain([sequence]).collect::<Vec<_>>()))
 }
 
+/// Adds the number of the epoch to a batch.
+pub(super) fn with_number(rows: &RecordBatch, epoch: u64) -> Result<RecordBatch> {
+    let epoch = i64::try_from(epoch).map_err(|e| Error::internal("there are too many epochs").because(e))?;
+    let sequence: ArrayRef = Arc::new(Int64Array::from_value(epoch, rows.num_rows()));
+    let columns = rows.columns().iter().cloned().chain([sequence]).collect();
+    Ok(RecordBatch::try_new(with_sequence(&rows.schema()), columns)?)
+}
+
 /// Adds the number of the epoch to rows.
 pub(super) fn numbered(rows: SendableRecordBatchStream, epoch: u64) -> Result<SendableRecordBatchStream> {
-    let epoch = i64::try_from(epoch).map_err(|e| Error::internal("there are too many epochs").because(e))?;
     let schema = with_sequence(&rows.schema());
-    let to = schema.clone();
-    let numbered = rows.map(move |batch| {
-        let batch = batch?;
-        let sequence: ArrayRef = Arc::new(Int64Array::from_value(epoch, batch.num_rows()));
-        let columns = batch.columns().iter().cloned().chain([sequence]).collect();
-        RecordBatch::try_new(to.clone(), columns).map_err(DataFusionError::from)
-    });
+    let numbered =
+        rows.map(move |batch| with_number(&batch?, epoch).map_err(|error| DataFusionError::External(Box::new(error))));
     Ok(Box::pin(RecordBatchStreamAdapter::new(schema, numbered)))
 }

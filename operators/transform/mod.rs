@@ -11,6 +11,7 @@ pub mod functions;
 pub mod keyed;
 pub mod keys;
 pub mod leaf;
+pub mod newest;
 mod phases;
 pub mod query;
 pub mod rows;

@@ -32,9 +32,9 @@ pub fn quarantined(rows: &RecordBatch, rule: &str, reason: &str, attempts: u32) 
     Ok(entries)
 }
 
-/// Makes quarantine entries of rows that came after their window had been given out.
-pub fn late(rows: &RecordBatch) -> Result<Vec<Quarantined>> {
-    entries(rows, as_json(rows)?, "late", "the row came after its window had been given out")
+/// Makes quarantine entries of rows that came too late to be used ever.
+pub fn late(rows: &RecordBatch, reason: &str) -> Result<Vec<Quarantined>> {
+    entries(rows, as_json(rows)?, "late", reason)
 }
 
 fn entries(rows: &RecordBatch, documents: Vec<Bytes>, rule: &str, reason: &str) -> Result<Vec<Quarantined>> {
@@ -177,7 +177,7 @@ mod tests {
         assert!(entries.iter().all(|entry| entry.redrivable && entry.attempts == 3));
         let documents: Vec<_> = entries.into_iter().map(|entry| entry.raw).collect();
         assert_eq!(from_json(&documents, &rows.schema()).unwrap(), rows);
-        assert!(late(&rows).unwrap().iter().all(|entry| !entry.redrivable));
+        assert!(late(&rows, "why").unwrap().iter().all(|entry| !entry.redrivable));
     }
 
     #[test]

@@ -17,6 +17,7 @@ const SEGMENTS_MAX: usize = 16;
 
 /// The newest state of each key.
 pub(super) struct States {
+    schema: SchemaRef,
     converter: RowConverter,
     keys: usize,
     /// All states that have been kept, also those that a newer one has replaced.
@@ -37,7 +38,7 @@ impl States {
     pub(super) fn new(schema: &SchemaRef, keys: usize) -> Result<Self> {
         let fields = schema.fields().iter().take(keys).map(|field| SortField::new(field.data_type().clone()));
         let converter = RowConverter::new(fields.collect())?;
-        Ok(Self { converter, keys, kept: Vec::new(), newest: HashMap::new(), key_bytes: 0 })
+        Ok(Self { schema: schema.clone(), converter, keys, kept: Vec::new(), newest: HashMap::new(), key_bytes: 0 })
     }
 
     /// Brings states of an epoch together with those that are kept of the same keys; keeps and gives what they become.
@@ -87,9 +88,25 @@ impl States {
         });
     }
 
+    /// Gives the columns of states.
+    pub(super) fn schema(&self) -> &SchemaRef {
+        &self.schema
+    }
+
+    /// Gives the keys that stand in these columns.
+    pub(super) fn convert(&self, columns: &[ArrayRef]) -> Result<Rows> {
+        Ok(self.converter.convert_columns(columns)?)
+    }
+
+    /// Gives the batch that the newest state of a key stands in, and its row.
+    pub(super) fn newest_of(&self, key: &OwnedRow) -> Option<(&RecordBatch, usize)> {
+        let (batch, row) = *self.newest.get(key)?;
+        Some((&self.kept.get(batch)?.states, row))
+    }
+
     fn keys_of(&self, states: &RecordBatch) -> Result<Rows> {
         let columns: Vec<ArrayRef> = states.columns().iter().take(self.keys).cloned().collect();
-        Ok(self.converter.convert_columns(&columns)?)
+        self.convert(&columns)
     }
 
     /// Gives the newest states of the keys of some states.
@@ -109,7 +126,7 @@ impl States {
     }
 
     /// Keeps states, in place of older ones of the same keys.
-    fn put(&mut self, epoch: Option<u64>, states: RecordBatch) -> Result<()> {
+    pub(super) fn put(&mut self, epoch: Option<u64>, states: RecordBatch) -> Result<()> {
         let place = self.kept.len();
         for (row, key) in self.keys_of(&states)?.iter().enumerate() {
             let bytes = key.as_ref().len();

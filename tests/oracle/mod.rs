@@ -17,7 +17,7 @@ use std::sync::Arc;
 
 use arrow::array::{Array, AsArray, BooleanArray, Int64Array, RecordBatch, TimestampMicrosecondArray, UInt64Array};
 use arrow::compute::{cast, filter_record_batch, take_record_batch};
-use arrow::datatypes::DataType;
+use arrow::datatypes::{DataType, Int64Type};
 use datafusion::catalog::MemTable;
 use datafusion::prelude::SessionContext;
 use nexus::Pipeline;
@@ -202,6 +202,46 @@ async fn late_rows_correct_their_windows_until_these_are_forgotten() {
         }
     }
     assert!(late > 0 && correcting > 0, "{late} late, {correcting} correcting: the test shows nothing");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_newest_row_of_each_key_is_kept() {
+    const SQL: &str = "SELECT id, ts, site, kind, v, n FROM events
+        WHERE site IS NOT NULL AND kind IS NOT NULL AND n IS NOT NULL";
+    let mut random = Random::seeded();
+    let (mut quarantined, mut older) = (0, 0);
+    for case in 0..3 * cases() {
+        let [mut events, _] = streams(&mut random);
+        events.lateness /= 10;
+        let (name, order) = [("newest_of_sites", ""), ("newest_by_number", ", order_by: n")][case % 2];
+        // By another column than the time, what is forgotten might have been the newest.
+        let within = if case % 2 == 0 { ["1ms", "2h", "3d"][below(&mut random, 3)] } else { "90000d" };
+        let options = format!(
+            "\n    unique: {{ key: [kind, site], within: {within}, keep: newest{order} }}\n    expect: {{ warm: {{ that: \
+             v > -20 }} }}\n    postgres: {{ url: pg, table: newest, key: [site, kind] }}"
+        );
+        let server = crate::servers::postgres::shared();
+        let url = crate::servers::postgres::url(server.port, &server.database());
+        let table = ("silver", name, SQL);
+        let trial = Trial::new(&mut random, &[(table, options.as_str())]).with_postgres(&url);
+        let streams = [events];
+        for report in trial.run(&mut random, &streams).await {
+            older += report.tables.values().map(|table| table.counts.duplicates).sum::<u64>();
+        }
+        let ids = quarantined_ids(&stored(&trial.lake().join(format!("_quarantine/silver.{name}"))).await);
+        quarantined += ids.len();
+        let accepted = without(&streams[0].rows, &ids);
+        for (name, wanted) in batch_answer(&[("events", accepted)], &[table]).await {
+            let newest = newest(trial.landed(&name), "kind, site").await;
+            assert_eq!(difference(&newest, &wanted), None, "{name}, {} quarantined, within {within}", ids.len());
+            let sum = "SELECT count(*), coalesce(sum(id), 0)::bigint FROM newest";
+            let ids = wanted.iter().flat_map(|batch| batch.column(0).as_primitive::<Int64Type>().values().to_vec());
+            let ids: Vec<i64> = ids.collect();
+            let found = crate::servers::postgres::ask(&url, sum);
+            assert_eq!(found, [serde_json::json!([ids.len(), ids.iter().sum::<i64>()])], "{name} in Postgres");
+        }
+    }
+    assert!(quarantined > 0 && older > 0, "{quarantined} quarantined, {older} older: the test shows nothing");
 }
 
 /// Gives the newest row of each key.

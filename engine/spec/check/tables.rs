@@ -6,7 +6,7 @@ use super::Check;
 use super::names::NAME_BYTES_MAX;
 use crate::spec::codes;
 use crate::spec::loaded::is_url;
-use crate::spec::model::{ErrorBudget, Late, Otherwise, PostgresSink, Table};
+use crate::spec::model::{ErrorBudget, Keep, Late, Otherwise, PostgresSink, Table};
 use crate::spec::partition::Partition;
 use crate::spec::suggest;
 use crate::spec::tier::Tier;
@@ -29,6 +29,11 @@ pub(super) fn check(check: &mut Check<'_>) {
         }
         if let Some(unique) = &table.unique {
             check.key(&[&path[..], &["unique", "key"]].concat(), &unique.key);
+            if unique.order_by.is_some() && unique.keep == Keep::First {
+                let place = [&path[..], &["unique", "order_by"]].concat();
+                let message = "of the rows that came first, none is newer";
+                check.error(&place, codes::BAD_KEY, message, "add `keep: newest`, or remove `order_by`");
+            }
             if unique.within.0.is_zero() {
                 let place = [&path[..], &["unique", "within"]].concat();
                 let hint = "write how late a repeated row can come: `1d`";

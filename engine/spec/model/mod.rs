@@ -263,8 +263,28 @@ pub struct ErrorBudget {
 pub struct Unique {
     /// The columns that make the key.
     pub key: Vec<String>,
-    /// How long a key is remembered, in event time. A key takes 24 bytes of disk and some two of memory.
+    /// How long a key is remembered, in event time. Of the first rows, a key takes 24 bytes of disk and some two of
+    /// memory; of the newest, itself and some hundred bytes of memory.
     pub within: Span,
+    /// Which row of a key is kept.
+    #[serde(default)]
+    pub keep: Keep,
+    /// With `keep: newest`, the column whose greatest value is the newest: a whole number, a date or a timestamp. The
+    /// event time if not given.
+    #[serde(default)]
+    pub order_by: Option<String>,
+}
+
+/// Which row of a key is kept.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum Keep {
+    /// The one that came first.
+    #[default]
+    First,
+    /// The newest: it replaces the one before in `postgres: { key: [...] }`. The lake gets it as a further row, with the
+    /// epoch's number in `_sequence`.
+    Newest,
 }
 
 /// What becomes of rows whose window has been given out already.
