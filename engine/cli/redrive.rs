@@ -55,8 +55,12 @@ impl SendAgain {
             let rows = held(&plan, &redrive, clock).await?.into_iter().map(|(of, held)| {
                 vec![of, count(held.rows), count(held.redrivable), count(held.rows.saturating_sub(held.redrivable))]
             });
-            let columns = ["quarantine of", "rows", "to send", "to stay"];
-            terminal::say(&layout(&columns, &rows.collect::<Vec<_>>()));
+            let rows: Vec<_> = rows.collect();
+            let name = &plan.loaded.spec.name;
+            terminal::say(&match rows.is_empty() {
+                true => format!("{name}: the quarantine is empty"),
+                false => layout(&["quarantine of", "rows", "to send", "to stay"], &rows),
+            });
             return Ok(());
         }
         let mut signals = Signals::listen()?;

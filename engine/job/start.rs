@@ -57,7 +57,7 @@ pub async fn start(
         // it, and the next one takes the files.
         Some(_) if !undone.is_empty() => Some(Portion::default()),
         Some(redrive) => {
-            let taken = redrive::take(redrive::survey(&plan, &store, &encryption, redrive).await?);
+            let taken = redrive::take(&plan, &store, &encryption, redrive).await?;
             Some(Portion { taken, ends: !Box::pin(has_input(&plan, &settings, &state)).await? })
         }
     };
@@ -88,7 +88,7 @@ pub fn encryption(plan: &Plan) -> Encryption {
 /// Counts what the quarantine holds, by source and table.
 pub async fn held(plan: &Plan, redrive: &Redrive, clock: SharedClock) -> Result<BTreeMap<String, Held>> {
     let store = state_store(plan, clock).await?;
-    let found = redrive::survey(plan, &store, &encryption(plan), redrive).await?;
+    let found = redrive::survey(plan, &store, &encryption(plan), redrive, u64::MAX).await?;
     Ok(found.into_iter().map(|(of, quarantine)| (of, quarantine.held)).collect())
 }
 
@@ -116,7 +116,7 @@ async fn nothing_to_redrive(plan: &Plan, store: &StateStore, redrive: &Redrive) 
     }
     check_tables(plan, &state)?;
     let (_, undone) = undone(store, &state).await?;
-    Ok(undone.is_empty() && redrive::take(redrive::survey(plan, store, &encryption(plan), redrive).await?).is_empty())
+    Ok(undone.is_empty() && !redrive::has_any(plan, store, &encryption(plan), redrive).await?)
 }
 
 /// Tells whether there is, or may be, something to read.

@@ -14,7 +14,7 @@ use super::keyed::numbered;
 use super::phases::{find, finish, start, state_schema};
 use super::query::{Query, Running};
 use super::segments::{Segment, Snapshot};
-use super::states::States;
+use super::versions::Versions;
 use super::window::{WATERMARK_END, WATERMARK_START, Width, Window};
 use crate::error::{Error, Result};
 
@@ -24,7 +24,7 @@ pub struct CorrectedAggregate {
     window: Window,
     /// How long behind its end a window can be corrected.
     within_us: i64,
-    states: States,
+    states: Versions,
     arrived: Vec<RecordBatch>,
     /// Windows that end up to here have been given out.
     closed_until_us: i64,
@@ -41,7 +41,7 @@ impl CorrectedAggregate {
             return Err(Error::internal("the window is not among the aggregate's keys"));
         };
         let window = Window { start: Arc::new(Column::new(name, group_index)), width };
-        let states = States::new(&state_schema(&query)?, keys.len())?;
+        let states = Versions::new(&state_schema(&query)?, keys.len())?;
         let (closed_until_us, forgotten_until_us) = (WATERMARK_START, WATERMARK_START);
         Ok(Self { query, window, within_us, states, arrived: Vec::new(), closed_until_us, forgotten_until_us })
     }
@@ -85,7 +85,7 @@ impl CorrectedAggregate {
         if arrived.is_empty() && stands_still {
             return Ok(None);
         }
-        // States from here on are those that the epoch has changed.
+        // Versions from here on are those that the epoch has changed.
         let changed_from = self.states.batches().len();
         if !arrived.is_empty() {
             self.states.merge(&self.query, arrived).await?;

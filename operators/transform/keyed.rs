@@ -15,7 +15,7 @@ use futures::StreamExt;
 use super::phases::{find, finish, start, state_schema};
 use super::query::{Query, Running};
 use super::segments::{Segment, Snapshot};
-use super::states::States;
+use super::versions::Versions;
 use crate::error::{Error, Result};
 
 /// The column with the number of the epoch that a row is as of.
@@ -24,7 +24,7 @@ pub const SEQUENCE_COLUMN: &str = "_sequence";
 /// A query with one aggregate whose keys hold no window.
 pub struct KeyedAggregate {
     query: Query,
-    states: States,
+    states: Versions,
     arrived: Vec<RecordBatch>,
 }
 
@@ -32,7 +32,7 @@ impl KeyedAggregate {
     /// Takes a query with one aggregate that has keys.
     pub fn new(query: Query) -> Result<Self> {
         let keys = find(query.physical())?.group_expr().expr().len();
-        let states = States::new(&state_schema(&query)?, keys)?;
+        let states = Versions::new(&state_schema(&query)?, keys)?;
         Ok(Self { query, states, arrived: Vec::new() })
     }
 

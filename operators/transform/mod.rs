@@ -17,8 +17,9 @@ pub mod query;
 pub mod rows;
 pub mod segments;
 pub mod session;
-mod states;
+
 pub mod unique;
+mod versions;
 pub mod window;
 
 use crate::error::Result;

@@ -15,7 +15,7 @@ use super::keyed::with_number;
 use super::phases::STATE_BATCH_ROWS;
 use super::rows;
 use super::segments::{Segment, Snapshot};
-use super::states::States;
+use super::versions::Versions;
 use super::window::{WATERMARK_END, WATERMARK_START, micros};
 use crate::error::{Error, Result};
 use crate::quarantine::Quarantined;
@@ -37,7 +37,7 @@ pub struct NewestSettings {
 pub struct Newest {
     settings: NewestSettings,
     /// The keys, each with the order and the time of its newest row.
-    states: States,
+    states: Versions,
     /// Rows of the open epoch, also those that a newer one has replaced.
     rows: Vec<RecordBatch>,
     /// The newest of them by key.
@@ -68,7 +68,7 @@ impl Newest {
         let columns = settings.key.iter().map(|column| schema.field(*column).clone());
         let more = ["order", "time"].map(|name| Field::new(format!("_{name}"), DataType::Int64, false));
         let state: SchemaRef = Arc::new(Schema::new(columns.chain(more).collect::<Vec<_>>()));
-        let states = States::new(&state, settings.key.len())?;
+        let states = Versions::new(&state, settings.key.len())?;
         let forgotten_until_us = WATERMARK_START;
         Ok(Self { settings, states, rows: Vec::new(), open: HashMap::new(), forgotten_until_us })
     }

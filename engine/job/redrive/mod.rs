@@ -27,7 +27,7 @@ use crate::state::StateStore;
 use crate::state::record::QUARANTINE;
 pub use records::RecordStage;
 
-/// Bytes of files that one run takes. They are compressed, some ten to one, and all their rows are of one epoch, whose
+/// Bytes of files that one run takes, and one file more. They are compressed, some ten to one, and all their rows are of one epoch, whose
 /// new state is in memory.
 const PORTION_BYTES: u64 = 16 << 20;
 
@@ -46,8 +46,8 @@ pub struct Quarantine {
     /// How many rows.
     pub held: Held,
     folder: Store,
-    /// The files that have rows to send again, with their sizes.
-    files: Vec<(RemovedFile, u64)>,
+    /// The files that have rows to send again.
+    files: Vec<RemovedFile>,
 }
 
 /// What one run sends again.
@@ -73,28 +73,31 @@ pub struct Rows<'a> {
     open: Option<(&'a str, Batches)>,
 }
 
-/// Finds what the quarantine of each source and table holds.
+/// Finds what the quarantine of each source and table holds, until the files that have rows to send again are so large.
 pub async fn survey(
     plan: &Plan,
     store: &StateStore,
     encryption: &Encryption,
     redrive: &Redrive,
+    bytes_max: u64,
 ) -> Result<BTreeMap<String, Quarantine>> {
     let mut found = BTreeMap::new();
+    let mut bytes = 0_u64;
     let places = plan.opened_sources().into_iter().chain(plan.tables.iter().map(TablePlan::name));
     for of in places.filter(|of| redrive.of.as_ref().is_none_or(|wanted| wanted == of)) {
         let folder = parquet_place(plan, store, encryption, &format!("{of}/{QUARANTINE}")).await?.table;
         let (mut held, mut files) = (Held::default(), Vec::new());
         for entry in folder.list("").await? {
             let epoch = TableFolder::written_by(&plan.loaded.spec.name, &entry.name).map(|id| id.epoch);
-            if epoch.is_none_or(|epoch| epoch > redrive.upto) {
+            if bytes >= bytes_max || epoch.is_none_or(|epoch| epoch > redrive.upto) {
                 continue;
             }
             let here = count(open(&folder, &entry.name).await?).map_err(|e| named(&folder, &entry.name, e))?;
             held.rows += here.rows;
             held.redrivable += here.redrivable;
             if here.redrivable > 0 {
-                files.push((RemovedFile { path: entry.name, rows: here.rows }, entry.size));
+                bytes = bytes.saturating_add(entry.size);
+                files.push(RemovedFile { path: entry.name, rows: here.rows });
             }
         }
         if held.rows > 0 {
@@ -105,22 +108,21 @@ pub async fn survey(
 }
 
 /// Takes as many files as one epoch can hold: at least one, if there is any.
-pub fn take(found: BTreeMap<String, Quarantine>) -> BTreeMap<String, Taken> {
-    let mut taken = BTreeMap::new();
-    let mut bytes = 0;
-    for (of, Quarantine { folder, files, .. }) in found {
-        let mut here = Vec::new();
-        for (file, size) in files {
-            if bytes == 0 || bytes + size <= PORTION_BYTES {
-                bytes += size;
-                here.push(file);
-            }
-        }
-        if !here.is_empty() {
-            taken.insert(of, Taken { folder, files: here });
-        }
-    }
-    taken
+pub async fn take(
+    plan: &Plan,
+    store: &StateStore,
+    encryption: &Encryption,
+    redrive: &Redrive,
+) -> Result<BTreeMap<String, Taken>> {
+    let found = survey(plan, store, encryption, redrive, PORTION_BYTES).await?;
+    let found = found.into_iter().filter(|(_, quarantine)| !quarantine.files.is_empty());
+    Ok(found.map(|(of, Quarantine { folder, files, .. })| (of, Taken { folder, files })).collect())
+}
+
+/// Tells whether there is any row to send again.
+pub async fn has_any(plan: &Plan, store: &StateStore, encryption: &Encryption, redrive: &Redrive) -> Result<bool> {
+    let found = survey(plan, store, encryption, redrive, 1).await?;
+    Ok(found.values().any(|quarantine| !quarantine.files.is_empty()))
 }
 
 impl Taken {

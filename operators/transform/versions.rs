@@ -16,7 +16,7 @@ use crate::error::Result;
 const SEGMENTS_MAX: usize = 16;
 
 /// The newest state of each key.
-pub(super) struct States {
+pub(super) struct Versions {
     schema: SchemaRef,
     converter: RowConverter,
     keys: usize,
@@ -27,14 +27,14 @@ pub(super) struct States {
     key_bytes: usize,
 }
 
-/// States that were kept together.
+/// Versions that were kept together.
 struct Kept {
     /// The epoch that made them durable; none if they are not yet.
     epoch: Option<u64>,
     states: RecordBatch,
 }
 
-impl States {
+impl Versions {
     pub(super) fn new(schema: &SchemaRef, keys: usize) -> Result<Self> {
         let fields = schema.fields().iter().take(keys).map(|field| SortField::new(field.data_type().clone()));
         let converter = RowConverter::new(fields.collect())?;
@@ -192,14 +192,14 @@ mod tests {
         RecordBatch::try_from_iter([("key", column(keys)), ("value", column(values))]).unwrap()
     }
 
-    fn newest(kept: &States, keys: &[i64]) -> Vec<i64> {
+    fn newest(kept: &Versions, keys: &[i64]) -> Vec<i64> {
         let asked: Vec<_> = keys.iter().map(|key| (*key, 0)).collect();
         let found = kept.find(&[states(&asked)]).unwrap();
         found.iter().flat_map(|batch| batch.column(1).as_primitive::<Int64Type>().values().to_vec()).collect()
     }
 
-    fn none() -> States {
-        States::new(&states(&[]).schema(), 1).unwrap()
+    fn none() -> Versions {
+        Versions::new(&states(&[]).schema(), 1).unwrap()
     }
 
     #[test]
