@@ -18,6 +18,7 @@ use nexus::operators::source::SourceEvent;
 use nexus::operators::transform::Transform;
 use nexus::operators::transform::keys::KeyLimits;
 use nexus::operators::transform::query::Running;
+use nexus::operators::transform::states::StateLimits;
 use nexus::operators::transform::unique::Unique;
 use nexus::operators::transform::window::WATERMARK_END;
 use nexus::plan::Plan;
@@ -25,6 +26,9 @@ use tokio::runtime::Runtime;
 
 /// Rows of one run: about a second of a fast source.
 const ROWS: u64 = 1_000_000;
+
+/// Memory of open windows: all of them.
+const LIMITS: StateLimits = StateLimits { cached_bytes: 1 << 30, piece_bytes: 1 << 30 };
 
 /// Readings like those of `pipelines/generated.yaml`, and the queries that are measured.
 const PIPELINE: &str = r#"
@@ -91,15 +95,15 @@ async fn epoch(transform: &mut Transform, batches: &[RecordBatch]) -> usize {
     let drain = async {
         let mut out = 0;
         while let Some(batch) = rows.next().await {
-            out += transform.absorb(batch.expect("the query runs")).map_or(0, |batch| batch.num_rows());
+            let rows = transform.absorb(batch.expect("the query runs")).expect("states are kept");
+            out += rows.map_or(0, |batch| batch.num_rows());
         }
         out
     };
     let ((), mut out) = futures::join!(feed, drain);
-    if let Some(mut windows) = transform.close(1, WATERMARK_END).await.expect("the windows close") {
-        while let Some(batch) = windows.next().await {
-            out += batch.expect("the query runs").num_rows();
-        }
+    let mut windows = transform.close(1, WATERMARK_END).await.expect("the windows close");
+    while let Some(batch) = windows.next().await.expect("the query runs") {
+        out += batch.num_rows();
     }
     out
 }
@@ -113,7 +117,7 @@ fn transforms(criterion: &mut Criterion) {
         let mut group = criterion.benchmark_group(format!("transform/{name}"));
         group.sample_size(10).measurement_time(Duration::from_secs(5));
         let mut transform =
-            runtime.block_on(plan.table(table).expect("it is there").transform()).expect("it is planned");
+            runtime.block_on(plan.table(table).expect("it is there").transform(LIMITS)).expect("it is planned");
         for (unit, throughput) in [("rows", Throughput::Elements(ROWS)), ("bytes", Throughput::Bytes(bytes))] {
             group.throughput(throughput);
             group.bench_function(unit, |bencher| {

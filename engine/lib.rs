@@ -36,6 +36,7 @@
 pub mod audit;
 pub mod cli;
 pub mod job;
+mod lineage;
 mod pipeline;
 pub mod plan;
 pub mod serve;

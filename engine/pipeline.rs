@@ -15,10 +15,10 @@ use nexus_operators::source::Source;
 use nexus_operators::{Error, Result};
 
 use crate::job::redrive::Redrive;
-use crate::job::{Job, RunSettings};
+use crate::job::{Job, RunSettings, state_store};
 use crate::plan::session::Functions;
 use crate::plan::source::SourcePlan;
-use crate::plan::{Plan, Surroundings};
+use crate::plan::{Plan, Surroundings, evolve};
 use crate::spec::{self, Diagnostics, Loaded};
 
 /// Why a pipeline cannot be built.
@@ -52,8 +52,12 @@ impl Pipeline {
     /// Gives everything that is wrong with a pipeline file: what [`load`](Self::load) finds, and what is wrong with
     /// its queries as far as the rest allows.
     pub async fn diagnose(path: impl AsRef<Path>, overrides: &[(String, String)]) -> Diagnostics {
-        let surroundings =
-            Surroundings { clock: Arc::new(SystemClock), functions: Functions::default(), sources: BTreeMap::new() };
+        let surroundings = Surroundings {
+            clock: Arc::new(SystemClock),
+            functions: Functions::default(),
+            sources: BTreeMap::new(),
+            evolved: BTreeMap::new(),
+        };
         crate::plan::diagnose(path.as_ref(), overrides, &surroundings).await
     }
 
@@ -90,7 +94,8 @@ impl Pipeline {
         let Some(declared) = self.loaded.spec.sources.get(name) else {
             return Err(BuildError::Operator(Error::config(format!("the file has no source `{name}`"))));
         };
-        let plan = SourcePlan::new(&self.loaded, name, declared).map_err(BuildError::Operator)?;
+        let mut plan = SourcePlan::new(&self.loaded, name, declared).map_err(BuildError::Operator)?;
+        plan.embedded = true;
         self.planned.insert(name.to_owned(), plan);
         self.sources.insert(name.to_owned(), source);
         Ok(self)
@@ -117,6 +122,7 @@ impl Pipeline {
         let column = event_time.map(|(column, _)| column);
         let mut plan = SourcePlan::of_decoder(name, settings, column).map_err(BuildError::Operator)?;
         plan.lateness = event_time.map(|(_, lateness)| lateness).unwrap_or_default();
+        plan.embedded = true;
         self.planned.insert(name.to_owned(), plan);
         self.sources.insert(name.to_owned(), source);
         Ok(self)
@@ -179,19 +185,34 @@ impl Pipeline {
         &self.loaded
     }
 
-    /// Checks the pipeline and plans its queries.
+    /// Checks the pipeline and plans its queries, by what the file says alone.
     pub async fn plan(&self) -> Result<Plan, Diagnostics> {
-        let surroundings = Surroundings {
+        Plan::new(self.loaded.clone(), &self.surroundings()).await
+    }
+
+    /// Checks the pipeline and plans its queries, with the columns that sources have got while it ran: see
+    /// `on_unknown_column: evolve`. Where no source gets any, the state is not looked at.
+    pub async fn plan_evolved(&self) -> Result<Plan, BuildError> {
+        if !evolve::evolves(&self.loaded) {
+            return self.plan().await.map_err(BuildError::File);
+        }
+        let store = state_store(&self.loaded, self.clock.clone()).await.map_err(BuildError::Operator)?;
+        let state = store.load().await.map_err(BuildError::Operator)?;
+        evolve::plan(&self.loaded, &self.surroundings(), &state).await.map_err(BuildError::File)
+    }
+
+    fn surroundings(&self) -> Surroundings {
+        Surroundings {
             clock: self.clock.clone(),
             functions: self.functions.clone(),
             sources: self.planned.clone(),
-        };
-        Plan::new(self.loaded.clone(), &surroundings).await
+            evolved: BTreeMap::new(),
+        }
     }
 
     /// Checks, plans and starts the pipeline in the background of the current tokio runtime.
     pub async fn start(self) -> Result<Job, BuildError> {
-        let plan = Box::pin(self.plan()).await.map_err(BuildError::File)?;
+        let plan = Box::pin(self.plan_evolved()).await?;
         for (table, name, _) in &self.sinks {
             if plan.table(table).is_none() {
                 let message = format!("could not attach the sink {name}: there is no table {table}");
@@ -200,7 +221,7 @@ impl Pipeline {
         }
         let settings = RunSettings {
             until_idle: self.until_idle,
-            clock: self.clock,
+            surroundings: self.surroundings(),
             sources: self.sources,
             sinks: self.sinks,
             redrive: self.redrive,

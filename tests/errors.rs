@@ -29,7 +29,7 @@ fn pipeline(world: &World, n: &str, silver: &str) -> PathBuf {
         &format!(
             "name: budget\nlake: {}\ncommit: {{ every: 1h, bytes: 1B }}\nsources:\n  events:\n    \
              file: {{ path: \"in-*.json\" }}\n    columns: {{ id: int64 not null, n: {n} }}\n    \
-             errors: {{ at_most: 1%, in: 1h }}\nbronze:\n  events: {{ from: events }}\n{silver}",
+             errors: {{ at_most: 1%, in: 1h }}\nbronze:\n  events: {{ sql: \"SELECT id FROM events WHERE n IS NOT NULL\" }}\n{silver}",
             world.path("lake").display()
         ),
     )

@@ -145,17 +145,65 @@ fn generated_rows_go_through_all_tiers_within_the_limit() {
 /// the 16 MiB that state has there, if they are all held in a map.
 const KEYS: u64 = 600_000;
 
+/// Windows that are open at once in the test below, unless NEXUS_TEST_WINDOWS says otherwise: their states take more than
+/// the 16 MiB that state has there.
+const WINDOWS: u64 = 250_000;
+
 #[test]
 fn remembered_keys_outgrow_the_memory_for_state() {
     let world = World::new();
-    let given = std::env::var("NEXUS_TEST_KEYS").ok();
-    let rows: u64 = given.map_or(KEYS, |text| text.parse().expect("NEXUS_TEST_KEYS is a number"));
-    let memory_mib = 64 + rows / 20_000;
+    let rows = number("NEXUS_TEST_KEYS", KEYS);
     let keys = 3 * rows;
+    let table = "silver:
+  events:
+    sql: SELECT k, ts FROM bronze.events
+    unique: { key: [k], within: 1d }
+";
+    let report = run_within(&world, rows, keys, 64 + rows / 20_000, table);
+    let lake = world.path("lake");
+    let distinct = ask(&lake, "SELECT count(DISTINCT k), sum(DISTINCT k) FROM bronze.events");
+    assert_eq!(ask(&lake, "SELECT count(*), sum(k) FROM silver.events"), distinct);
+    let kept = distinct[0][0].as_u64().expect("a count is a number");
+    assert_eq!(count(&report["tables"]["silver.events"], "duplicates"), rows - kept);
+    assert!(rows - kept > rows / 10, "too few duplicates to prove anything");
+}
+
+#[test]
+fn open_windows_outgrow_the_memory_for_state() {
+    let world = World::new();
+    let windows = number("NEXUS_TEST_WINDOWS", WINDOWS);
+    let table = "gold:
+  days:
+    sql: |
+      SELECT date_bin(INTERVAL '1 day', ts) AS day, k, count(*) AS events, min(ts) AS first, max(ts) AS last,
+        avg(CAST(k AS DOUBLE)) AS mean
+      FROM bronze.events GROUP BY 1, 2
+";
+    run_within(&world, 4 * windows, windows, 64 + windows / 20_000, table);
+    let lake = world.path("lake");
+    let states = "time_bucket(INTERVAL '1 day', ts) AS day, k, count(*) AS events, min(ts) AS first, max(ts) AS last,
+        avg(CAST(k AS DOUBLE)) AS mean FROM bronze.events GROUP BY 1, 2";
+    let columns = "day, k, events, first, last, mean";
+    let union = format!("SELECT count(*) FROM (SELECT {states} UNION SELECT {columns} FROM gold.days)");
+    let both = format!("SELECT count(*), (SELECT count(*) FROM gold.days), ({union}) FROM (SELECT {states})");
+    let answer = ask(&lake, &both);
+    let open = answer[0][0].as_u64().expect("a count is a number");
+    assert_eq!(answer, [json!([open, open, open])], "windows, those that were given, and those of both together");
+    assert!(open > windows * 9 / 10, "only {open} windows");
+}
+
+/// Gives a number of the environment, or what it is without one.
+fn number(name: &str, otherwise: u64) -> u64 {
+    let given = std::env::var(name).ok();
+    given.map_or(otherwise, |text| text.parse().unwrap_or_else(|_| panic!("{name} is a number")))
+}
+
+/// Generates rows with keys from 1 to `keys` for a table, and gives the report.
+fn run_within(world: &World, rows: u64, keys: u64, memory_mib: u64, table: &str) -> serde_json::Value {
     let pipeline = world.file(
-        "keys.yaml",
+        "state.yaml",
         &format!(
-            "name: keys
+            "name: state
 lake: ./lake
 commit: {{ every: 1h, bytes: 2MiB }}
 limits: {{ memory: {memory_mib}MiB }}
@@ -170,26 +218,18 @@ sources:
     event_time: {{ column: ts, lateness: 1s }}
 bronze:
   events: {{ from: events }}
-silver:
-  events:
-    sql: SELECT k, ts FROM bronze.events
-    unique: {{ key: [k], within: 1d }}
-"
+{table}"
         ),
     );
-    let report = world.run_to_report(|world, report| {
+    world.run_to_report(|world, report| {
+        let started = std::time::Instant::now();
         let mut running = world.start(&run_args(&pipeline, report, &[]));
         let mut peak = 0;
         while !running.ends_within(Duration::from_millis(50)) {
             peak = running.peak_memory_bytes().unwrap_or(peak);
         }
-        println!("peak memory: {} MiB under a limit of {memory_mib} MiB", peak >> 20);
+        let (peak, elapsed) = (peak >> 20, started.elapsed().as_secs_f64());
+        println!("{rows} rows in {elapsed:.1} s, peak of memory {peak} MiB under a limit of {memory_mib} MiB");
         running.wait()
-    });
-    let lake = world.path("lake");
-    let distinct = ask(&lake, "SELECT count(DISTINCT k), sum(DISTINCT k) FROM bronze.events");
-    assert_eq!(ask(&lake, "SELECT count(*), sum(k) FROM silver.events"), distinct);
-    let kept = distinct[0][0].as_u64().expect("a count is a number");
-    assert_eq!(count(&report["tables"]["silver.events"], "duplicates"), rows - kept);
-    assert!(rows - kept > rows / 10, "too few duplicates to prove anything");
+    })
 }

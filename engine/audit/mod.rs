@@ -115,7 +115,7 @@ pub struct Fault {
 /// `Unavailable` and `Config` where the state store, the lake or Postgres cannot be read. What can be read and is wrong
 /// is a [`Fault`].
 pub async fn audit(plan: &Plan, settings: AuditSettings) -> Result<Audit> {
-    let store = state_store(plan, Arc::new(SystemClock)).await?;
+    let store = state_store(&plan.loaded, Arc::new(SystemClock)).await?;
     let committed = store.committed().await?;
     let mut records = Records::read(&store).await?;
     let names = sinks(plan, &records);

@@ -216,6 +216,14 @@ async fn check_sums(store: &StateStore, records: &Records, faults: &mut Vec<Faul
     let mut checkpoints: BTreeMap<u64, State> = checkpoints.into_iter().collect();
     for record in &records.read {
         fold(&mut sum, record);
+        for (name, version) in &record.references {
+            let known = sum.references.get(name).map_or(0, |known| known.version);
+            if known != *version {
+                let place = format!("{}/{}", store.folder().url(), epoch_file(record.epoch));
+                let expected = format!("version {known} of reference table {name}, which the records tell of last");
+                faults.push(fault(place, record.epoch, expected, format!("version {version}")));
+            }
+        }
         let Some(noted) = checkpoints.remove(&record.epoch) else { continue };
         let known = State { version: noted.version, id: noted.id.clone(), ..sum.clone() };
         if noted != known {

@@ -1,10 +1,14 @@
 //! `nexus check`: parse, type and plan, offline.
 
 use std::path::PathBuf;
+use std::sync::Arc;
+
+use nexus_operators::clock::SystemClock;
 
 use super::{Failure, load, parameter, terminal};
-use crate::plan::Plan;
-use crate::spec::Diagnostics;
+use crate::job::state_store;
+use crate::plan::{Plan, changes};
+use crate::spec::{Diagnostic, Diagnostics, Loaded};
 
 /// Parse, type and plan pipeline files offline; all errors at once.
 #[derive(Debug, clap::Args)]
@@ -22,17 +26,36 @@ impl Check {
         let mut wrong = Vec::new();
         for file in &self.files {
             let planned = match load(file, &self.set).await {
+                Ok(pipeline) if is_local(pipeline.loaded()) => pipeline.plan_evolved().await.map_err(Failure::from),
                 Ok(pipeline) => pipeline.plan().await.map_err(Failure::File),
                 Err(failure) => Err(failure),
             };
             match planned {
-                Ok(plan) => report(&plan),
+                Ok(plan) => match refusals(&plan).await? {
+                    found if found.is_empty() => report(&plan),
+                    found => wrong.extend(found),
+                },
                 Err(Failure::File(found)) => wrong.extend(found.iter().cloned()),
                 Err(other) => return Err(other),
             }
         }
         if wrong.is_empty() { Ok(()) } else { Err(Failure::File(Diagnostics::new(wrong))) }
     }
+}
+
+/// Tells whether the state of a pipeline lies on this machine: what is checked needs no network.
+fn is_local(loaded: &Loaded) -> bool {
+    !loaded.state_root().starts_with("s3://")
+}
+
+/// Gives the changes that rows and state that are there do not survive, as far as these lie on this machine.
+async fn refusals(plan: &Plan) -> Result<Vec<Diagnostic>, Failure> {
+    if !is_local(&plan.loaded) {
+        return Ok(Vec::new());
+    }
+    let state = state_store(&plan.loaded, Arc::new(SystemClock)).await?.load().await?;
+    let refusals = changes::compare(plan, &state).await.err().unwrap_or_default();
+    Ok(refusals.iter().map(|refusal| refusal.diagnostic(plan)).collect())
 }
 
 fn report(plan: &Plan) {

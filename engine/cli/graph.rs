@@ -9,6 +9,7 @@ use serde_json::json;
 
 use super::{Failure, File, terminal};
 use crate::plan::Plan;
+use crate::plan::lineage::{Origins, lineage};
 use crate::plan::table::TablePlan;
 use crate::spec::columns::type_name;
 use crate::spec::model::Late;
@@ -103,8 +104,8 @@ fn span(us: i64) -> Span {
 }
 
 async fn physical(table: &TablePlan) -> Result<String, crate::Error> {
-    let transform = table.transform().await?;
-    Ok(displayable(transform.query().physical().as_ref()).indent(false).to_string())
+    let query = table.query().await?;
+    Ok(displayable(query.physical().as_ref()).indent(false).to_string())
 }
 
 fn mermaid(plan: &Plan) {
@@ -128,6 +129,12 @@ fn mermaid(plan: &Plan) {
     }
 }
 
+fn origins(origins: &Origins) -> Vec<serde_json::Value> {
+    let origin =
+        |((table, column), how): (&(String, String), _)| json!({ "table": table, "column": column, "how": how });
+    origins.iter().map(origin).collect()
+}
+
 fn id(name: &str) -> String {
     name.replace('.', "_")
 }
@@ -141,12 +148,22 @@ async fn as_json(plan: &Plan) -> Result<(), crate::Error> {
         .values()
         .map(|source| json!({ "name": source.name, "columns": fields(&source.schema), "inferred": source.inferred }));
     let sources: Vec<_> = sources.collect();
+    let lineage = lineage(plan);
     let mut tables = Vec::new();
     for table in &plan.tables {
+        let lineage = lineage.get(&table.name()).map_or(&[][..], Vec::as_slice);
+        let columns = table.schema.fields().iter().zip(lineage).map(|(field, lineage)| {
+            json!({
+                "name": field.name(),
+                "type": type_name(field),
+                "from": origins(&lineage.inputs),
+                "sources": origins(&lineage.sources),
+            })
+        });
         tables.push(json!({
             "name": table.name(),
             "reads": reads(table),
-            "columns": fields(&table.schema),
+            "columns": columns.collect::<Vec<_>>(),
             "event_time": table.event_time.map(|index| table.schema.field(index).name()),
             "state": state(table),
             "sql": table.sql,

@@ -7,9 +7,10 @@ use clap::{Parser, Subcommand};
 
 use nexus_operators::contained::is_contained;
 
+use crate::job::BLOCKING_THREADS_MAX;
 use crate::plan::Plan;
 use crate::spec::Diagnostics;
-use crate::{Error, Pipeline};
+use crate::{BuildError, Error, Pipeline};
 
 mod audit;
 mod check;
@@ -89,7 +90,8 @@ enum Failure {
 pub fn main() -> ExitCode {
     let arguments = Arguments::parse();
     quieten_contained_panics();
-    let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
+    let mut builder = tokio::runtime::Builder::new_multi_thread();
+    let runtime = match builder.max_blocking_threads(BLOCKING_THREADS_MAX).enable_all().build() {
         Ok(runtime) => runtime,
         Err(error) => {
             terminal::complain(&format!("error: could not start threads: {error}"));
@@ -144,7 +146,7 @@ impl File {
     }
 
     async fn plan(&self) -> Result<Plan, Failure> {
-        Ok(self.load().await?.plan().await?)
+        Ok(self.load().await?.plan_evolved().await?)
     }
 }
 
@@ -164,6 +166,15 @@ fn parameter(text: &str) -> Result<(String, String), String> {
 impl From<Diagnostics> for Failure {
     fn from(wrong: Diagnostics) -> Self {
         Failure::File(wrong)
+    }
+}
+
+impl From<BuildError> for Failure {
+    fn from(error: BuildError) -> Self {
+        match error {
+            BuildError::File(wrong) => Failure::File(wrong),
+            BuildError::Operator(error) => Failure::Failed(error),
+        }
     }
 }
 

@@ -8,15 +8,19 @@ use datafusion::catalog::{CatalogProvider, MemorySchemaProvider};
 use datafusion::error::DataFusionError;
 use datafusion::execution::object_store::ObjectStoreUrl;
 use datafusion::prelude::{SessionConfig, SessionContext};
+use nexus_operators::clock::SystemClock;
 use nexus_operators::quarantine;
 use nexus_operators::store::{Backend, Store};
 use nexus_operators::transform::keyed::SEQUENCE_COLUMN;
 
 use super::stored::StoredTable;
 use super::{Failure, File, terminal};
+use crate::job::state_store;
 use crate::plan::Plan;
+use crate::plan::changes::stored_schema;
 use crate::plan::table::TablePlan;
 use crate::spec::Tier;
+use crate::state::State;
 use crate::{Error, Result};
 
 /// Run SQL over the lake's committed tables.
@@ -35,7 +39,8 @@ impl Query {
         let plan = self.file.plan().await?;
         let config = SessionConfig::new().with_information_schema(true);
         let context = SessionContext::new_with_config(config);
-        register(&context, &plan).await?;
+        let state = state_store(&plan.loaded, Arc::new(SystemClock)).await?.load().await?;
+        register(&context, &plan, &state).await?;
         let failed = |e: DataFusionError| Error::config("could not run the query").because(e);
         let answer = context.sql(&self.sql).await.map_err(failed)?;
         let columns: SchemaRef = answer.schema().inner().clone();
@@ -47,7 +52,7 @@ impl Query {
 }
 
 /// Makes the stored tables and their quarantine known. Only committed files lie in a table's folder.
-async fn register(context: &SessionContext, plan: &Plan) -> Result<()> {
+async fn register(context: &SessionContext, plan: &Plan, state: &State) -> Result<()> {
     for table in &plan.tables {
         let name = table.name();
         let tier = table.tier.name();
@@ -55,7 +60,8 @@ async fn register(context: &SessionContext, plan: &Plan) -> Result<()> {
             let folder = format!("{tier}/{}", table.table);
             let changes = format!("{}_changes", table.table);
             let stored = if table.keys.is_some() { &changes } else { &table.table };
-            add(context, plan, table.tier, &folder, (tier, stored), &table.schema).await?;
+            let columns = stored_schema(&table.schema, state.schema_of(&name));
+            add(context, plan, table.tier, &folder, (tier, stored), &columns).await?;
             if let Some(keys) = &table.keys {
                 add_newest(context, table, keys, &changes).await?;
             }
@@ -79,7 +85,7 @@ async fn add_newest(context: &SessionContext, table: &TablePlan, keys: &[usize],
     };
     let sql = format!(
         "CREATE VIEW {tier}.{name} AS SELECT {all} FROM (SELECT *, row_number() OVER (PARTITION BY {keys} ORDER BY \
-         {SEQUENCE_COLUMN} DESC) AS _newest FROM {tier}.{changes}) WHERE _newest = 1",
+         {SEQUENCE_COLUMN} DESC NULLS LAST) AS _newest FROM {tier}.{changes}) WHERE _newest = 1",
         tier = table.tier,
         name = quoted(&table.table),
         changes = quoted(changes),
@@ -101,7 +107,7 @@ async fn add(
     columns: &SchemaRef,
 ) -> Result<()> {
     let failed = |e: DataFusionError| Error::internal(format!("could not register {schema}.{table}")).because(e);
-    let root = Store::open(&plan.loaded.lake_root(tier), &crate::job::encryption(plan)).await?;
+    let root = Store::open(&plan.loaded.lake_root(tier), &crate::job::encryption(&plan.loaded)).await?;
     let store = register_store(context, &root)?;
     let stored = StoredTable::new(columns.clone(), root.below(folder), store);
     let catalog = context.catalog("datafusion").ok_or_else(|| Error::internal("there is no catalog"))?;

@@ -49,7 +49,7 @@ impl SendAgain {
             check_name(&plan, name)?;
         }
         let clock = Arc::new(SystemClock);
-        let upto = state_store(&plan, clock.clone()).await?.load().await?.epoch;
+        let upto = state_store(&plan.loaded, clock.clone()).await?.load().await?.epoch;
         let redrive = Redrive { of: self.table.clone(), upto };
         if self.dry_run {
             let rows = held(&plan, &redrive, clock).await?.into_iter().map(|(of, held)| {

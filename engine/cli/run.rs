@@ -13,7 +13,7 @@ use super::{Failure, File};
 use crate::job::progress::{Progress, Report};
 use crate::serve::{Pages, READY_WITHIN};
 use crate::spec::units::Span;
-use crate::{BuildError, Error, Job, Pipeline};
+use crate::{Error, Job, Pipeline};
 
 /// How often progress is shown on a terminal.
 const SHOW_EVERY: Duration = Duration::from_millis(500);
@@ -95,10 +95,7 @@ pub async fn started(pipeline: Pipeline, signals: &mut Signals) -> Result<Option
             return Ok(None);
         }
     };
-    started.map(Some).map_err(|error| match error {
-        BuildError::File(wrong) => Failure::File(wrong),
-        BuildError::Operator(error) => Failure::Failed(error),
-    })
+    Ok(Some(started?))
 }
 
 /// Writes what was committed to a file.

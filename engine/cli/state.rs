@@ -4,9 +4,11 @@ use nexus_operators::clock::{Clock, SystemClock};
 use nexus_operators::position::Position;
 
 use super::table::layout;
-use super::terminal::{self, count};
+use super::terminal::{self, count, size};
 use super::{Failure, File};
 use crate::job::state_store;
+use crate::state::record::ReferenceVersion;
+use crate::state::schema::{StoredColumn, TableSchema};
 
 /// Show epochs, positions, and what is prepared and not committed.
 #[derive(Debug, clap::Args)]
@@ -21,7 +23,7 @@ pub struct ShowState {
 impl ShowState {
     pub async fn execute(self) -> Result<(), Failure> {
         let plan = self.file.plan().await?;
-        let store = state_store(&plan, std::sync::Arc::new(SystemClock)).await?;
+        let store = state_store(&plan.loaded, std::sync::Arc::new(SystemClock)).await?;
         let state = store.load().await?;
         let committed = store.committed().await?;
         if self.json {
@@ -47,6 +49,23 @@ impl ShowState {
             }
             terminal::say(&layout(&["partition", "position"], &rows.collect::<Vec<_>>()));
         }
+        for (name, ReferenceVersion { version, read_at_us, rows, files }) in &state.references {
+            terminal::say(&format!(
+                "\nreference {name}: version {version}, {} rows, read {}",
+                count(*rows),
+                time(*read_at_us)
+            ));
+            let files = files.iter().map(|file| vec![file.path.clone(), size(file.bytes), time(file.changed_us)]);
+            terminal::say(&layout(&["file", "size", "changed"], &files.collect::<Vec<_>>()));
+        }
+        for (name, versions) in &state.schemas {
+            terminal::say(&format!("\ntable {name}"));
+            let rows = versions.iter().enumerate().map(|(place, schema)| {
+                let before = place.checked_sub(1).and_then(|before| versions.get(before));
+                vec![schema.version.to_string(), schema.since_epoch.to_string(), columns(schema, before)]
+            });
+            terminal::say(&layout(&["version", "since epoch", "columns"], &rows.collect::<Vec<_>>()));
+        }
         let sinks = committed
             .iter()
             .map(|(sink, epoch)| vec![sink.clone(), epoch.to_string(), count(state.epoch.saturating_sub(*epoch))]);
@@ -54,6 +73,21 @@ impl ShowState {
         terminal::say(&format!("\n{}", layout(&["sink", "committed epoch", "behind"], &sinks)));
         Ok(())
     }
+}
+
+/// Gives the columns of a version; behind the first, those that are others than before.
+fn columns(schema: &TableSchema, before: Option<&TableSchema>) -> String {
+    let known = |column: &StoredColumn| before.and_then(|before| before.column(&column.name));
+    let columns = schema.columns.iter().filter(|column| known(column) != Some(column)).map(|column| {
+        let sign = match (before, known(column)) {
+            (None, _) => "",
+            (_, None) => "+ ",
+            _ => "~ ",
+        };
+        let null = if column.nullable { "" } else { " not null" };
+        format!("{sign}{} {}{null}", column.name, column.data_type)
+    });
+    columns.collect::<Vec<_>>().join(", ")
 }
 
 fn position(position: &Position) -> String {

@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use nexus_operators::transform::keys::KeyLimits;
+use nexus_operators::transform::states::StateLimits;
 use nexus_operators::{Error, Result};
 
 use crate::plan::Plan;
@@ -12,10 +13,11 @@ use crate::plan::Plan;
 const STATE: u64 = 4;
 
 /// A quarter of it for the map of the newest keys, as much while files of keys are merged, the rest for their filters.
+/// Of a table's states of windows a quarter is kept in memory beside their files, and as much is merged or given out.
 const KEYS: u64 = 4;
 
-/// Under this, keys would lie in very many files: the price of a little memory is paid while they are merged.
-const KEY_FILE_BYTES_MIN: usize = 8 * 1024 * 1024;
+/// Under this, state would lie in very many files: the price of a little memory is paid while they are merged.
+const STATE_FILE_BYTES_MIN: usize = 8 * 1024 * 1024;
 
 /// A quarter for what sinks encode.
 const SINKS: u64 = 4;
@@ -42,6 +44,8 @@ pub struct Budget {
     pub state_of_epoch: usize,
     /// What the remembered keys of one table may take, beside what is in memory of their files.
     pub keys: KeyLimits,
+    /// What the states of one table's windows may take, beside those of the epoch that is open.
+    pub windows: StateLimits,
 }
 
 impl Budget {
@@ -63,15 +67,15 @@ impl Budget {
             stateful += usize::from(table.is_stateful());
         }
         let share = |part: u64, among: usize| usize::try_from(memory / part).unwrap_or(usize::MAX) / among.max(1);
+        let part_of_state = share(KEYS * STATE, stateful);
+        let file = part_of_state.max(STATE_FILE_BYTES_MIN);
         Self {
             channel: share(CHANNELS, channels).max(CHANNEL_BYTES_MIN),
             sink: share(SINKS, sinks).max(SINK_BYTES_MIN),
             state: share(STATE, 1),
             state_of_epoch: share(2 * STATE, stateful),
-            keys: KeyLimits {
-                map_bytes: share(KEYS * STATE, stateful),
-                file_bytes: share(KEYS * STATE, stateful).max(KEY_FILE_BYTES_MIN),
-            },
+            keys: KeyLimits { map_bytes: part_of_state, file_bytes: file },
+            windows: StateLimits { cached_bytes: part_of_state, piece_bytes: file },
         }
     }
 }

@@ -8,7 +8,9 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
+use arrow::datatypes::Field;
 use nexus_operators::clock::SharedClock;
+use nexus_operators::decode::FOUND_MAX;
 use nexus_operators::position::Cut;
 use nexus_operators::sink::{EpochId, Handle, Prepared};
 use nexus_operators::{Error, ErrorKind, Result, fail};
@@ -19,7 +21,10 @@ use super::channel::closed;
 use super::errors::{Budgets, Reasons};
 use super::progress::{Progress, Standing};
 use super::source::{Closing, Command, EpochLoad};
-use crate::state::record::{CommitRecord, SourceCounts, TableRecord};
+use crate::plan::reference::ReferenceTable;
+use crate::spec::columns::type_name;
+use crate::state::record::{CommitRecord, EvolvedColumn, SourceCounts, TableRecord};
+use crate::state::schema::TableSchema;
 use crate::state::{State, StateStore, history};
 
 /// How often the coordinator looks whether an epoch is due.
@@ -34,6 +39,13 @@ const LAST_COMMIT_MAX: Duration = Duration::from_secs(15 * 60);
 /// How long a run that was told to stop takes to commit what it has read: those who stop it (Kubernetes, ECS, systemd)
 /// kill it after 30 seconds or more.
 const DRAIN_MAX: Duration = Duration::from_secs(20);
+
+/// How long a run that is to be planned anew waits for its sinks in its last epoch: as long as they usually take.
+const EVOLVE_MAX: Duration = Duration::from_secs(20);
+
+/// How long no further epoch is closed once columns were found, so that all sinks have committed and the run can be
+/// planned anew. A sink that takes longer must not hold up the others.
+const EVOLVE_HOLD: Duration = Duration::from_secs(2);
 
 /// What stages tell the coordinator.
 #[derive(Debug)]
@@ -59,6 +71,8 @@ pub enum Report {
         watermark_us: Option<i64>,
         /// Why records were quarantined, as far as an error budget counts them.
         reasons: Reasons,
+        /// Columns that were found among the fields that no column declares.
+        found: Vec<Field>,
     },
     /// A table has passed the barrier.
     Table {
@@ -67,7 +81,7 @@ pub enum Report {
         /// The epoch.
         epoch: u64,
         /// Its part of the record.
-        record: TableRecord,
+        record: Box<TableRecord>,
     },
     /// A sink has prepared.
     Prepared {
@@ -127,6 +141,10 @@ pub struct Coordinator {
     pub sources: BTreeMap<String, mpsc::UnboundedSender<Command>>,
     /// The names of the tables.
     pub tables: Vec<String>,
+    /// The columns of the tables that go to sinks; the first record has those that are others than before.
+    pub schemas: BTreeMap<String, TableSchema>,
+    /// The reference tables that are read.
+    pub references: Vec<Arc<ReferenceTable>>,
     /// The sinks' commit stages.
     pub sinks: BTreeMap<String, CommitQueue>,
     /// What the stages tell.
@@ -145,6 +163,10 @@ pub struct Coordinator {
     pub budgets: Budgets,
     /// The time.
     pub clock: SharedClock,
+    /// Whether the run may end so that it is planned anew with columns that sources have got.
+    pub may_evolve: bool,
+    /// When a record of this run had such columns.
+    pub evolved_since: Option<Instant>,
     /// When the epoch was closed that is not recorded yet.
     pub closing_since: Option<Instant>,
     /// When an epoch was last committed by all sinks, in microseconds since the Unix epoch.
@@ -185,12 +207,22 @@ enum Reason {
     Due,
     Drain,
     EndOfInput,
+    Evolved,
+}
+
+/// How a run has ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Ended {
+    /// Its input has ended, or it was told to stop.
+    Whole,
+    /// Sources have got columns, with which it is to be planned anew.
+    Evolved,
 }
 
 impl Coordinator {
     /// Runs until the input ends or the run is stopped, and all sinks have committed. A run that was told to stop ends in
     /// time even if a service does not answer: what it leaves behind is what a crash would.
-    pub async fn run(mut self) -> Result<()> {
+    pub async fn run(mut self) -> Result<Ended> {
         let mut stop = self.stop.clone();
         let overdue = async move {
             // An error says that nobody holds the job any more, which is as good as a stop.
@@ -205,7 +237,7 @@ impl Coordinator {
         done.unwrap_or_else(|| Err(self.ledger.unfinished(self.sinks.keys(), self.state.epoch)))
     }
 
-    async fn coordinate(&mut self) -> Result<()> {
+    async fn coordinate(&mut self) -> Result<Ended> {
         let mut closed_at = Instant::now();
         let mut idle_barrier_owed = false;
         self.tell_standing();
@@ -215,8 +247,13 @@ impl Coordinator {
             let closing = Closing { epoch: self.state.epoch + 1, last, end_of_input: reason == Reason::EndOfInput };
             closed_at = Instant::now();
             self.close(closing).await?;
+            if reason == Reason::Evolved {
+                // A sink that is slow goes on behind the new start, as behind any other.
+                let finished = tokio::time::timeout(EVOLVE_MAX, self.finish()).await;
+                return finished.unwrap_or(Ok(())).map(|()| Ended::Evolved);
+            }
             if last {
-                return self.finish().await;
+                return self.finish().await.map(|()| Ended::Whole);
             }
         }
     }
@@ -238,12 +275,16 @@ impl Coordinator {
             if self.timing.until_idle.is_some_and(|wanted| idle.lasts(&self.progress, &self.ledger.ended) >= wanted) {
                 return Ok(Reason::EndOfInput);
             }
+            if self.evolved_since.is_some() && self.ledger.open.is_empty() {
+                return Ok(Reason::Evolved);
+            }
+            let held = self.evolved_since.is_some_and(|since| since.elapsed() < EVOLVE_HOLD);
             let read = self.load.bytes.load(Ordering::Acquire);
             let full = read >= self.load.bytes_max
                 || self.timing.rows_max.is_some_and(|max| self.rows_read() - rows_before >= max);
             let due = read > 0 && closed_at.elapsed() >= self.timing.every;
             let silent = *idle_barrier_owed && closed_at.elapsed() > self.timing.idle_after;
-            if (full || due || silent) && self.ledger.spooled_bytes() <= self.timing.spool_bytes_max {
+            if !held && (full || due || silent) && self.ledger.spooled_bytes() <= self.timing.spool_bytes_max {
                 *idle_barrier_owed = read > 0;
                 return Ok(Reason::Due);
             }
@@ -271,6 +312,8 @@ impl Coordinator {
         self.closing_since = Some(closed_at);
         self.tell_standing();
         self.load.bytes.store(0, Ordering::Release);
+        // Before the barrier: whoever has passed it asks for the next epoch's versions.
+        self.references.iter().for_each(|table| table.pin(closing.epoch + 1));
         for source in self.sources.values() {
             source.send(Command::Barrier(closing)).map_err(|_| closed())?;
         }
@@ -327,6 +370,14 @@ impl Coordinator {
     /// Gathers what the stages report of an epoch.
     async fn gather(&mut self, epoch: u64) -> Result<CommitRecord> {
         let mut record = self.store.record(self.generation, epoch);
+        for table in &self.references {
+            let used = table.version_of(epoch);
+            let known = self.state.references.get(table.name());
+            if known.is_none_or(|known| known.version != used.told.version) {
+                record.reference_versions.insert(table.name().to_owned(), used.told.clone());
+            }
+            record.references.insert(table.name().to_owned(), used.told.version);
+        }
         let (mut cuts, mut decoded) = (0, 0);
         while cuts < self.sources.len()
             || decoded < self.sources.len()
@@ -339,15 +390,19 @@ impl Coordinator {
                     record.sources.entry(source).or_default().cut = cut;
                     cuts += 1;
                 }
-                Report::Decoded { source, epoch: of, counts, watermark_us, reasons } if of == epoch => {
+                Report::Decoded { source, epoch: of, counts, watermark_us, reasons, found } if of == epoch => {
                     self.budgets.hear(&source, reasons);
+                    let evolved = self.evolved(&source, epoch, &found);
                     let source = record.sources.entry(source).or_default();
                     source.counts = counts;
                     source.watermark_us = watermark_us;
+                    source.evolved = evolved;
                     decoded += 1;
                 }
-                Report::Table { table, epoch: of, record: part } if of == epoch => {
-                    record.tables.insert(table, part);
+                Report::Table { table, epoch: of, record: mut part } if of == epoch => {
+                    let schema = self.schemas.get(&table).filter(|now| self.state.schema_of(&table) != Some(now));
+                    part.schema = schema.cloned();
+                    record.tables.insert(table, *part);
                 }
                 Report::Prepared { sink, epoch: of, prepared } if of == epoch => {
                     record.sinks.insert(sink, prepared);
@@ -356,6 +411,23 @@ impl Coordinator {
             }
         }
         Ok(record)
+    }
+
+    /// Gives the columns that a source gets behind an epoch, of those that were found.
+    fn evolved(&mut self, source: &str, epoch: u64, found: &[Field]) -> Vec<EvolvedColumn> {
+        let known = self.state.evolved.get(source).map_or(&[][..], Vec::as_slice);
+        let is_new = |field: &&Field| known.iter().all(|column| !column.name.eq_ignore_ascii_case(field.name()));
+        let column =
+            |field: &Field| EvolvedColumn { name: field.name().clone(), data_type: type_name(field), found_in: epoch };
+        let room = FOUND_MAX.saturating_sub(known.len());
+        let evolved: Vec<_> = found.iter().filter(is_new).take(room).map(column).collect();
+        for EvolvedColumn { name, data_type, .. } in &evolved {
+            tracing::info!(source, epoch, "found the column {name}: {data_type}");
+        }
+        if self.may_evolve && !evolved.is_empty() {
+            self.evolved_since = Some(Instant::now());
+        }
+        evolved
     }
 
     /// Takes a report that is not part of the epoch being closed.

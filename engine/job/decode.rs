@@ -8,7 +8,7 @@ use std::time::Duration;
 use arrow::array::RecordBatch;
 use nexus_operators::batch::Chunk;
 use nexus_operators::clock::SharedClock;
-use nexus_operators::decode::{Decoded, Decoder, Reject};
+use nexus_operators::decode::{Decoded, Decoder, Discovery, Reject};
 use nexus_operators::quarantine::{self, Quarantined};
 use nexus_operators::transform::window::{WATERMARK_END, WATERMARK_START, micros};
 use nexus_operators::{ErrorKind, Result};
@@ -34,6 +34,8 @@ pub struct DecodeStage {
     pub to: Vec<Sender<Item>>,
     /// The channel of the source's quarantine.
     pub quarantine: Sender<Item>,
+    /// Looks for columns among the fields that no column declares, if these may become columns.
+    pub discovery: Option<Discovery>,
     /// The coordinator's ear.
     pub reports: mpsc::UnboundedSender<Report>,
     /// How event time passes.
@@ -106,6 +108,9 @@ impl DecodeStage {
             progress.rows.fetch_add(rows, Ordering::Relaxed);
         }
         self.watermark.observe(partition, &batch)?;
+        if let Some(discovery) = &mut self.discovery {
+            discovery.observe(&batch);
+        }
         fan_out(&self.to, &Item::Batch(batch)).await
     }
 
@@ -140,6 +145,7 @@ impl DecodeStage {
             counts,
             watermark_us: (passed_us > WATERMARK_START).then_some(passed_us),
             reasons: self.reasons.as_mut().map(std::mem::take).unwrap_or_default(),
+            found: self.discovery.as_mut().map(Discovery::take).unwrap_or_default(),
         };
         self.reports.send(told).map_err(|_| closed())?;
         let watermark_us =
@@ -275,6 +281,7 @@ mod tests {
             from,
             to: Vec::new(),
             quarantine,
+            discovery: None,
             reports,
             watermark: watermark(),
             progress: Arc::new(Progress::new("test", ["files"].into_iter(), [].into_iter())),

@@ -16,7 +16,6 @@ use std::future::Future;
 use std::sync::Arc;
 use std::time::Duration;
 
-use nexus_operators::clock::SharedClock;
 use nexus_operators::sink::Sink;
 use nexus_operators::source::Source;
 use nexus_operators::{Error, ErrorKind, Result};
@@ -41,8 +40,11 @@ mod start;
 mod table;
 mod wiring;
 
-use crate::plan::Plan;
-use coordinator::Coordinator;
+use crate::lineage::RunEvents;
+use crate::plan::{Plan, Surroundings, evolve};
+use crate::spec::Loaded;
+use crate::state::StateStore;
+use coordinator::{Coordinator, Ended};
 use guard::guard;
 use progress::{Limits, Progress, Report};
 use redrive::Redrive;
@@ -58,8 +60,8 @@ const FENCE_WAIT: Duration = Duration::from_secs(5);
 pub struct RunSettings {
     /// End the run once all sources have been idle for so long.
     pub until_idle: Option<Duration>,
-    /// The time.
-    pub clock: SharedClock,
+    /// What the plan was made with, to make it anew when sources get columns.
+    pub surroundings: Surroundings,
     /// Sources that an embedding service brings, by the name of the source.
     pub sources: BTreeMap<String, Box<dyn Source>>,
     /// Sinks that an embedding service brings, by the table, `tier.table`, and a name of their own.
@@ -100,12 +102,31 @@ impl Job {
         let (sources, tables) = (sources.iter().map(String::as_str), names.iter().map(String::as_str));
         let progress = Arc::new(Progress::new(&spec.name, sources, tables).with_limits(limits));
         let (stop, stopped) = watch::channel(false);
-        let wired = Box::pin(guard("the start", start::start(plan, settings, progress.clone(), stopped))).await?;
-        let done = tokio::spawn(async move {
-            match wired {
-                None => Ok(()),
-                Some(wired) => supervise(wired).await,
+        let again = Again {
+            loaded: plan.loaded.clone(),
+            until_idle: settings.until_idle,
+            surroundings: settings.surroundings.clone(),
+            progress: progress.clone(),
+            stopped: stopped.clone(),
+        };
+        let mut events = Box::pin(RunEvents::begin(&plan, progress.clone(), settings.surroundings.clock.clone())).await;
+        let wired = Box::pin(guard("the start", start::start(plan, settings, progress.clone(), stopped))).await;
+        let wired = match wired {
+            Ok(wired) => wired,
+            Err(error) => {
+                let failed = Err(error);
+                if let Some(events) = events {
+                    events.end(&failed).await;
+                }
+                return failed;
             }
+        };
+        let done = tokio::spawn(async move {
+            let ended = again.run(wired, &mut events).await;
+            if let Some(events) = events {
+                events.end(&ended).await;
+            }
+            ended
         });
         Ok(Self { progress, stop, done, started })
     }
@@ -158,6 +179,54 @@ impl Stopper {
     }
 }
 
+/// What a job is started from again, once sources have got columns.
+struct Again {
+    loaded: Loaded,
+    until_idle: Option<Duration>,
+    surroundings: Surroundings,
+    progress: Arc<Progress>,
+    stopped: watch::Receiver<bool>,
+}
+
+impl Again {
+    /// Runs a job to its end, planned anew whenever sources get columns.
+    async fn run(&self, wired: Option<Wired>, events: &mut Option<RunEvents>) -> Result<()> {
+        let Some(mut wired) = wired else { return Ok(()) };
+        loop {
+            let (store, generation) = (wired.coordinator.store.clone(), wired.coordinator.generation);
+            match followed(supervise(wired), events).await? {
+                Ended::Whole => return Ok(()),
+                Ended::Evolved => {
+                    wired = Box::pin(guard("the start", self.start(&store, generation, events))).await?;
+                }
+            }
+        }
+    }
+
+    /// Plans the pipeline with the columns that its sources have got, and starts it.
+    async fn start(&self, store: &StateStore, generation: u64, events: &mut Option<RunEvents>) -> Result<Wired> {
+        // A process that has taken over meanwhile must not be stopped by this one.
+        store.check_fence(generation).await?;
+        let state = store.load().await?;
+        let planned = evolve::plan(&self.loaded, &self.surroundings, &state).await;
+        let plan = planned.map_err(|wrong| Error::config(wrong.to_string()))?;
+        if let Some(events) = events {
+            events.describe(&plan).await;
+        }
+        let settings = RunSettings {
+            until_idle: self.until_idle,
+            surroundings: self.surroundings.clone(),
+            sources: BTreeMap::new(),
+            sinks: Vec::new(),
+            stores: true,
+            redrive: None,
+        };
+        tracing::info!("planned anew with the columns that were found");
+        self.progress.forget_channels();
+        start::start_anyway(plan, settings, self.progress.clone(), self.stopped.clone()).await
+    }
+}
+
 /// All tasks of a job, not yet running.
 pub struct Wired {
     /// Runs the stages.
@@ -173,14 +242,22 @@ pub struct Wired {
 /// A stage, as something to run.
 pub type Stage = std::pin::Pin<Box<dyn Future<Output = Result<()>> + Send>>;
 
+/// Threads of a runtime that wait for disks and encode rows. What a thread has freed its allocator keeps for it: with as
+/// many threads as there are files to write after an outage, memory would grow by megabytes for each, and stay.
+pub const BLOCKING_THREADS_MAX: usize = 8;
+
 /// A runtime for work on the CPU. It is let go without waiting, since runtimes may not be dropped where one waits.
 pub struct CpuRuntime(Option<Runtime>);
 
 impl CpuRuntime {
     /// Starts a runtime with a thread for each core.
     pub fn start() -> Result<Self> {
-        let runtime = tokio::runtime::Builder::new_multi_thread().thread_name("nexus-cpu").enable_all().build();
-        runtime.map(|runtime| Self(Some(runtime))).map_err(|e| Error::internal("could not start threads").because(e))
+        let mut builder = tokio::runtime::Builder::new_multi_thread();
+        builder.thread_name("nexus-cpu").max_blocking_threads(BLOCKING_THREADS_MAX).enable_all();
+        builder
+            .build()
+            .map(|runtime| Self(Some(runtime)))
+            .map_err(|e| Error::internal("could not start threads").because(e))
     }
 }
 
@@ -192,10 +269,31 @@ impl Drop for CpuRuntime {
     }
 }
 
+/// Does some work, and tells meanwhile how far the run has come.
+async fn followed<T>(work: impl Future<Output = T>, events: &mut Option<RunEvents>) -> T {
+    let mut work = std::pin::pin!(work);
+    loop {
+        let follow = async {
+            match events {
+                Some(events) => events.follow().await,
+                None => std::future::pending().await,
+            }
+        };
+        // Cancel-safe: the work is polled by reference, and `follow` is by its contract.
+        tokio::select! {
+            done = &mut work => return done,
+            () = follow => {}
+        }
+    }
+}
+
 /// Runs all tasks, and finds out what lies behind an error.
-async fn supervise(wired: Wired) -> Result<()> {
+async fn supervise(wired: Wired) -> Result<Ended> {
     let (store, generation) = (wired.coordinator.store.clone(), wired.coordinator.generation);
-    let Err(error) = run(wired).await else { return Ok(()) };
+    let error = match run(wired).await {
+        Ok(ended) => return Ok(ended),
+        Err(error) => error,
+    };
     // A newer process removes what this one has staged and not recorded, so any stage may be the first to stumble over
     // it. What is wrong then is not what the stage says.
     let fence = tokio::time::timeout(FENCE_WAIT, store.check_fence(generation)).await;
@@ -209,7 +307,7 @@ async fn supervise(wired: Wired) -> Result<()> {
 }
 
 /// Runs all tasks until the coordinator is done or one of them fails.
-async fn run(wired: Wired) -> Result<()> {
+async fn run(wired: Wired) -> Result<Ended> {
     let mut tasks: JoinSet<Result<()>> = JoinSet::new();
     let Wired { cpu, stages, commits, coordinator } = wired;
     let handle = cpu.0.as_ref().map(|runtime| runtime.handle().clone());

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use serde::Serialize;
@@ -34,6 +34,15 @@ pub struct TableProgress {
     pub rows_out: AtomicU64,
 }
 
+/// Counters of the events about a run.
+#[derive(Debug, Default)]
+pub struct LineageProgress {
+    /// Events that were taken.
+    pub sent: AtomicU64,
+    /// Events that were not.
+    pub dropped: AtomicU64,
+}
+
 /// Counters of a job, shared by its stages, and the totals of what it has committed.
 #[derive(Debug, Default)]
 pub struct Progress {
@@ -41,6 +50,8 @@ pub struct Progress {
     pub sources: BTreeMap<String, SourceProgress>,
     /// By table.
     pub tables: BTreeMap<String, TableProgress>,
+    /// Of the events about the run.
+    pub lineage: LineageProgress,
     /// What the pipeline file allows.
     pub limits: Limits,
     /// The lock is held to add one record or to copy the totals, so it need not be async.
@@ -49,8 +60,8 @@ pub struct Progress {
     standing: Mutex<Standing>,
     /// Written by the coordinator. The lock is held to copy it, so it need not be async.
     errors: Mutex<BTreeMap<String, ErrorsCounted>>,
-    /// Set when the stages are wired.
-    state: OnceLock<Arc<StateMemory>>,
+    /// Set when the stages are wired. The lock is held to copy a pointer, so it need not be async.
+    state: Mutex<Option<Arc<StateMemory>>>,
     /// By name. The lock is held to add one or to look at all, so it need not be async.
     channels: Mutex<Vec<(String, Gauge)>>,
 }
@@ -257,17 +268,22 @@ impl Progress {
 
     /// Has the memory of state told from now on.
     pub fn watch_state(&self, state: Arc<StateMemory>) {
-        self.state.get_or_init(|| state);
+        *self.state.lock().unwrap_or_else(PoisonError::into_inner) = Some(state);
     }
 
     /// Gives what open windows and remembered keys take, in bytes.
     pub fn state_bytes(&self) -> usize {
-        self.state.get().map_or(0, |state| state.used_bytes())
+        self.state.lock().unwrap_or_else(PoisonError::into_inner).as_ref().map_or(0, |state| state.used_bytes())
     }
 
     /// Has the fill of a channel told from now on.
     pub fn watch_channel(&self, name: String, gauge: Gauge) {
         self.channels.lock().unwrap_or_else(PoisonError::into_inner).push((name, gauge));
+    }
+
+    /// Has no channel told any more: others take their place.
+    pub fn forget_channels(&self) {
+        self.channels.lock().unwrap_or_else(PoisonError::into_inner).clear();
     }
 
     /// Tells how full the channels between the stages are, by name.

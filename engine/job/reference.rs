@@ -1,31 +1,26 @@
-//! The reference tables that one stage reads.
+//! The stage of a reference table: it reads the table again when it is old, while epochs go on with the rows they use.
 
 use std::sync::Arc;
+use std::time::Duration;
+
+use nexus_operators::Result;
 
 use crate::plan::reference::ReferenceTable;
 
-/// The reference tables of a stage, and which version of them its plan holds.
-#[derive(Debug, Default)]
-pub struct References {
-    tables: Vec<Arc<ReferenceTable>>,
-    seen: u64,
+/// Looks after one reference table.
+pub struct ReferenceStage {
+    /// The table.
+    pub table: Arc<ReferenceTable>,
+    /// How old its rows may get.
+    pub every: Duration,
 }
 
-impl References {
-    /// Watches the tables that a stage's plan was made with.
-    pub fn new(tables: Vec<Arc<ReferenceTable>>) -> Self {
-        let seen = tables.iter().map(|table| table.version_number()).sum();
-        Self { tables, seen }
-    }
-
-    /// Reads again what has grown old. Tells whether the stage's plan holds rows of before.
-    pub async fn refresh(&mut self) -> bool {
-        for table in &self.tables {
-            table.refresh_if_due().await;
+impl ReferenceStage {
+    /// Runs as long as the job does.
+    pub async fn run(self) -> Result<()> {
+        loop {
+            tokio::time::sleep(self.every).await;
+            self.table.refresh().await;
         }
-        let now: u64 = self.tables.iter().map(|table| table.version_number()).sum();
-        let changed = now != self.seen;
-        self.seen = now;
-        changed
     }
 }

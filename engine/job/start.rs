@@ -18,10 +18,10 @@ use super::progress::Progress;
 use super::redrive::{self, Portion, Redrive};
 use super::wiring::{Restored, wire};
 use super::{RunSettings, Wired};
-use crate::plan::Plan;
-use crate::plan::table::TablePlan;
-use crate::spec::model;
+use crate::plan::{Plan, changes};
+use crate::spec::{Loaded, model};
 use crate::state::record::CommitRecord;
+use crate::state::schema::TableSchema;
 use crate::state::snapshot::Snapshots;
 use crate::state::{State, StateStore};
 
@@ -32,7 +32,7 @@ pub async fn start(
     progress: Arc<Progress>,
     stop: watch::Receiver<bool>,
 ) -> Result<Option<Wired>> {
-    let store = state_store(&plan, settings.clock.clone()).await?;
+    let store = state_store(&plan.loaded, settings.surroundings.clock.clone()).await?;
     let nothing = match &settings.redrive {
         None => Box::pin(nothing_to_do(&plan, &settings, &store)).await?,
         Some(redrive) => Box::pin(nothing_to_redrive(&plan, &store, redrive)).await?,
@@ -40,45 +40,60 @@ pub async fn start(
     if nothing {
         return Ok(None);
     }
-    let encryption = Store::accepted_encryption(&plan.loaded.state_root(), &encryption(&plan)).await?;
-    let store = open_state(&plan, settings.clock.clone(), &encryption).await?;
+    start_anyway(plan, settings, progress, stop).await.map(Some)
+}
+
+/// Starts a job, also if there is nothing to read: then the end of input closes its windows.
+pub async fn start_anyway(
+    plan: Plan,
+    settings: RunSettings,
+    progress: Arc<Progress>,
+    stop: watch::Receiver<bool>,
+) -> Result<Wired> {
+    let clock = settings.surroundings.clock.clone();
+    let encryption = Store::accepted_encryption(&plan.loaded.state_root(), &encryption(&plan.loaded)).await?;
+    let store = open_state(&plan.loaded, clock, &encryption).await?;
     fail::point("before_claim")?;
     let (generation, state) = store.claim().await?;
     fail::point("after_claim")?;
-    check_tables(&plan, &state)?;
+    let schemas = schemas(&plan, &state).await?;
     let (committed, undone) = undone(&store, &state).await?;
     fail::point("before_state_sweep")?;
     store.folder().remove_half_written().await?;
     sweep_snapshots(&store, &state).await?;
     fail::point("after_state_sweep")?;
-    let portion = match &settings.redrive {
+    // What is awaited holds no settings: their operators may be sent between threads, and not shared.
+    let (redrive, is_handed_input) = (settings.redrive.clone(), !settings.sources.is_empty());
+    let portion = match &redrive {
         None => None,
         // What an epoch has quarantined may go only once all sinks have committed that epoch for good: this run sees to
         // it, and the next one takes the files.
         Some(_) if !undone.is_empty() => Some(Portion::default()),
         Some(redrive) => {
             let taken = redrive::take(&plan, &store, &encryption, redrive).await?;
-            Some(Portion { taken, ends: !Box::pin(has_input(&plan, &settings, &state)).await? })
+            let clock = settings.surroundings.clock.clone();
+            let ends = !is_handed_input && !Box::pin(has_input(&plan, &clock, &state)).await?;
+            Some(Portion { taken, ends })
         }
     };
     let ledger = Ledger::new(committed, undone.iter().map(open_epoch).collect());
-    let restored = Restored { store, encryption, state, generation, ledger, undone };
-    Box::pin(wire(plan, settings, restored, portion, progress, stop)).await.map(Some)
+    let restored = Restored { store, encryption, state, schemas, generation, ledger, undone };
+    Box::pin(wire(plan, settings, restored, portion, progress, stop)).await
 }
 
 /// Opens the state store of a pipeline.
-pub async fn state_store(plan: &Plan, clock: SharedClock) -> Result<StateStore> {
-    open_state(plan, clock, &encryption(plan)).await
+pub async fn state_store(loaded: &Loaded, clock: SharedClock) -> Result<StateStore> {
+    open_state(loaded, clock, &encryption(loaded)).await
 }
 
-async fn open_state(plan: &Plan, clock: SharedClock, encryption: &Encryption) -> Result<StateStore> {
-    let folder = Store::open(&plan.loaded.state_root(), encryption).await?;
-    Ok(StateStore::new(folder, plan.loaded.spec.name.clone(), clock))
+async fn open_state(loaded: &Loaded, clock: SharedClock, encryption: &Encryption) -> Result<StateStore> {
+    let folder = Store::open(&loaded.state_root(), encryption).await?;
+    Ok(StateStore::new(folder, loaded.spec.name.clone(), clock))
 }
 
 /// Gives how objects on S3 are encrypted.
-pub fn encryption(plan: &Plan) -> Encryption {
-    match &plan.loaded.spec.encryption {
+pub fn encryption(loaded: &Loaded) -> Encryption {
+    match &loaded.spec.encryption {
         model::Encryption::SseS3 => Encryption::SseS3,
         model::Encryption::Kms(key) => Encryption::Kms(key.clone()),
         model::Encryption::BucketDefault => Encryption::BucketDefault,
@@ -87,8 +102,8 @@ pub fn encryption(plan: &Plan) -> Encryption {
 
 /// Counts what the quarantine holds, by source and table.
 pub async fn held(plan: &Plan, redrive: &Redrive, clock: SharedClock) -> Result<BTreeMap<String, Held>> {
-    let store = state_store(plan, clock).await?;
-    let found = redrive::survey(plan, &store, &encryption(plan), redrive, u64::MAX).await?;
+    let store = state_store(&plan.loaded, clock).await?;
+    let found = redrive::survey(plan, &store, &encryption(&plan.loaded), redrive, u64::MAX).await?;
     Ok(found.into_iter().map(|(of, quarantine)| (of, quarantine.held)).collect())
 }
 
@@ -96,16 +111,17 @@ pub async fn held(plan: &Plan, redrive: &Redrive, clock: SharedClock) -> Result<
 ///
 /// Then nothing is claimed and no file changes.
 async fn nothing_to_do(plan: &Plan, settings: &RunSettings, store: &StateStore) -> Result<bool> {
-    if !settings.sources.is_empty() || !settings.sinks.is_empty() {
-        return Ok(false);
-    }
     let state = store.load().await?;
     if state.epoch == 0 {
         return Ok(false);
     }
-    check_tables(plan, &state)?;
+    // Before the claim: a file that is refused must not stop the process that runs the old one.
+    schemas(plan, &state).await?;
+    if !settings.sources.is_empty() || !settings.sinks.is_empty() {
+        return Ok(false);
+    }
     let (_, undone) = undone(store, &state).await?;
-    Ok(undone.is_empty() && !has_input(plan, settings, &state).await?)
+    Ok(undone.is_empty() && !has_input(plan, &settings.surroundings.clock, &state).await?)
 }
 
 /// Tells whether no quarantined row can be sent again, and every sink has committed all.
@@ -114,19 +130,16 @@ async fn nothing_to_redrive(plan: &Plan, store: &StateStore, redrive: &Redrive) 
     if state.epoch == 0 {
         return Ok(true);
     }
-    check_tables(plan, &state)?;
+    schemas(plan, &state).await?;
     let (_, undone) = undone(store, &state).await?;
-    Ok(undone.is_empty() && !redrive::has_any(plan, store, &encryption(plan), redrive).await?)
+    Ok(undone.is_empty() && !redrive::has_any(plan, store, &encryption(&plan.loaded), redrive).await?)
 }
 
 /// Tells whether there is, or may be, something to read.
-async fn has_input(plan: &Plan, settings: &RunSettings, state: &State) -> Result<bool> {
+async fn has_input(plan: &Plan, clock: &SharedClock, state: &State) -> Result<bool> {
     for name in plan.opened_sources() {
         let source = plan.sources.get(&name).ok_or_else(|| Error::internal(format!("source {name} is not planned")))?;
-        if settings.sources.contains_key(&name) {
-            return Ok(true);
-        }
-        let mut operator = source.operator(&plan.loaded, &settings.clock)?;
+        let mut operator = source.operator(&plan.loaded, clock)?;
         if !operator.bounded() {
             return Ok(true);
         }
@@ -146,25 +159,11 @@ async fn has_input(plan: &Plan, settings: &RunSettings, state: &State) -> Result
     Ok(false)
 }
 
-/// Refuses to use state that belongs to another query.
-fn check_tables(plan: &Plan, state: &State) -> Result<()> {
-    for (name, known) in &state.tables {
-        if known.windows.is_empty() && known.keys.is_empty() {
-            continue;
-        }
-        let now = plan.table(name).filter(|table| table.is_stateful()).map(TablePlan::fingerprint);
-        if now.as_deref() == Some(known.query.as_str()) {
-            continue;
-        }
-        let now = now.unwrap_or_else(|| "no table with state".to_owned());
-        return Err(Error::config(format!(
-            "table {name} has state (open windows or remembered keys) of another query, which cannot be used.\n  the \
-             state is of: {}\n  the file says: {now}\nrun the old file once with `--until-idle` to close its windows, \
-             give the table another name, or begin anew with another `state` and lake",
-            known.query
-        )));
-    }
-    Ok(())
+/// Gives the columns of the tables that go to sinks. Refuses what stored rows or kept state do not survive.
+async fn schemas(plan: &Plan, state: &State) -> Result<BTreeMap<String, TableSchema>> {
+    changes::compare(plan, state)
+        .await
+        .map_err(|refusals| Error::config(refusals.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n")))
 }
 
 /// Gives up to which epoch each sink has committed, and the recorded epochs that some sink has not.

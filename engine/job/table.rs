@@ -27,9 +27,9 @@ use super::channel::{Barrier, Item, Receiver, Sender, closed, fan_out};
 use super::coordinator::Report;
 use super::progress::Progress;
 use super::redrive::Taken;
-use super::reference::References;
 use super::source::EpochLoad;
-use crate::state::record::{TableCounts, TableRecord, TableState};
+use crate::plan::reference::ReferenceView;
+use crate::state::record::{Basis, TableCounts, TableRecord, TableState};
 use crate::state::snapshot::Snapshots;
 
 /// Runs one table.
@@ -49,7 +49,9 @@ pub struct TableStage {
     /// Whether the result carries event time. Whoever reads one without it waits for the end of input.
     pub carries_time: bool,
     /// The reference tables that the query reads.
-    pub references: References,
+    pub references: Vec<Arc<ReferenceView>>,
+    /// The epoch that is open, or about to be.
+    pub open: u64,
     /// The coordinator's ear.
     pub reports: mpsc::UnboundedSender<Report>,
 }
@@ -104,6 +106,8 @@ pub struct Outlet {
 pub struct Memory {
     /// The query and the rule of uniqueness that the state belongs to.
     pub query: String,
+    /// What of them the state rests on.
+    pub basis: Basis,
     /// Accumulator states.
     pub windows: Snapshots,
     /// Remembered keys.
@@ -132,8 +136,10 @@ impl TableStage {
 
     async fn epoch(&mut self) -> Result<Barrier> {
         let mut tally = Tally { rules: vec![0; self.outlet.rules.len()], ..Tally::default() };
-        if self.references.refresh().await {
-            self.transform.refresh();
+        for reference in &self.references {
+            if reference.turn_to(self.open) {
+                self.transform.refresh();
+            }
         }
         if let Some(taken) = self.redriven.take() {
             let mut rows = taken.rows();
@@ -149,9 +155,12 @@ impl TableStage {
         // The plan may end before its input does (a join with nothing): what it held must not hold the input back.
         let leaving = async {
             while let Some(batch) = rows.next().await {
-                match self.transform.absorb(batch.map_err(failed)?) {
+                match self.transform.absorb(batch.map_err(failed)?)? {
                     Some(batch) => self.outlet.pass(batch, &mut tally).await?,
-                    None => hold(&mut self.memory, &self.transform, &self.outlet)?,
+                    None => {
+                        self.outlet.close_if_full(self.transform.open_bytes());
+                        hold(&mut self.memory, &self.transform, &self.outlet)?;
+                    }
                 }
             }
             drop(rows);
@@ -165,15 +174,15 @@ impl TableStage {
         tally.counts.correcting = arrived.correcting;
 
         let watermark_us = barrier.watermark_us.unwrap_or(WATERMARK_START);
-        if let Some(mut windows) = self.transform.close(barrier.epoch, watermark_us).await? {
-            while let Some(batch) = windows.next().await {
-                self.outlet.pass(batch.map_err(failed)?, &mut tally).await?;
-            }
+        let mut closing = self.transform.close(barrier.epoch, watermark_us).await?;
+        while let Some(batch) = closing.next().await? {
+            self.outlet.pass(batch, &mut tally).await?;
         }
         self.outlet.give_newest(barrier.epoch, &mut tally).await?;
         self.report(&barrier, watermark_us, tally).await?;
         let forwarded = Barrier { watermark_us: self.forward(barrier.watermark_us)?, ..barrier };
         self.outlet.close(forwarded).await?;
+        self.open = barrier.epoch + 1;
         Ok(barrier)
     }
 
@@ -191,8 +200,8 @@ impl TableStage {
         let broken = self.outlet.rules.iter().zip(&tally.rules).filter(|(_, count)| **count > 0);
         let rules: BTreeMap<_, _> = broken.map(|(rule, count)| (rule.name.clone(), *count)).collect();
         let state = self.snapshot(barrier.epoch, watermark_us).await?;
-        let record = TableRecord { counts: tally.counts, rules, state };
-        let told = Report::Table { table: self.name.clone(), epoch: barrier.epoch, record };
+        let record = TableRecord { counts: tally.counts, rules, state, schema: None };
+        let told = Report::Table { table: self.name.clone(), epoch: barrier.epoch, record: Box::new(record) };
         self.reports.send(told).map_err(|_| closed())
     }
 
@@ -201,19 +210,23 @@ impl TableStage {
         let Some(memory) = &mut self.memory else { return Ok(None) };
         fail::point("before_snapshot")?;
         let windows = match &mut self.outlet.newest {
-            Some(newest) => newest.snapshot(epoch, watermark_us)?,
-            None => self.transform.snapshot(epoch).await?,
+            Some(newest) => newest.seal(epoch, watermark_us)?,
+            None => self.transform.seal(epoch).await?,
         };
         let keys = match &mut self.outlet.unique {
             Some(unique) => memory.save_keys(unique, epoch, watermark_us).await?,
             None => BTreeMap::new(),
         };
         fail::point("after_keys_snapshot")?;
-        let windows = memory.windows.save(epoch, windows).await?;
+        let (windows, added) = memory.windows.save(epoch, windows).await?;
+        if let Some(added) = added {
+            self.transform.adopt(epoch, added)?;
+        }
         let closed_until_us = self.transform.closed_until_us();
         let newest = self.outlet.newest.as_ref().map(Newest::forgotten_until_us);
         let forgotten_until_us = newest.or_else(|| self.transform.forgotten_until_us());
-        let state = TableState { query: memory.query.clone(), closed_until_us, forgotten_until_us, windows, keys };
+        let (query, basis) = (memory.query.clone(), Some(memory.basis.clone()));
+        let state = TableState { query, basis, closed_until_us, forgotten_until_us, windows, keys };
         fail::point("after_snapshot")?;
         Ok(Some(state))
     }
@@ -230,7 +243,7 @@ fn hold(memory: &mut Option<Memory>, transform: &Transform, outlet: &Outlet) -> 
 impl Memory {
     /// Makes the remembered keys durable, and gives the files that they consist of.
     async fn save_keys(&mut self, unique: &mut Unique, epoch: u64, watermark_us: i64) -> Result<BTreeMap<u64, String>> {
-        let (files, added) = self.keys.save_keys(epoch, unique.seal(epoch, watermark_us)?).await?;
+        let (files, added) = self.keys.save(epoch, unique.seal(epoch, watermark_us)?).await?;
         if let Some(added) = added {
             unique.adopt(epoch, added)?;
         }
@@ -398,9 +411,8 @@ impl Outlet {
             let before = kept.num_rows();
             kept = unique.first_seen(kept)?;
             counts.duplicates += (before - kept.num_rows()) as u64;
-            if unique.open_bytes() > self.state_of_epoch_max {
-                self.load.fill();
-            }
+            let open_bytes = unique.open_bytes();
+            self.close_if_full(open_bytes);
         }
         if let Some(newest) = &mut self.newest {
             let offered = newest.offer(&kept, attempts)?;
@@ -433,6 +445,13 @@ impl Outlet {
             progress.rows_out.fetch_add(rows, Ordering::Relaxed);
         }
         fan_out(&self.to, &Item::Batch(kept)).await
+    }
+
+    /// Asks for the end of the epoch when it has added more to a state than it may.
+    fn close_if_full(&self, open_bytes: usize) {
+        if open_bytes > self.state_of_epoch_max {
+            self.load.fill();
+        }
     }
 
     async fn close(&self, barrier: Barrier) -> Result<()> {

@@ -4,6 +4,8 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 
+use nexus_operators::clock::SharedClock;
+use nexus_operators::decode::Discovery;
 use nexus_operators::position::Cut;
 use nexus_operators::quarantine;
 use nexus_operators::sink::parquet::{ParquetCompression, ParquetSettings, ParquetSink, PartitionBy, RemovedFile};
@@ -20,17 +22,20 @@ use super::errors::{Budgets, Reasons};
 use super::place::{PARQUET, POSTGRES, ParquetPlace, parquet_place, spool_place};
 use super::progress::Progress;
 use super::redrive::{Portion, RecordStage};
-use super::reference::References;
+use super::reference::ReferenceStage;
 use super::sink::{CommitStage, SinkStage};
 use super::source::{Command, EpochLoad, SourceStage};
 use super::start::handles_of;
 use super::table::{Input, Intake, Memory, Outlet, TableStage};
 use super::{CpuRuntime, RunSettings, Stage, Wired};
 use crate::plan::Plan;
+use crate::plan::changes::stored_schema;
+use crate::plan::reference::ReferenceTable;
 use crate::plan::table::TablePlan;
 use crate::spec::Partition;
 use crate::spec::model;
 use crate::state::record::{CommitRecord, QUARANTINE};
+use crate::state::schema::TableSchema;
 use crate::state::snapshot::Snapshots;
 use crate::state::{State, StateStore};
 
@@ -42,6 +47,8 @@ pub struct Restored {
     pub encryption: Encryption,
     /// The fold of all records.
     pub state: State,
+    /// The columns of the tables that go to sinks, from the next record on.
+    pub schemas: BTreeMap<String, TableSchema>,
     /// This process's number.
     pub generation: u64,
     /// Which epochs have been committed by which sink.
@@ -51,10 +58,14 @@ pub struct Restored {
 }
 
 /// Everything that wiring needs at hand.
+///
+/// What is awaited borrows it mutably: stages may be sent between threads, and not shared.
 struct Wiring<'a> {
     plan: &'a Plan,
     restored: &'a Restored,
-    settings: &'a RunSettings,
+    clock: SharedClock,
+    /// Whether tables are stored as the file says.
+    stores: bool,
     /// What is sent again, in place of what the sources have; nothing if they are read.
     portion: Option<Portion>,
     budget: Budget,
@@ -83,6 +94,8 @@ pub async fn wire(
     let spec = &plan.loaded.spec;
     let load =
         Arc::new(EpochLoad { bytes: AtomicU64::new(0), bytes_max: spec.commit.bytes.0.max(1), wake: Notify::new() });
+    // What a service has handed over cannot be opened a second time.
+    let may_evolve = settings.sources.is_empty() && settings.sinks.is_empty() && settings.redrive.is_none();
     let user_sources = std::mem::take(&mut settings.sources);
     let user_sinks = std::mem::take(&mut settings.sinks);
     let budget = Budget::of(&plan);
@@ -91,7 +104,8 @@ pub async fn wire(
     let mut wiring = Wiring {
         plan: &plan,
         restored: &restored,
-        settings: &settings,
+        clock: settings.surroundings.clock.clone(),
+        stores: settings.stores,
         portion,
         budget,
         state_memory,
@@ -104,6 +118,7 @@ pub async fn wire(
         commands: BTreeMap::new(),
         takers: BTreeMap::new(),
     };
+    let references = wiring.references();
     // From the end to the beginning: whoever sends needs the channels of those that take.
     for (table, name, sink) in user_sinks {
         let taken = wiring.sink(&format!("{table}/{name}"), sink).await?;
@@ -134,22 +149,26 @@ pub async fn wire(
         None => Budgets::new(&plan, &restored.state.errors),
         Some(_) => Budgets::default(),
     };
-    let Restored { store, state, generation, ledger, .. } = restored;
+    let Restored { store, state, schemas, generation, ledger, .. } = restored;
     let coordinator = Coordinator {
         store,
         state,
         generation,
         sources: commands,
         tables,
+        schemas,
+        references,
         sinks: queues,
         reports: heard,
         load,
         progress,
         timing,
         budgets,
-        clock: settings.clock.clone(),
+        clock: settings.surroundings.clock.clone(),
         stop,
         ledger,
+        may_evolve,
+        evolved_since: None,
         closing_since: None,
         committed_at_us: None,
     };
@@ -173,12 +192,31 @@ fn check_owed(restored: &Restored, queues: &BTreeMap<String, CommitQueue>) -> Re
 }
 
 impl Wiring<'_> {
+    /// Has the reference tables that are read looked after, and gives them.
+    fn references(&mut self) -> Vec<Arc<ReferenceTable>> {
+        let state = &self.restored.state;
+        let is_read = |name: &&String| self.plan.tables.iter().any(|table| table.references.contains(*name));
+        let read = self.plan.references.iter().filter(|(name, _)| is_read(name));
+        let tables: Vec<_> = read.map(|(_, table)| table.clone()).collect();
+        for table in &tables {
+            if let Some(known) = state.references.get(table.name()) {
+                table.count_from(known);
+            }
+            table.pin(state.epoch + 1);
+            if let Some(every) = table.refresh_every() {
+                let stage = ReferenceStage { table: table.clone(), every };
+                self.stages.push((format!("reference {}", table.name()), Box::pin(stage.run())));
+            }
+        }
+        tables
+    }
+
     async fn source(&mut self, name: &str, handed: Option<Box<dyn nexus_operators::source::Source>>) -> Result<()> {
         let plan = self.plan.sources.get(name);
         let plan = plan.ok_or_else(|| Error::internal(format!("source {name} is not planned")))?;
         let mut source = match handed {
             Some(source) => source,
-            None => plan.operator(&self.plan.loaded, &self.settings.clock)?,
+            None => plan.operator(&self.plan.loaded, &self.clock)?,
         };
         let state = &self.restored.state;
         let positions = state.positions.get(name).filter(|_| !fail::mutated("no_positions"));
@@ -188,12 +226,14 @@ impl Wiring<'_> {
         let (read, reads) = self.channel(format!("decode {name}"));
         let (command, commands) = mpsc::unbounded_channel();
         self.commands.insert(name.to_owned(), command);
+        let has_budget = self.plan.loaded.spec.sources.get(name).is_some_and(|source| source.errors.is_some());
         let decode = DecodeStage {
             name: name.to_owned(),
             decoder: plan.decoder()?.into(),
             from: reads,
             to: self.takers.remove(name).unwrap_or_default(),
             quarantine,
+            discovery: plan.evolves.then(|| Discovery::new(&plan.decoder.format, &plan.schema)),
             reports: self.reports.clone(),
             watermark: Watermark::new(
                 plan.event_time,
@@ -202,15 +242,8 @@ impl Wiring<'_> {
                 state.watermarks_us.get(name).copied(),
             ),
             progress: self.progress.clone(),
-            clock: self.settings.clock.clone(),
-            reasons: self
-                .plan
-                .loaded
-                .spec
-                .sources
-                .get(name)
-                .and_then(|s| s.errors.as_ref())
-                .map(|_| Reasons::default()),
+            clock: self.clock.clone(),
+            reasons: has_budget.then(Reasons::default),
         };
         let stage = SourceStage {
             name: name.to_owned(),
@@ -244,7 +277,7 @@ impl Wiring<'_> {
             reports: self.reports.clone(),
             watermark_us: self.restored.state.watermarks_us.get(name).copied(),
             ends: self.portion.as_ref().is_some_and(|portion| portion.ends),
-            clock: self.settings.clock.clone(),
+            clock: self.clock.clone(),
         };
         self.stages.push((format!("quarantine of {name}"), Box::pin(stage.run())));
         Ok(())
@@ -254,7 +287,7 @@ impl Wiring<'_> {
         let name = plan.name();
         let spec = self.plan.spec_of(plan).cloned();
         let mut to = self.takers.remove(&name).unwrap_or_default();
-        if let Some(spec) = spec.as_ref().filter(|_| self.settings.stores) {
+        if let Some(spec) = spec.as_ref().filter(|_| self.stores) {
             to.extend(self.stored(plan, spec).await?);
         }
         let late = plan.window.is_some() && plan.late.quarantines();
@@ -266,10 +299,10 @@ impl Wiring<'_> {
             self.takers.entry(input.clone()).or_default().push(sender);
             inputs.push(Input { from, window: plan.input_window(input)? });
         }
-        let mut transform = plan.transform().await?;
+        let mut transform = plan.transform(self.budget.windows).await?;
         let mut unique = plan.unique(self.budget.keys)?;
         let mut newest = plan.newest()?;
-        let memory = if plan.is_stateful() { Some(self.memory(plan)) } else { None };
+        let memory = if plan.is_stateful() { Some(self.memory(plan).await?) } else { None };
         if let (Some(memory), Some(state)) = (&memory, self.restored.state.tables.get(&name)) {
             if !fail::mutated("no_windows") {
                 let segments = memory.windows.restore().await?;
@@ -279,10 +312,9 @@ impl Wiring<'_> {
                 }
             }
             if let Some(unique) = unique.as_mut().filter(|_| !fail::mutated("no_keys")) {
-                unique.restore(memory.keys.restore_keys().await?)?;
+                unique.restore(memory.keys.restore().await?)?;
             }
         }
-        let references = plan.references.iter().filter_map(|name| self.plan.references.get(name).cloned());
         let stage = TableStage {
             name: name.clone(),
             transform,
@@ -290,7 +322,7 @@ impl Wiring<'_> {
                 table: name.clone(),
                 inputs,
                 quarantine: quarantine.clone().filter(|_| late),
-                clock: self.settings.clock.clone(),
+                clock: self.clock.clone(),
             },
             outlet: Outlet {
                 table: name.clone(),
@@ -303,12 +335,13 @@ impl Wiring<'_> {
                 to,
                 quarantine,
                 progress: self.progress.clone(),
-                clock: self.settings.clock.clone(),
+                clock: self.clock.clone(),
             },
             memory,
             redriven: self.portion.as_mut().and_then(|portion| portion.taken.remove(&name)),
             carries_time: plan.event_time.is_some(),
-            references: References::new(references.collect()),
+            references: plan.views.clone(),
+            open: self.restored.state.epoch + 1,
             reports: self.reports.clone(),
         };
         self.stages.push((format!("table {name}"), Box::pin(stage.run())));
@@ -325,7 +358,7 @@ impl Wiring<'_> {
                 pipeline: self.plan.loaded.spec.name.clone(),
                 tier: plan.tier.to_string(),
                 table: plan.table.clone(),
-                schema: plan.schema.clone(),
+                schema: stored_schema(&plan.schema, self.restored.schemas.get(&name)),
                 partition_by,
                 compression: compression(spec.compression),
                 open_partitions_max: self.plan.loaded.spec.limits.open_partitions,
@@ -377,7 +410,7 @@ impl Wiring<'_> {
     }
 
     #[cfg(feature = "postgres")]
-    async fn postgres(&self, plan: &TablePlan, spec: &model::PostgresSink) -> Result<Box<dyn Sink>> {
+    async fn postgres(&mut self, plan: &TablePlan, spec: &model::PostgresSink) -> Result<Box<dyn Sink>> {
         use nexus_operators::sink::postgres::{PostgresSettings, PostgresSink};
         let secret = self.plan.loaded.secret_ref(&spec.url);
         let secret = secret.ok_or_else(|| Error::config(format!("there is no secret `{}`", spec.url)))?;
@@ -405,7 +438,7 @@ impl Wiring<'_> {
 
     #[cfg(not(feature = "postgres"))]
     #[allow(clippy::unused_async, reason = "the same call awaits where Postgres is built in")]
-    async fn postgres(&self, plan: &TablePlan, _: &model::PostgresSink) -> Result<Box<dyn Sink>> {
+    async fn postgres(&mut self, plan: &TablePlan, _: &model::PostgresSink) -> Result<Box<dyn Sink>> {
         let name = plan.name();
         Err(Error::config(format!(
             "{name} needs Postgres, which this build leaves out; build it with feature `postgres`"
@@ -449,17 +482,20 @@ impl Wiring<'_> {
         (sender, receiver)
     }
 
-    fn memory(&self, plan: &TablePlan) -> Memory {
+    async fn memory(&mut self, plan: &TablePlan) -> Result<Memory> {
         let name = plan.name();
         let Restored { store, state, generation, .. } = self.restored;
         let known = state.tables.get(&name).cloned().unwrap_or_default();
         let folder = store.folder().below(&format!("snapshots/{name}"));
-        Memory {
+        let basis = plan.basis().await;
+        Ok(Memory {
             query: plan.fingerprint(),
-            windows: Snapshots::new(folder.below("windows"), *generation, known.windows),
-            keys: Snapshots::new(folder.below("keys"), *generation, known.keys),
+            basis: basis
+                .map_err(|e| Error::internal(format!("could not tell what the state of {name} rests on")).because(e))?,
+            windows: Snapshots::new(folder.below("windows"), "arrow", *generation, known.windows),
+            keys: Snapshots::new(folder.below("keys"), "keys", *generation, known.keys),
             share: self.state_memory.share(),
-        }
+        })
     }
 }
 

@@ -9,7 +9,11 @@ use datafusion::execution::session_state::SessionState;
 use nexus_operators::clock::SharedClock;
 
 pub mod analyze;
+mod basis;
+pub mod changes;
+pub mod evolve;
 mod graph;
+pub mod lineage;
 pub mod reference;
 pub mod session;
 pub mod source;
@@ -17,6 +21,7 @@ pub mod table;
 mod windows;
 
 use crate::spec::{self, Diagnostic, Diagnostics, Loaded, Severity, Tier, codes, model};
+use crate::state::record::EvolvedColumn;
 use reference::{ReferenceSettings, ReferenceTable};
 use session::Functions;
 use source::SourcePlan;
@@ -40,6 +45,7 @@ pub struct Plan {
 }
 
 /// What a pipeline needs beside its file.
+#[derive(Clone)]
 pub struct Surroundings {
     /// The time.
     pub clock: SharedClock,
@@ -47,6 +53,8 @@ pub struct Surroundings {
     pub functions: Functions,
     /// Sources that an embedding service brings, instead of those of the file.
     pub sources: BTreeMap<String, SourcePlan>,
+    /// Columns that sources have got while the pipeline ran.
+    pub evolved: BTreeMap<String, Vec<EvolvedColumn>>,
 }
 
 impl Plan {
@@ -123,6 +131,13 @@ impl<'a> Planning<'a> {
             }
             match SourcePlan::new(self.loaded, name, source) {
                 Ok(plan) => drop(plans.insert(name.clone(), plan)),
+                Err(error) => self.refuse(&["sources", name], codes::BAD_SOURCE, error.to_string(), None),
+            }
+        }
+        for (name, columns) in &self.surroundings.evolved {
+            let Some(plan) = plans.get_mut(name).filter(|plan| plan.evolves) else { continue };
+            match plan.with_columns(columns) {
+                Ok(wider) => *plan = wider,
                 Err(error) => self.refuse(&["sources", name], codes::BAD_SOURCE, error.to_string(), None),
             }
         }

@@ -15,6 +15,7 @@ use nexus_operators::{Error, Result};
 use super::reference::infer;
 use crate::spec::model::{self, Format, UnknownColumn};
 use crate::spec::{Loaded, columns};
+use crate::state::record::EvolvedColumn;
 
 /// A source, checked and typed.
 #[derive(Debug, Clone)]
@@ -33,6 +34,8 @@ pub struct SourcePlan {
     pub idle: Duration,
     /// Whether the columns were inferred.
     pub inferred: bool,
+    /// Whether fields that no column declares become columns.
+    pub evolves: bool,
     /// Whether an embedding service hands the operator over.
     pub embedded: bool,
 }
@@ -60,7 +63,7 @@ impl SourcePlan {
             format,
             columns,
             unknown: match source.on_unknown_column {
-                UnknownColumn::Rescue => UnknownColumns::Rescue,
+                UnknownColumn::Rescue | UnknownColumn::Evolve => UnknownColumns::Rescue,
                 UnknownColumn::Ignore => UnknownColumns::Ignore,
                 UnknownColumn::Reject => UnknownColumns::Reject,
             },
@@ -71,6 +74,7 @@ impl SourcePlan {
         let event_time = source.event_time.as_ref();
         let mut plan = Self::of_decoder(name, settings, event_time.map(|time| time.column.as_str()))?;
         plan.inferred = inferred;
+        plan.evolves = source.on_unknown_column == UnknownColumn::Evolve;
         if let Some(time) = event_time {
             plan.lateness = time.lateness.0;
             plan.idle = time.idle.0;
@@ -93,8 +97,25 @@ impl SourcePlan {
             lateness: Duration::ZERO,
             idle: Duration::from_secs(30),
             inferred: false,
+            evolves: false,
             embedded: false,
         })
+    }
+
+    /// Gives the source with columns that it has got while the pipeline ran, behind its own. One that the file declares
+    /// by now is as the file says.
+    pub fn with_columns(&self, evolved: &[EvolvedColumn]) -> Result<Self> {
+        let mut decoder = self.decoder.clone();
+        for column in evolved {
+            if decoder.columns.iter().any(|declared| declared.name().eq_ignore_ascii_case(&column.name)) {
+                continue;
+            }
+            let field = columns::field(&column.name, &column.data_type);
+            decoder.columns.push(field.map_err(|e| Error::config(format!("column {}: {}", column.name, e.message)))?);
+        }
+        let time = self.event_time.map(|index| self.schema.field(index).name().as_str());
+        let wider = Self::of_decoder(&self.name, decoder, time)?;
+        Ok(Self { decoder: wider.decoder, schema: wider.schema, event_time: wider.event_time, ..self.clone() })
     }
 
     /// Makes the decoder.

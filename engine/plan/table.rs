@@ -20,12 +20,13 @@ use nexus_operators::transform::leaf::{Leaf, StreamTable};
 use nexus_operators::transform::newest::{Newest, NewestSettings, is_order};
 use nexus_operators::transform::query::{Query, set_time};
 use nexus_operators::transform::rows::stored_schema;
+use nexus_operators::transform::states::StateLimits;
 use nexus_operators::transform::unique::Unique;
 use nexus_operators::transform::window::{Extent, Window};
 use nexus_operators::{Error, Result};
 
 use super::analyze::{EventTimes, Shape, Unfit, WindowShape, analyze, corrected_keys, stream_name, without_window};
-use super::reference::ReferenceTable;
+use super::reference::{ReferenceTable, ReferenceView};
 use super::windows;
 use crate::spec::Tier;
 use crate::spec::model::{self, Keep, Late};
@@ -52,6 +53,8 @@ pub struct TablePlan {
     pub inputs: Vec<String>,
     /// The reference tables that the query reads.
     pub references: BTreeSet<String>,
+    /// The reference tables as the query sees them.
+    pub views: Vec<Arc<ReferenceView>>,
     /// The columns of the rows that come out.
     pub schema: SchemaRef,
     /// The column that carries event time.
@@ -70,7 +73,8 @@ pub struct TablePlan {
     pub newest: Option<NewestSettings>,
     /// The query as a plan over its leaves.
     pub logical: LogicalPlan,
-    state: SessionState,
+    /// The session, in which the inputs are known.
+    pub(super) state: SessionState,
     clock: SharedClock,
     leaves: Vec<Arc<Leaf>>,
     starts: BTreeMap<String, Expr>,
@@ -109,7 +113,7 @@ impl TablePlan {
         readable: &Readable<'_>,
     ) -> Result<Self, Refused> {
         set_time(&mut state, readable.clock);
-        let leaves = register(&state, readable).map_err(|e| sql_refused(&e))?;
+        let known = register(&state, readable).map_err(|e| sql_refused(&e))?;
         let logical = state.create_logical_plan(sql).await.map_err(|e| sql_refused(&e))?;
         use LogicalPlan as L;
         let does_something_else = matches!(
@@ -118,7 +122,7 @@ impl TablePlan {
         );
         if !does_something_else {
             let logical = windows::resolve(logical).map_err(|e| sql_refused(&e))?;
-            return Self::of_query(state, (tier, name), sql, spec, readable, logical, &leaves).await;
+            return Self::of_query(state, (tier, name), sql, spec, readable, logical, &known).await;
         }
         Err(Refused::Sql { message: "a table is a query: it begins with SELECT or WITH".into(), at: Some((1, 1)) })
     }
@@ -130,7 +134,7 @@ impl TablePlan {
         spec: &model::Table,
         readable: &Readable<'_>,
         logical: LogicalPlan,
-        leaves: &BTreeMap<String, Arc<Leaf>>,
+        known: &Known,
     ) -> Result<Self, Refused> {
         let optimised = state.optimize(&logical).map_err(|e| sql_refused(&e))?;
         let names = scanned(&optimised).union(&scanned(&logical)).cloned().collect::<BTreeSet<_>>();
@@ -146,7 +150,7 @@ impl TablePlan {
             keys = Some(corrected_keys(&optimised, &times).map_err(Refused::Unfit)?);
             event_time = None;
         }
-        let used: Vec<Arc<Leaf>> = inputs.iter().filter_map(|name| leaves.get(name).cloned()).collect();
+        let used: Vec<Arc<Leaf>> = inputs.iter().filter_map(|name| known.leaves.get(name).cloned()).collect();
         let query = Query::new(state.clone(), logical.clone(), used.clone(), readable.clock.clone()).await;
         let mut schema = stored_schema(&query.map_err(|e| Refused::Sql { message: e.to_string(), at: None })?.schema());
         if let Some(keys) = &keys {
@@ -178,6 +182,7 @@ impl TablePlan {
             tier,
             table: table.to_owned(),
             sql: sql.to_owned(),
+            views: known.views.iter().filter(|(name, _)| names.contains(*name)).map(|(_, view)| view.clone()).collect(),
             references: names.into_iter().filter(|name| readable.references.contains_key(name)).collect(),
             inputs,
             rules: rules(&state, &schema, spec)?,
@@ -215,7 +220,12 @@ impl TablePlan {
         let inputs = self.inputs.iter().zip(&self.leaves);
         let inputs: Vec<_> = inputs.map(|(name, leaf)| format!("{name}({})", columns(leaf.schema()))).collect();
         let sql = self.sql.split_whitespace().collect::<Vec<_>>().join(" ");
-        let key = self.unique.as_ref().map(|(key, time, within_us)| {
+        format!("{sql}; over {}{}", inputs.join(", "), self.rule_of_uniqueness())
+    }
+
+    /// Describes the rule of uniqueness; empty if there is none.
+    pub(super) fn rule_of_uniqueness(&self) -> String {
+        let rule = self.unique.as_ref().map(|(key, time, within_us)| {
             let names: Vec<_> = key.iter().map(|index| self.schema.field(*index).name().as_str()).collect();
             format!("; unique ({}) by {} within {within_us} us", names.join(", "), self.schema.field(*time).name())
         });
@@ -225,9 +235,8 @@ impl TablePlan {
             let key = newest.key.iter().map(name).collect::<Vec<_>>().join(", ");
             format!("; newest of ({key}) by {order}, of {time} within {} us", newest.within_us)
         });
-        let key = key.or(newest);
         let corrected = if matches!(self.late, Late::Update(_)) { "; corrected by late rows" } else { "" };
-        format!("{sql}; over {}{}{corrected}", inputs.join(", "), key.unwrap_or_default())
+        format!("{}{corrected}", rule.or(newest).unwrap_or_default())
     }
 
     /// Gives the columns that a sink with a key keeps: all, but for the sequence that tells which row is newer.
@@ -237,9 +246,13 @@ impl TablePlan {
     }
 
     /// Makes the query ready to run.
-    pub async fn transform(&self) -> Result<Transform> {
-        let query =
-            Query::new(self.state.clone(), self.logical.clone(), self.leaves.clone(), self.clock.clone()).await?;
+    pub async fn query(&self) -> Result<Query> {
+        Query::new(self.state.clone(), self.logical.clone(), self.leaves.clone(), self.clock.clone()).await
+    }
+
+    /// Makes the query ready to run epoch by epoch.
+    pub async fn transform(&self, limits: StateLimits) -> Result<Transform> {
+        let query = self.query().await?;
         Ok(match self.window {
             Some((index, Extent::Width(width))) if self.keys.is_some() => {
                 let Late::Update(update) = self.late else {
@@ -252,7 +265,9 @@ impl TablePlan {
                 Transform::Keyed(Box::new(KeyedAggregate::new(query)?))
             }
             None => Transform::Stateless(Box::new(query)),
-            Some((index, extent)) => Transform::Windowed(Box::new(WindowedAggregate::new(query, index, extent)?)),
+            Some((index, extent)) => {
+                Transform::Windowed(Box::new(WindowedAggregate::new(query, index, extent, limits)?))
+            }
         })
     }
 
@@ -292,21 +307,29 @@ fn time_name(readable: &Readable<'_>, stream: &str) -> Option<String> {
     time.map(|index| schema.field(index).name().clone())
 }
 
-/// Makes everything readable known to the session; gives the leaves by the streams' names.
-fn register(state: &SessionState, readable: &Readable<'_>) -> datafusion::error::Result<BTreeMap<String, Arc<Leaf>>> {
+/// What a session knows, by name.
+struct Known {
+    leaves: BTreeMap<String, Arc<Leaf>>,
+    views: BTreeMap<String, Arc<ReferenceView>>,
+}
+
+/// Makes everything readable known to the session.
+fn register(state: &SessionState, readable: &Readable<'_>) -> datafusion::error::Result<Known> {
     let options = &state.config_options().catalog;
     let catalog = state.catalog_list().catalog(&options.default_catalog);
     let catalog = catalog.ok_or_else(|| DataFusionError::Internal("there is no default catalog".into()))?;
-    let mut leaves = BTreeMap::new();
+    let (mut leaves, mut views) = (BTreeMap::new(), BTreeMap::new());
     for (name, (schema, _)) in readable.streams {
         let leaf = Leaf::new(schema.clone());
         put(catalog.as_ref(), &options.default_schema, name, Arc::new(StreamTable(leaf.clone())))?;
         leaves.insert(name.clone(), leaf);
     }
     for (name, reference) in readable.references {
-        put(catalog.as_ref(), &options.default_schema, name, reference.clone())?;
+        let view = Arc::new(ReferenceView::new(reference.clone()));
+        put(catalog.as_ref(), &options.default_schema, name, view.clone())?;
+        views.insert(name.clone(), view);
     }
-    Ok(leaves)
+    Ok(Known { leaves, views })
 }
 
 fn put(

@@ -55,6 +55,10 @@ fn commits(page: &mut Page, progress: &Progress) {
         "For how long the oldest closed epoch has waited for its commit.",
     );
     page.value("nexus_uncommitted_seconds", &[], progress.waiting().as_secs_f64());
+    page.family("nexus_lineage_events_total", "counter", "OpenLineage events about the run, by what became of them.");
+    for (fate, events) in [("sent", &progress.lineage.sent), ("dropped", &progress.lineage.dropped)] {
+        page.value("nexus_lineage_events_total", &[("fate", fate)], events.load(Ordering::Relaxed));
+    }
     page.one("nexus_spooled_bytes", "gauge", "Bytes that are prepared and not yet committed.", standing.spooled_bytes);
 }
 

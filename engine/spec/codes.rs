@@ -130,6 +130,10 @@ codes! {
     /// A generated column that cannot be made.
     BAD_GENERATOR = "N0409", "column cannot be generated",
         "`min` is at most `max`, a choice has at least one text, and a time begins at an RFC 3339 time.";
+    /// `evolve` where fields have no names or types are guessed.
+    CANNOT_EVOLVE = "N0410", "columns cannot evolve",
+        "`on_unknown_column: evolve` makes columns of fields that no column declares. That needs fields with names, as in \
+         JSON and in CSV with a header. Parquet files have types of their own, which are declared and not guessed.";
     /// None or several of from, sql and `sql_file`.
     TABLE_INPUT = "N0501", "exactly one of `from`, `sql` and `sql_file`",
         "A table takes its rows from one source or table, or from one query.";
@@ -169,6 +173,9 @@ codes! {
     BAD_LIMIT = "N0603", "limit not workable",
         "The limit leaves no room to work: a pipeline needs 64 MiB of memory, a record must fit in it several times, \
          and what is counted must be at least one.";
+    /// None or both of file and url for events about runs.
+    LINEAGE_TARGET = "N0604", "exactly one of `file` and `url`",
+        "Events about runs go to a file on this machine or to an HTTP address. A password does not belong into the address.";
     /// A query that DataFusion does not take.
     BAD_SQL = "N0701", "SQL does not fit",
         "The query cannot be read, or names a table, column or function that is not there. Tables are named \
@@ -194,6 +201,17 @@ codes! {
     /// Something that nobody reads.
     UNREAD = "N0707", "read by nobody",
         "What no table reads has no effect.";
+    /// Stored rows and those to come do not fit one another.
+    DESTRUCTIVE_CHANGE = "N0801", "change that stored rows do not survive",
+        "The files of a table are read as one table, by the names of its columns. Columns may be added (older rows have \
+         NULL there), integers may become wider, decimals may get more digits, and `not null` may be dropped. A column \
+         that goes, gets another name or a type that does not hold the old values, and other partitions would leave \
+         rows that cannot be read together. `nexus check` looks at the state if it lies on this machine; `nexus run` \
+         always does.";
+    /// State that is kept for another query.
+    OTHER_STATE = "N0802", "state of another query",
+        "Open windows and remembered keys belong to the query that made them. Columns may be added beside them; other \
+         groups, aggregates, filters, keys or types of what they are made of need state of their own.";
 }
 
 /// Gives the explanation of a code; nothing if there is no such code.

@@ -117,7 +117,8 @@ pub fn type_name(field: &Field) -> String {
     if field.is_nullable() { name } else { format!("{name} not null") }
 }
 
-fn data_type_name(data_type: &DataType) -> String {
+/// Writes a type as a pipeline file would, without `not null`.
+pub fn data_type_name(data_type: &DataType) -> String {
     use arrow::datatypes::TimeUnit::Microsecond;
     match data_type {
         DataType::Boolean => "bool".to_owned(),
@@ -127,11 +128,18 @@ fn data_type_name(data_type: &DataType) -> String {
         DataType::Time64(Microsecond) => "time".to_owned(),
         DataType::Timestamp(Microsecond, Some(_)) => "timestamp".to_owned(),
         DataType::Decimal128(precision, scale) => format!("decimal({precision}, {scale})"),
-        DataType::List(item) => format!("list<{}>", data_type_name(item.data_type())),
+        DataType::List(item) => format!("list<{}>", type_name(item)),
         DataType::Struct(fields) => {
-            let fields = fields.iter().map(|field| format!("{}: {}", field.name(), data_type_name(field.data_type())));
+            let fields = fields.iter().map(|field| format!("{}: {}", field.name(), type_name(field)));
             format!("struct<{}>", fields.collect::<Vec<_>>().join(", "))
         }
+        DataType::Map(entries, _) => match entries.data_type() {
+            // Keys are never NULL.
+            DataType::Struct(pair) if pair.len() == 2 => {
+                format!("map<{}, {}>", data_type_name(pair[0].data_type()), type_name(&pair[1]))
+            }
+            other => other.to_string(),
+        },
         number if number.is_numeric() => format!("{number:?}").to_lowercase(),
         other => other.to_string(),
     }

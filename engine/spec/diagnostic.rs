@@ -114,7 +114,7 @@ impl Diagnostic {
             None if file.is_empty() => {}
             None => lines.push(format!("{blank}{} {file}", paint("1;34", "-->"))),
         }
-        if let Some(hint) = &self.hint {
+        for hint in self.hint.iter().flat_map(|hint| hint.split('\n')) {
             lines.push(format!("{blank} {} {}", paint("1;34", "="), visible(hint)));
         }
         let lines: Vec<&str> = lines.iter().map(|line| line.trim_end()).collect();

@@ -244,6 +244,12 @@ impl Loaded {
         }
     }
 
+    /// Gives the absolute path of the file that events about runs are appended to.
+    pub fn lineage_file(&self) -> Option<PathBuf> {
+        let file = self.spec.lineage.as_ref()?.file.as_ref()?;
+        Some(self.resolve(&["lineage", "file"], file).into())
+    }
+
     /// Gives where a secret is kept.
     pub fn secret_ref(&self, name: &str) -> Option<SecretRef> {
         Some(match self.spec.secrets.get(name)? {

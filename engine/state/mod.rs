@@ -26,11 +26,13 @@ use serde::{Deserialize, Serialize};
 
 pub mod history;
 pub mod record;
+pub mod schema;
 pub mod snapshot;
 #[cfg(test)]
 mod tests;
 
-use record::{CommitRecord, Counted, TableState, VERSION};
+use record::{CommitRecord, Counted, EvolvedColumn, ReferenceVersion, TableState, VERSION};
+use schema::TableSchema;
 
 /// Records between two checkpoints. A start reads at most this many records;
 /// a checkpoint costs one write of all positions.
@@ -61,6 +63,22 @@ pub struct State {
     /// What error budgets have counted, by source or table.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub errors: BTreeMap<String, Vec<Counted>>,
+    /// All versions of the columns by table, oldest first.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub schemas: BTreeMap<String, Vec<TableSchema>>,
+    /// Columns that sources have got while the pipeline ran, oldest first.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub evolved: BTreeMap<String, Vec<EvolvedColumn>>,
+    /// The reference tables as the newest epoch has used them.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub references: BTreeMap<String, ReferenceVersion>,
+}
+
+impl State {
+    /// Gives the newest columns of a table; nothing if none are recorded.
+    pub fn schema_of(&self, table: &str) -> Option<&TableSchema> {
+        self.schemas.get(table)?.last()
+    }
 }
 
 /// What stands in a generation's file.
@@ -357,10 +375,19 @@ pub fn fold(state: &mut State, record: &CommitRecord) {
         if let Some(watermark_us) = source.watermark_us {
             state.watermarks_us.insert(name.clone(), watermark_us);
         }
+        if !source.evolved.is_empty() {
+            state.evolved.entry(name.clone()).or_default().extend(source.evolved.iter().cloned());
+        }
+    }
+    for (name, version) in &record.reference_versions {
+        state.references.insert(name.clone(), version.clone());
     }
     for (name, table) in &record.tables {
         if let Some(table_state) = &table.state {
             state.tables.insert(name.clone(), table_state.clone());
+        }
+        if let Some(schema) = &table.schema {
+            state.schemas.entry(name.clone()).or_default().push(schema.clone());
         }
     }
     if !record.errors.is_empty() {

@@ -9,6 +9,8 @@ use nexus_operators::sink::Prepared;
 use nexus_operators::{Error, Result};
 use serde::{Deserialize, Serialize};
 
+use super::schema::TableSchema;
+
 /// Version of the format of records and checkpoints that this build writes.
 pub const VERSION: u32 = 1;
 
@@ -40,6 +42,12 @@ pub struct CommitRecord {
     /// What error budgets have counted up to this epoch, oldest first, by the name of the source or table.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub errors: BTreeMap<String, Vec<Counted>>,
+    /// The version of each reference table that the epoch's rows were joined with.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub references: BTreeMap<String, u64>,
+    /// Of these, the versions that no epoch has used before.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub reference_versions: BTreeMap<String, ReferenceVersion>,
 }
 
 /// What an error budget has counted from a time on.
@@ -51,6 +59,30 @@ pub struct Counted {
     pub rows: u64,
     /// Of these, rows that went to the quarantine.
     pub bad: u64,
+}
+
+/// A reference table as it was read at one time.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ReferenceVersion {
+    /// Counts the versions that epochs have used, from 1.
+    pub version: u64,
+    /// When it was read, in microseconds since the Unix epoch.
+    pub read_at_us: i64,
+    /// Its rows.
+    pub rows: u64,
+    /// What tells its content from that of other versions.
+    pub files: Vec<ReferenceFile>,
+}
+
+/// A file of a reference table.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ReferenceFile {
+    /// Its path.
+    pub path: String,
+    /// Its size.
+    pub bytes: u64,
+    /// When it was last changed, in microseconds since the Unix epoch; 0 if the file system does not tell.
+    pub changed_us: i64,
 }
 
 /// A source's part of an epoch.
@@ -65,6 +97,21 @@ pub struct SourceRecord {
     /// What was counted.
     #[serde(flatten)]
     pub counts: SourceCounts,
+    /// Columns that the source gets behind this epoch: fields of its records that no column declares.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub evolved: Vec<EvolvedColumn>,
+}
+
+/// A column that a source has got while the pipeline ran.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct EvolvedColumn {
+    /// Its name.
+    pub name: String,
+    /// Its type, as a pipeline file writes it.
+    #[serde(rename = "type")]
+    pub data_type: String,
+    /// The epoch in which it was found.
+    pub found_in: u64,
 }
 
 /// What is counted of a source. `records + redriven = rows + quarantined`.
@@ -95,6 +142,9 @@ pub struct TableRecord {
     /// The state after the epoch, if the table has any.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub state: Option<TableState>,
+    /// The columns from this epoch on, if they are others than before.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub schema: Option<TableSchema>,
 }
 
 /// What is counted of a table. `rows_sql + redriven = rows_out + dropped + quarantined + duplicates`.
@@ -127,6 +177,9 @@ pub struct TableCounts {
 pub struct TableState {
     /// The query and the rule of uniqueness that the state belongs to: the state of another cannot be used.
     pub query: String,
+    /// What of the query the state rests on: another query with the same goes on from it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub basis: Option<Basis>,
     /// The time up to which windows have been given out, in microseconds since the Unix epoch.
     pub closed_until_us: i64,
     /// The time up to which windows cannot be corrected any more; nothing if none ever can.
@@ -143,6 +196,18 @@ pub struct TableState {
 #[allow(clippy::trivially_copy_pass_by_ref, reason = "serde passes a reference")]
 fn is_zero(number: &u64) -> bool {
     *number == 0
+}
+
+/// What state rests on.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Basis {
+    /// The query.
+    pub sql: String,
+    /// The rule of uniqueness; empty if there is none.
+    #[serde(default)]
+    pub unique: String,
+    /// The types of the columns that windows (`table.column`) and keys (`column`) are made of.
+    pub columns: BTreeMap<String, String>,
 }
 
 impl SourceCounts {

@@ -1,26 +1,22 @@
-//! Snapshots of tables: segments of windows' state as Arrow IPC files, and files of remembered keys.
+//! Snapshots of tables: for each epoch a file of what it has added to a state.
 
 use std::collections::BTreeMap;
 use std::fs::File;
-use std::io::Cursor;
 
-use arrow::array::RecordBatch;
-use arrow::datatypes::SchemaRef;
-use arrow::ipc::reader::StreamReader;
-use arrow::ipc::writer::StreamWriter;
 use futures::{StreamExt, TryStreamExt};
 use nexus_operators::store::Store;
-use nexus_operators::transform::keys::Sealed;
-use nexus_operators::transform::segments::{Segment, Snapshot};
+use nexus_operators::transform::sealed::Sealed;
 use nexus_operators::{Error, Result, fail};
 
 /// Files that are opened at once; an object store has them copied, which takes as long as its line is wide.
 const OPENED_AT_ONCE: usize = 8;
 
-/// Segments of one kind of state of one table.
+/// One kind of state of one table.
 #[derive(Debug)]
 pub struct Snapshots {
     folder: Store,
+    /// What its files' names end with.
+    suffix: &'static str,
     generation: u64,
     files: BTreeMap<u64, String>,
     /// Files that the newest snapshot does not name. The record before it still does, until it is written.
@@ -29,40 +25,22 @@ pub struct Snapshots {
 
 impl Snapshots {
     /// Starts from the files that the newest record names.
-    pub fn new(folder: Store, generation: u64, files: BTreeMap<u64, String>) -> Self {
-        Self { folder, generation, files, replaced: Vec::new() }
+    pub fn new(folder: Store, suffix: &'static str, generation: u64, files: BTreeMap<u64, String>) -> Self {
+        Self { folder, suffix, generation, files, replaced: Vec::new() }
     }
 
-    /// Makes a snapshot of windows durable, and gives the files that it consists of.
+    /// Makes durable what an epoch has added; gives the files that the state consists of, and the one that was added.
     ///
     /// The record of the snapshot before must have been written.
-    pub async fn save(&mut self, epoch: u64, snapshot: Snapshot) -> Result<BTreeMap<u64, String>> {
-        self.remove_replaced().await?;
-        if let Some(first) = snapshot.added.first() {
-            let content = encode(&first.schema(), &snapshot.added)?;
-            let name = self.name(epoch, "arrow");
-            self.folder.put(&name, content.into()).await?;
-            self.files.insert(epoch, name);
-        }
-        self.keep(&snapshot.live).await
-    }
-
-    /// Makes a snapshot of keys durable; gives the files that it consists of, and the one that was added.
-    ///
-    /// The record of the snapshot before must have been written.
-    pub async fn save_keys(&mut self, epoch: u64, sealed: Sealed) -> Result<(BTreeMap<u64, String>, Option<File>)> {
+    pub async fn save(&mut self, epoch: u64, sealed: Sealed) -> Result<(BTreeMap<u64, String>, Option<File>)> {
         self.remove_replaced().await?;
         let mut file = None;
         if let Some(content) = sealed.added {
-            let name = self.name(epoch, "keys");
+            let name = format!("{:020}-{epoch:020}.{}", self.generation, self.suffix);
             file = Some(self.folder.put_and_open(&name, content).await?);
             self.files.insert(epoch, name);
         }
         Ok((self.keep(&sealed.live).await?, file))
-    }
-
-    fn name(&self, epoch: u64, format: &str) -> String {
-        format!("{:020}-{epoch:020}.{format}", self.generation)
     }
 
     async fn remove_replaced(&mut self) -> Result<()> {
@@ -82,8 +60,8 @@ impl Snapshots {
         Ok(self.files.clone())
     }
 
-    /// Opens the files of keys, oldest first.
-    pub async fn restore_keys(&self) -> Result<Vec<(u64, File)>> {
+    /// Opens the files, oldest first.
+    pub async fn restore(&self) -> Result<Vec<(u64, File)>> {
         let open = |(epoch, name): (&u64, &String)| {
             let (epoch, name) = (*epoch, name.clone());
             async move {
@@ -93,21 +71,6 @@ impl Snapshots {
         };
         let opening: Vec<_> = self.files.iter().map(open).collect();
         futures::stream::iter(opening).buffered(OPENED_AT_ONCE).try_collect().await
-    }
-
-    /// Reads the segments back.
-    pub async fn restore(&self) -> Result<Vec<Segment>> {
-        let mut segments = Vec::with_capacity(self.files.len());
-        for (epoch, name) in &self.files {
-            let bytes = self.folder.get(name).await?.ok_or_else(|| self.missing(name))?;
-            let rows = StreamReader::try_new(Cursor::new(bytes), None)
-                .and_then(Iterator::collect::<Result<Vec<RecordBatch>, _>>)
-                .map_err(|e| {
-                    Error::config(format!("could not restore state from {}/{name}", self.folder.url())).because(e)
-                })?;
-            segments.push(Segment { epoch: *epoch, rows });
-        }
-        Ok(segments)
     }
 
     fn missing(&self, name: &str) -> Error {
@@ -123,13 +86,4 @@ impl Snapshots {
         }
         Ok(())
     }
-}
-
-fn encode(schema: &SchemaRef, rows: &[RecordBatch]) -> Result<Vec<u8>> {
-    let mut writer = StreamWriter::try_new(Vec::new(), schema)?;
-    for batch in rows {
-        writer.write(batch)?;
-    }
-    writer.finish()?;
-    Ok(writer.into_inner()?)
 }

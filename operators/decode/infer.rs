@@ -35,7 +35,7 @@ pub fn infer(format: &FormatSettings, sample: &[u8]) -> Result<Vec<Field>> {
 
 /// What the values of a column have been so far.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Kind {
+pub(super) enum Kind {
     Null,
     Bool,
     Int,
@@ -75,7 +75,12 @@ impl Kind {
         time::timestamp_us(text).map(|_| Kind::Timestamp)
     }
 
-    fn of_csv(text: &[u8]) -> Kind {
+    /// Gives the kind of a text in JSON.
+    pub(super) fn of_text(text: &[u8]) -> Kind {
+        Kind::of_time(text).unwrap_or(Kind::Text)
+    }
+
+    pub(super) fn of_csv(text: &[u8]) -> Kind {
         let text = text.trim_ascii();
         let digits = text.strip_prefix(b"-").unwrap_or(text);
         match digits {
@@ -106,8 +111,8 @@ impl Kind {
 }
 
 /// Columns in the order of their first appearance.
-#[derive(Default)]
-struct Columns {
+#[derive(Debug, Default)]
+pub(super) struct Columns {
     kinds: Vec<(String, Kind)>,
     by_name: HashMap<String, usize>,
 }
@@ -126,6 +131,12 @@ impl Columns {
     fn fields(&self) -> Vec<Field> {
         self.kinds.iter().map(|(name, kind)| kind.field(name)).collect()
     }
+
+    /// Gives the columns that have had a value other than NULL.
+    pub(super) fn fields_with_values(&self) -> Vec<Field> {
+        let kinds = self.kinds.iter().filter(|(_, kind)| *kind != Kind::Null);
+        kinds.map(|(name, kind)| kind.field(name)).collect()
+    }
 }
 
 fn infer_json(sample: &[u8]) -> Vec<Field> {
@@ -135,7 +146,9 @@ fn infer_json(sample: &[u8]) -> Vec<Field> {
         cursor.move_to(super::json::BOM.len());
     }
     while let Some(start) = next_document(&mut cursor) {
-        if cursor.peek() == Some(b'{') && infer_document(sample, start, &mut columns).is_some() {
+        if cursor.peek() == Some(b'{')
+            && infer_document(sample, start, usize::MAX, &Kind::of_text, &mut columns).is_some()
+        {
             cursor.skip_value(0).ok();
             continue;
         }
@@ -146,8 +159,15 @@ fn infer_json(sample: &[u8]) -> Vec<Field> {
     columns.fields()
 }
 
-/// Looks at the fields of the document at `start`; nothing if it is none.
-fn infer_document(sample: &[u8], start: usize, columns: &mut Columns) -> Option<()> {
+/// Looks at the fields of the document at `start`, for up to so many columns; `of_text` gives the kind of a text. Gives
+/// nothing if it is no document.
+pub(super) fn infer_document(
+    sample: &[u8],
+    start: usize,
+    columns_max: usize,
+    of_text: &dyn Fn(&[u8]) -> Kind,
+    columns: &mut Columns,
+) -> Option<()> {
     let mut whole = Cursor::new(sample);
     whole.move_to(start);
     let document = whole.skip_value(0).ok()?;
@@ -164,10 +184,12 @@ fn infer_document(sample: &[u8], start: usize, columns: &mut Columns) -> Option<
             b"null" => Kind::Null,
             b"true" | b"false" => Kind::Bool,
             [b'{' | b'[', ..] => Kind::Nested,
-            [b'"', inside @ .., b'"'] => Kind::of_time(inside).unwrap_or(Kind::Text),
+            [b'"', inside @ .., b'"'] => of_text(inside),
             number => Kind::of_number(number),
         };
-        columns.add(&name, kind);
+        if columns.kinds.len() < columns_max || columns.by_name.contains_key(&name) {
+            columns.add(&name, kind);
+        }
         more = cursor.goes_on(b'}').ok()?;
     }
     Some(())

@@ -10,6 +10,7 @@ mod base64;
 mod batch;
 mod column;
 mod csv;
+mod discover;
 mod infer;
 mod json;
 mod names;
@@ -30,6 +31,7 @@ use arrow::array::RecordBatch;
 use arrow::datatypes::SchemaRef;
 use bytes::Bytes;
 
+pub use self::discover::{Discovery, FOUND_MAX};
 pub use self::infer::infer;
 use self::settings::Plan;
 pub use self::settings::{BATCH_ROWS_MAX, DecoderSettings, FormatSettings, RECORD_BYTES_LIMIT, UnknownColumns};

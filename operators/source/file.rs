@@ -72,12 +72,15 @@ struct Known {
     seen: Option<(u64, Option<SystemTime>)>,
 }
 
-/// A file that the glob matches.
-#[derive(Debug, Clone)]
-struct Found {
-    path: PathBuf,
-    size: u64,
-    changed: Option<SystemTime>,
+/// A file that a glob matches.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Found {
+    /// Its path.
+    pub path: PathBuf,
+    /// Its size in bytes.
+    pub size: u64,
+    /// When it was last changed, where the file system tells.
+    pub changed: Option<SystemTime>,
 }
 
 struct Current {
@@ -352,8 +355,8 @@ impl Opened {
     }
 }
 
-/// Lists the files that match, by path.
-fn find(glob: &str) -> Result<Vec<Found>> {
+/// Lists the files that match a glob, by path.
+pub fn find(glob: &str) -> Result<Vec<Found>> {
     let options =
         glob::MatchOptions { case_sensitive: true, require_literal_separator: true, require_literal_leading_dot: true };
     let paths = glob::glob_with(glob, options)

@@ -1,17 +1,20 @@
 //! Windowed aggregates across epochs: accumulator states are kept until the
 //! watermark passes the end of their window, then each window is given once.
 
+use std::fs::File;
 use std::sync::Arc;
 
 use arrow::array::RecordBatch;
-use arrow::datatypes::SchemaRef;
 use datafusion::execution::SendableRecordBatchStream;
 use datafusion::physical_expr::expressions::Column;
+use futures::StreamExt;
 
 use super::phases::{find, finish, reduce, start, state_schema};
-use super::query::{Query, Running};
-use super::segments::{Segment, Segments, Snapshot};
+use super::query::{Query, Running, failed};
+use super::sealed::Sealed;
+use super::segments::{Segment, Segments};
 use super::session::Sessions;
+use super::states::{Pieces, StateLimits, States};
 use super::window::{Extent, WATERMARK_END, WATERMARK_START, Window};
 use crate::error::{Error, Result};
 
@@ -19,32 +22,48 @@ use crate::error::{Error, Result};
 pub struct WindowedAggregate {
     query: Query,
     windows: Windows,
-    states: Segments,
-    closed_until_us: i64,
 }
 
 /// How states belong to windows.
 enum Windows {
     /// Each state has the start of its window.
-    Fixed(Window),
+    Fixed { states: States, width: Window },
     /// A session is what its states make it.
-    Sessions(Sessions),
+    Sessions { sessions: Sessions, states: Segments, closed_until_us: i64 },
+}
+
+/// Windows that are given out.
+pub struct Closing<'a> {
+    query: &'a Query,
+    states: Given<'a>,
+    rows: Option<SendableRecordBatchStream>,
+}
+
+/// States of windows that are given out.
+enum Given<'a> {
+    Pieces(Pieces<'a>),
+    Once(Vec<RecordBatch>),
 }
 
 impl WindowedAggregate {
     /// Takes a query whose aggregate has its window at `group_index` of its group expressions.
-    pub fn new(query: Query, group_index: usize, extent: Extent) -> Result<Self> {
+    pub fn new(query: Query, group_index: usize, extent: Extent, limits: StateLimits) -> Result<Self> {
         let keys = find(query.physical())?.group_expr().expr();
         let Some((_, name)) = keys.get(group_index) else {
             return Err(Error::internal("the window is not among the aggregate's keys"));
         };
         let windows = match extent {
-            Extent::Width(width) => Windows::Fixed(Window { start: Arc::new(Column::new(name, group_index)), width }),
-            Extent::Session { gap_us, last_index } => {
-                Windows::Sessions(Sessions::new(group_index, last_index, keys.len(), gap_us))
+            Extent::Width(width) => {
+                let width = Window { start: Arc::new(Column::new(name, group_index)), width };
+                Windows::Fixed { states: States::new(state_schema(&query)?, keys.len(), width.clone(), limits)?, width }
             }
+            Extent::Session { gap_us, last_index } => Windows::Sessions {
+                sessions: Sessions::new(group_index, last_index, keys.len(), gap_us),
+                states: Segments::default(),
+                closed_until_us: WATERMARK_START,
+            },
         };
-        Ok(Self { query, windows, states: Segments::default(), closed_until_us: WATERMARK_START })
+        Ok(Self { query, windows })
     }
 
     /// Gives the query as a whole.
@@ -59,12 +78,10 @@ impl WindowedAggregate {
 
     /// Gives the time up to which windows have been given out: a row of such a window is late.
     pub fn closed_until_us(&self) -> i64 {
-        self.closed_until_us
-    }
-
-    /// Gives the columns of the states that are kept.
-    pub fn state_schema(&self) -> Result<SchemaRef> {
-        state_schema(&self.query)
+        match &self.windows {
+            Windows::Fixed { states, .. } => states.closed_until_us(),
+            Windows::Sessions { closed_until_us, .. } => *closed_until_us,
+        }
     }
 
     /// Starts an epoch; what comes out goes to [`absorb`](Self::absorb).
@@ -73,99 +90,128 @@ impl WindowedAggregate {
     }
 
     /// Keeps accumulator states.
-    pub fn absorb(&mut self, states: RecordBatch) {
-        self.states.add(states);
+    pub fn absorb(&mut self, rows: RecordBatch) -> Result<()> {
+        match &mut self.windows {
+            Windows::Fixed { states, .. } => states.add(&rows)?,
+            Windows::Sessions { states, .. } => states.add(rows),
+        }
+        Ok(())
     }
 
-    /// Gives the windows that end at or before the watermark, each once.
-    pub fn close(&mut self, watermark_us: i64) -> Result<Option<SendableRecordBatchStream>> {
-        if watermark_us == WATERMARK_START {
-            return Ok(None);
-        }
-        let taken =
-            if watermark_us == WATERMARK_END { self.states.take_all() } else { self.take_closed(watermark_us)? };
-        // Input that ends leaves no trace beyond its last window, so that later input is not late as a whole.
-        let last = if watermark_us == WATERMARK_END { self.last_end_us(&taken)? } else { watermark_us };
-        self.closed_until_us = self.closed_until_us.max(last);
-        if taken.is_empty() {
-            return Ok(None);
-        }
-        finish(&self.query, self.united(taken)?).map(Some)
+    /// Gives the windows that end at or before the watermark, each once; all must be taken.
+    pub fn close(&mut self, watermark_us: i64) -> Result<Closing<'_>> {
+        let states = match &mut self.windows {
+            _ if watermark_us == WATERMARK_START => Given::Once(Vec::new()),
+            Windows::Fixed { states, .. } => Given::Pieces(states.close(watermark_us)?),
+            Windows::Sessions { sessions, states, closed_until_us } => {
+                let ended = watermark_us == WATERMARK_END;
+                let taken = if ended { states.take_all() } else { take_closed(sessions, states, watermark_us)? };
+                // Input that ends leaves no trace beyond its last window, so that later input is not late as a whole.
+                let last = if ended { sessions.last_end_us(&taken)? } else { Some(watermark_us) };
+                *closed_until_us = last.map_or(*closed_until_us, |last| last.max(*closed_until_us));
+                Given::Once(sessions.unite(taken)?)
+            }
+        };
+        Ok(Closing { query: &self.query, states, rows: None })
     }
 
     /// Closes the epoch and tells what has to be durable.
-    pub async fn snapshot(&mut self, epoch: u64) -> Result<Snapshot> {
-        // The rows of a session come in with their own times: together they are one state.
-        let states = match self.windows {
-            _ if self.states.want_merge() => self.states.take_all(),
-            Windows::Sessions(_) => self.states.take_open(),
-            Windows::Fixed(_) => Vec::new(),
-        };
-        if !states.is_empty() {
-            for merged in self.merge(states).await? {
-                self.states.add(merged);
+    pub async fn seal(&mut self, epoch: u64) -> Result<Sealed> {
+        match &mut self.windows {
+            Windows::Fixed { states, .. } => {
+                let parts = states.take_mergeable()?;
+                if !parts.is_empty() {
+                    reduce(&self.query, parts).await?.iter().try_for_each(|merged| states.add(merged))?;
+                }
+                states.seal(epoch)
+            }
+            Windows::Sessions { sessions, states, .. } => {
+                // The rows of a session come in with their own times: together they are one state.
+                let parts = if states.want_merge() { states.take_all() } else { states.take_open() };
+                if !parts.is_empty() {
+                    reduce(&self.query, sessions.unite(parts)?)
+                        .await?
+                        .into_iter()
+                        .for_each(|merged| states.add(merged));
+                }
+                states.seal(epoch).encode()
             }
         }
-        Ok(self.states.seal(epoch))
     }
 
-    /// Goes on from a snapshot.
-    pub fn restore(&mut self, segments: Vec<Segment>, closed_until_us: i64) -> Result<()> {
-        self.closed_until_us = closed_until_us;
-        self.states.restore(segments);
-        // A segment is saved once; windows that were given out since are still in it.
-        self.take_closed(closed_until_us).map(drop)
+    /// Takes the file of what [`seal`](Self::seal) has added, and that is durable now.
+    pub fn adopt(&mut self, epoch: u64, file: File) -> Result<()> {
+        match &mut self.windows {
+            Windows::Fixed { states, .. } => states.adopt(epoch, file),
+            Windows::Sessions { .. } => Ok(()),
+        }
     }
 
-    /// Gives the time before which no session begins that is still open, or that rows to come will open, when the
+    /// Goes on from the files of these epochs, oldest first.
+    pub fn restore(&mut self, files: Vec<(u64, File)>, until_us: i64) -> Result<()> {
+        match &mut self.windows {
+            Windows::Fixed { states, .. } => states.restore(files, until_us),
+            Windows::Sessions { sessions, states, closed_until_us } => {
+                *closed_until_us = until_us;
+                states.restore(files.into_iter().map(Segment::read).collect::<Result<_>>()?);
+                // A segment is saved once; windows that were given out since are still in it.
+                take_closed(sessions, states, until_us).map(drop)
+            }
+        }
+    }
+
+    /// Gives the time before which no window begins that is still open, or that rows to come will open, when the
     /// watermark stands at `watermark_us`.
     pub fn earliest_open_us(&self, watermark_us: i64) -> Result<i64> {
         match &self.windows {
-            Windows::Fixed(window) => Ok(window.width.earliest_open_start_us(watermark_us)),
-            Windows::Sessions(sessions) => Ok(sessions.earliest_us(self.states.rows())?.min(watermark_us)),
+            Windows::Fixed { width, .. } => Ok(width.width.earliest_open_start_us(watermark_us)),
+            Windows::Sessions { sessions, states, .. } => Ok(sessions.earliest_us(states.rows())?.min(watermark_us)),
         }
     }
 
     /// Gives the memory that the states take, in bytes.
     pub fn size_bytes(&self) -> usize {
-        self.states.size_bytes()
-    }
-
-    /// Takes out the states of windows that end at or before the bound.
-    fn take_closed(&mut self, bound_us: i64) -> Result<Vec<RecordBatch>> {
         match &self.windows {
-            Windows::Fixed(window) => self.states.take(|rows| window.closed(rows, bound_us)),
-            Windows::Sessions(sessions) => {
-                let states: Vec<_> = self.states.rows().collect();
-                let mut marks = sessions.closed(&states, bound_us)?.into_iter();
-                let ended = || Error::internal("there are fewer marks than states");
-                self.states.take(|_| marks.next().ok_or_else(ended))
-            }
+            Windows::Fixed { states, .. } => states.size_bytes(),
+            Windows::Sessions { states, .. } => states.size_bytes(),
         }
     }
 
-    /// Gives states that belong to one window equal keys.
-    fn united(&self, states: Vec<RecordBatch>) -> Result<Vec<RecordBatch>> {
+    /// Gives the part of it that the barrier of the open epoch may free, in bytes.
+    pub fn open_bytes(&self) -> usize {
         match &self.windows {
-            Windows::Fixed(_) => Ok(states),
-            Windows::Sessions(sessions) => sessions.unite(states),
+            Windows::Fixed { states, .. } => states.open_bytes(),
+            Windows::Sessions { .. } => 0,
         }
     }
+}
 
-    async fn merge(&self, states: Vec<RecordBatch>) -> Result<Vec<RecordBatch>> {
-        reduce(&self.query, self.united(states)?).await
-    }
-
-    fn last_end_us(&self, states: &[RecordBatch]) -> Result<i64> {
-        let mut last = WATERMARK_START;
-        match &self.windows {
-            Windows::Fixed(window) => {
-                for rows in states {
-                    last = window.ends_us(rows)?.into_iter().flatten().fold(last, i64::max);
+impl Closing<'_> {
+    /// Gives the next rows; nothing when all have been given.
+    pub async fn next(&mut self) -> Result<Option<RecordBatch>> {
+        loop {
+            if let Some(rows) = &mut self.rows {
+                if let Some(batch) = rows.next().await {
+                    return batch.map(Some).map_err(failed);
                 }
+                self.rows = None;
             }
-            Windows::Sessions(sessions) => last = sessions.last_end_us(states)?.unwrap_or(last),
+            let states = match &mut self.states {
+                Given::Pieces(pieces) => pieces.next_piece()?.unwrap_or_default(),
+                Given::Once(states) => std::mem::take(states),
+            };
+            if states.is_empty() {
+                return Ok(None);
+            }
+            self.rows = Some(finish(self.query, states)?);
         }
-        Ok(last)
     }
+}
+
+/// Takes out the states of sessions that end at or before the bound.
+fn take_closed(sessions: &Sessions, states: &mut Segments, bound_us: i64) -> Result<Vec<RecordBatch>> {
+    let all: Vec<_> = states.rows().collect();
+    let mut marks = sessions.closed(&all, bound_us)?.into_iter();
+    let ended = || Error::internal("there are fewer marks than states");
+    states.take(|_| marks.next().ok_or_else(ended))
 }

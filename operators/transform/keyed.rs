@@ -12,6 +12,7 @@ use datafusion::execution::SendableRecordBatchStream;
 use datafusion::physical_plan::stream::RecordBatchStreamAdapter;
 use futures::StreamExt;
 
+use super::held::Held;
 use super::phases::{find, finish, start, state_schema};
 use super::query::{Query, Running};
 use super::segments::{Segment, Snapshot};
@@ -80,8 +81,7 @@ impl KeyedAggregate {
 
     /// Gives the memory that the states take, in bytes.
     pub fn size_bytes(&self) -> usize {
-        let arrived: usize = self.arrived.iter().map(RecordBatch::get_array_memory_size).sum();
-        arrived + self.states.size_bytes()
+        Held::of(&self.arrived).bytes() + self.states.size_bytes()
     }
 }
 

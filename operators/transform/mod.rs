@@ -1,13 +1,17 @@
 //! Transforms: SQL stages, event-time windows, expectations, deduplication.
 
+use std::fs::File;
+
 use arrow::array::RecordBatch;
 use arrow::datatypes::SchemaRef;
 use datafusion::execution::SendableRecordBatchStream;
+use futures::StreamExt;
 
 pub mod aggregate;
 pub mod corrected;
 pub mod expect;
 pub mod functions;
+mod held;
 pub mod keyed;
 pub mod keys;
 pub mod leaf;
@@ -15,9 +19,11 @@ pub mod newest;
 mod phases;
 pub mod query;
 pub mod rows;
-pub mod segments;
-pub mod session;
-
+pub mod sealed;
+mod segments;
+mod session;
+pub mod states;
+mod tiers;
 pub mod unique;
 mod versions;
 pub mod window;
@@ -26,8 +32,9 @@ use crate::error::Result;
 use aggregate::WindowedAggregate;
 use corrected::CorrectedAggregate;
 use keyed::KeyedAggregate;
-use query::{Query, Running};
-use segments::{Segment, Snapshot};
+use query::{Query, Running, failed};
+use sealed::Sealed;
+use segments::Segment;
 use window::WATERMARK_START;
 
 /// A table's query, run epoch by epoch.
@@ -79,56 +86,60 @@ impl Transform {
     }
 
     /// Takes what came out of the running epoch, and gives it back if it is rows already.
-    pub fn absorb(&mut self, batch: RecordBatch) -> Option<RecordBatch> {
+    pub fn absorb(&mut self, batch: RecordBatch) -> Result<Option<RecordBatch>> {
         match self {
-            Transform::Stateless(_) => Some(batch),
-            Transform::Windowed(aggregate) => {
-                aggregate.absorb(batch);
-                None
-            }
-            Transform::Corrected(aggregate) => {
-                aggregate.absorb(batch);
-                None
-            }
-            Transform::Keyed(aggregate) => {
-                aggregate.absorb(batch);
-                None
-            }
+            Transform::Stateless(_) => return Ok(Some(batch)),
+            Transform::Windowed(aggregate) => aggregate.absorb(batch)?,
+            Transform::Corrected(aggregate) => aggregate.absorb(batch),
+            Transform::Keyed(aggregate) => aggregate.absorb(batch),
         }
+        Ok(None)
     }
 
-    /// Gives the rows of the windows that the watermark closes, or of the keys that the epoch has touched.
-    pub async fn close(&mut self, epoch: u64, watermark_us: i64) -> Result<Option<SendableRecordBatchStream>> {
-        match self {
-            Transform::Stateless(_) => Ok(None),
-            Transform::Windowed(aggregate) => aggregate.close(watermark_us),
-            Transform::Corrected(aggregate) => aggregate.close(epoch, watermark_us).await,
-            Transform::Keyed(aggregate) => aggregate.close(epoch).await,
-        }
+    /// Gives the rows of the windows that the watermark closes, or of the keys that the epoch has touched; all must be
+    /// taken.
+    pub async fn close(&mut self, epoch: u64, watermark_us: i64) -> Result<Closing<'_>> {
+        Ok(match self {
+            Transform::Stateless(_) => Closing::Rows(None),
+            Transform::Windowed(aggregate) => Closing::Windows(aggregate.close(watermark_us)?),
+            Transform::Corrected(aggregate) => Closing::Rows(aggregate.close(epoch, watermark_us).await?),
+            Transform::Keyed(aggregate) => Closing::Rows(aggregate.close(epoch).await?),
+        })
     }
 
     /// Closes the epoch and tells what has to be durable.
-    pub async fn snapshot(&mut self, epoch: u64) -> Result<Snapshot> {
+    ///
+    /// What was added must be given back as a file by [`adopt`](Self::adopt) before the next epoch starts.
+    pub async fn seal(&mut self, epoch: u64) -> Result<Sealed> {
         match self {
-            Transform::Stateless(_) => Ok(Snapshot::default()),
-            Transform::Windowed(aggregate) => aggregate.snapshot(epoch).await,
-            Transform::Corrected(aggregate) => aggregate.snapshot(epoch),
-            Transform::Keyed(aggregate) => aggregate.snapshot(epoch),
+            Transform::Stateless(_) => Ok(Sealed::default()),
+            Transform::Windowed(aggregate) => aggregate.seal(epoch).await,
+            Transform::Corrected(aggregate) => aggregate.snapshot(epoch)?.encode(),
+            Transform::Keyed(aggregate) => aggregate.snapshot(epoch)?.encode(),
         }
     }
 
-    /// Goes on from a snapshot.
+    /// Takes the file of what [`seal`](Self::seal) has added, and that is durable now.
+    pub fn adopt(&mut self, epoch: u64, file: File) -> Result<()> {
+        match self {
+            Transform::Stateless(_) | Transform::Keyed(_) | Transform::Corrected(_) => Ok(()),
+            Transform::Windowed(aggregate) => aggregate.adopt(epoch, file),
+        }
+    }
+
+    /// Goes on from the files of these epochs, oldest first.
     pub fn restore(
         &mut self,
-        segments: Vec<Segment>,
+        files: Vec<(u64, File)>,
         closed_until_us: i64,
         forgotten_until_us: Option<i64>,
     ) -> Result<()> {
+        let segments = |files: Vec<(u64, File)>| files.into_iter().map(Segment::read).collect::<Result<_>>();
         match self {
             Transform::Stateless(_) => Ok(()),
-            Transform::Windowed(aggregate) => aggregate.restore(segments, closed_until_us),
-            Transform::Corrected(aggregate) => aggregate.restore(segments, closed_until_us, forgotten_until_us),
-            Transform::Keyed(aggregate) => aggregate.restore(segments),
+            Transform::Windowed(aggregate) => aggregate.restore(files, closed_until_us),
+            Transform::Corrected(aggregate) => aggregate.restore(segments(files)?, closed_until_us, forgotten_until_us),
+            Transform::Keyed(aggregate) => aggregate.restore(segments(files)?),
         }
     }
 
@@ -164,6 +175,33 @@ impl Transform {
             Transform::Windowed(aggregate) => aggregate.size_bytes(),
             Transform::Corrected(aggregate) => aggregate.size_bytes(),
             Transform::Keyed(aggregate) => aggregate.size_bytes(),
+        }
+    }
+
+    /// Gives the part of it that the barrier of the open epoch may free, in bytes.
+    pub fn open_bytes(&self) -> usize {
+        match self {
+            Transform::Stateless(_) | Transform::Keyed(_) | Transform::Corrected(_) => 0,
+            Transform::Windowed(aggregate) => aggregate.open_bytes(),
+        }
+    }
+}
+
+/// Rows that come out at the end of an epoch.
+pub enum Closing<'a> {
+    /// As a query gives them.
+    Rows(Option<SendableRecordBatchStream>),
+    /// Of windows.
+    Windows(aggregate::Closing<'a>),
+}
+
+impl Closing<'_> {
+    /// Gives the next rows; nothing when all have been given.
+    pub async fn next(&mut self) -> Result<Option<RecordBatch>> {
+        match self {
+            Closing::Rows(None) => Ok(None),
+            Closing::Rows(Some(rows)) => rows.next().await.transpose().map_err(failed),
+            Closing::Windows(windows) => windows.next().await,
         }
     }
 }

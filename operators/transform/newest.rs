@@ -4,6 +4,7 @@
 //! are only added, the number of the epoch in [`SEQUENCE_COLUMN`](super::keyed::SEQUENCE_COLUMN) tells which is.
 
 use std::collections::HashMap;
+use std::fs::File;
 use std::sync::Arc;
 
 use arrow::array::{Array, ArrayRef, AsArray, BooleanArray, Int64Array, RecordBatch};
@@ -14,7 +15,8 @@ use arrow::row::OwnedRow;
 use super::keyed::with_number;
 use super::phases::STATE_BATCH_ROWS;
 use super::rows;
-use super::segments::{Segment, Snapshot};
+use super::sealed::Sealed;
+use super::segments::Segment;
 use super::versions::Versions;
 use super::window::{WATERMARK_END, WATERMARK_START, micros};
 use crate::error::{Error, Result};
@@ -125,18 +127,18 @@ impl Newest {
     }
 
     /// Forgets keys that no row on time can meet again, and tells what has to be durable.
-    pub fn snapshot(&mut self, epoch: u64, watermark_us: i64) -> Result<Snapshot> {
+    pub fn seal(&mut self, epoch: u64, watermark_us: i64) -> Result<Sealed> {
         // The end of input is no time: rows that come in a later run may still be older ones.
         if watermark_us != WATERMARK_END && watermark_us != WATERMARK_START {
             let bound_us = watermark_us.saturating_sub(self.settings.within_us);
             self.forget(bound_us)?;
         }
-        self.states.seal(epoch)
+        self.states.seal(epoch)?.encode()
     }
 
-    /// Goes on from a snapshot.
-    pub fn restore(&mut self, segments: Vec<Segment>, forgotten_until_us: Option<i64>) -> Result<()> {
-        self.states.restore(segments)?;
+    /// Goes on from the files of these epochs, oldest first.
+    pub fn restore(&mut self, files: Vec<(u64, File)>, forgotten_until_us: Option<i64>) -> Result<()> {
+        self.states.restore(files.into_iter().map(Segment::read).collect::<Result<_>>()?)?;
         self.forget(forgotten_until_us.unwrap_or(WATERMARK_START))
     }
 
@@ -234,6 +236,8 @@ fn mark(marks: &mut [bool], row: usize) {
 
 #[cfg(test)]
 mod tests {
+    use std::io::Write;
+
     use super::*;
     use crate::batch::timestamp_type;
 
@@ -284,19 +288,23 @@ mod tests {
         let mut before = newest();
         offer(&mut before, &[1, 2], &[10, 500]);
         close(&mut before, 1);
-        let first = before.snapshot(1, 20).unwrap();
+        let first = before.seal(1, 20).unwrap();
         offer(&mut before, &[3], &[600]);
         close(&mut before, 2);
-        let second = before.snapshot(2, 300).unwrap();
-        assert_eq!((first.live, second.live), (vec![1], vec![1, 2]));
-        let segments =
-            || vec![Segment { epoch: 1, rows: first.added.clone() }, Segment { epoch: 2, rows: second.added.clone() }];
+        let second = before.seal(2, 300).unwrap();
+        assert_eq!((&first.live, &second.live), (&vec![1], &vec![1, 2]));
+        let file = |sealed: &Sealed| {
+            let mut file = tempfile::tempfile().unwrap();
+            file.write_all(sealed.added.as_ref().unwrap()).unwrap();
+            file
+        };
+        let files = vec![(1, file(&first)), (2, file(&second))];
         let mut after = newest();
-        after.restore(segments(), Some(before.forgotten_until_us())).unwrap();
+        after.restore(files, Some(before.forgotten_until_us())).unwrap();
         assert_eq!(before.forgotten_until_us(), 200);
         assert_eq!(offer(&mut after, &[2, 3, 1, 1], &[499, 601, 150, 201]), (1, 1), "1 is forgotten, and 150 late");
         assert_eq!(close(&mut after, 3), [(1, 201), (3, 601)]);
-        assert!(after.snapshot(3, WATERMARK_END).is_ok() && after.forgotten_until_us() == 200);
+        assert!(after.seal(3, WATERMARK_END).is_ok() && after.forgotten_until_us() == 200);
     }
 
     #[test]

@@ -1,10 +1,17 @@
 //! State as a log of segments: what an epoch added is one segment, so that a
 //! snapshot writes only what is new.
 
+use std::fs::File;
+use std::io::{BufReader, Seek};
+
 use arrow::array::{BooleanArray, RecordBatch};
 use arrow::compute::{filter_record_batch, not};
+use arrow::ipc::reader::StreamReader;
+use arrow::ipc::writer::StreamWriter;
 
-use crate::error::Result;
+use super::held::Held;
+use super::sealed::Sealed;
+use crate::error::{Error, Result};
 
 /// Segments that may lie side by side before they are merged into one. More
 /// would make a restart read many small files; fewer would write merged state
@@ -34,6 +41,31 @@ pub struct Snapshot {
     pub live: Vec<u64>,
     /// The segment that this epoch has added; the others have been given before.
     pub added: Vec<RecordBatch>,
+}
+
+impl Snapshot {
+    /// Gives it with what was added as an Arrow IPC stream.
+    pub fn encode(self) -> Result<Sealed> {
+        let Some(first) = self.added.first() else { return Ok(Sealed { live: self.live, added: None }) };
+        let mut writer = StreamWriter::try_new(Vec::new(), &first.schema())?;
+        for rows in &self.added {
+            writer.write(rows)?;
+        }
+        writer.finish()?;
+        Ok(Sealed { live: self.live, added: Some(writer.into_inner()?.into()) })
+    }
+}
+
+impl Segment {
+    /// Reads what [`Snapshot::encode`] gave at the end of an epoch.
+    pub fn read((epoch, mut file): (u64, File)) -> Result<Self> {
+        // Who has just written it stands at its end.
+        file.rewind()?;
+        let damaged = |e| Error::config("a file of state is damaged; restore it from a copy of the state").because(e);
+        let reader = StreamReader::try_new(BufReader::new(file), None).map_err(damaged)?;
+        let rows = reader.collect::<std::result::Result<_, _>>().map_err(damaged)?;
+        Ok(Self { epoch, rows })
+    }
 }
 
 impl Segments {
@@ -107,6 +139,6 @@ impl Segments {
 
     /// Gives the memory that the rows take, in bytes.
     pub fn size_bytes(&self) -> usize {
-        self.rows().map(RecordBatch::get_array_memory_size).sum()
+        Held::of(self.rows()).bytes()
     }
 }

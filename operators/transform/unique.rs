@@ -7,7 +7,8 @@ use arrow::compute::filter_record_batch;
 use arrow::datatypes::Schema;
 use arrow::row::{RowConverter, SortField};
 
-use super::keys::{KeyLimits, Keys, Sealed};
+use super::keys::{KeyLimits, Keys};
+use super::sealed::Sealed;
 use super::window::{WATERMARK_END, micros};
 use crate::error::Result;
 

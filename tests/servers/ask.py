@@ -4,8 +4,8 @@
                                  and the raw data of pipelines/data as raw.departures, raw.airports, raw.weather
     ask.py postgres URL SQL
     ask.py read READER FOLDER COLUMN...
-                                 the rows of one table in the order of `id`, by duckdb, by pyarrow's read_table (table) or
-                                 by its dataset
+                                 the rows of one table in the order of `id`, by duckdb, by pyarrow's read_table (table), by
+                                 its dataset, or by that with the columns of all files (union)
 
 Prints one JSON array a row.
 """
@@ -56,14 +56,21 @@ def read(reader, folder, *columns):
         db.execute("SET TimeZone = 'UTC'")
         names = ", ".join(f'"{column}"' for column in columns)
         files = os.path.join(folder, "**/*.parquet")
-        rows = db.execute(f"SELECT {names} FROM read_parquet(?, hive_partitioning = true) ORDER BY id", [files]).fetchall()
+        rows = db.execute(f"SELECT {names} FROM read_parquet(?, union_by_name = true, hive_partitioning = true) ORDER BY id", [files]).fetchall()
     else:
         import pyarrow.dataset
         import pyarrow.parquet
 
-        found = pyarrow.parquet.read_table(folder) if reader == "table" else (
-            pyarrow.dataset.dataset(folder, partitioning="hive").to_table()
-        )
+        if reader == "table":
+            found = pyarrow.parquet.read_table(folder)
+        else:
+            found = pyarrow.dataset.dataset(folder, partitioning="hive")
+            if reader == "union":
+                schemas = [pyarrow.parquet.read_schema(file) for file in found.files]
+                folders = [field for field in found.schema if field.name not in schemas[0].names]
+                whole = pyarrow.unify_schemas([*schemas, pyarrow.schema(folders)], promote_options="permissive")
+                found = pyarrow.dataset.dataset(folder, schema=whole, partitioning="hive")
+            found = found.to_table()
         # Sorted here: pyarrow cannot sort what it reads from folders' names if one is that of NULL.
         rows = sorted(found.select(list(columns)).to_pylist(), key=lambda row: row["id"])
         rows = [list(row.values()) for row in rows]

@@ -143,7 +143,7 @@ impl RecordStage {
         let told = Report::Cut { source: source.clone(), epoch, cut: Cut::default() };
         self.reports.send(told).map_err(|_| closed())?;
         let (watermark_us, reasons) = (self.watermark_us, Reasons::default());
-        let told = Report::Decoded { source, epoch, counts, watermark_us, reasons };
+        let told = Report::Decoded { source, epoch, counts, watermark_us, reasons, found: Vec::new() };
         self.reports.send(told).map_err(|_| closed())?;
         let ended = self.ends && closing.end_of_input;
         let passed_us = if ended { WATERMARK_END } else { watermark_us.unwrap_or(WATERMARK_START) };

@@ -224,7 +224,7 @@ fn check(plan: &LogicalPlan, times: &EventTimes) -> Result<(), Unfit> {
 }
 
 /// Finds the one aggregate over a stream.
-fn find_aggregate<'a>(plan: &'a LogicalPlan, times: &EventTimes) -> Result<Option<&'a Aggregate>, Unfit> {
+pub fn find_aggregate<'a>(plan: &'a LogicalPlan, times: &EventTimes) -> Result<Option<&'a Aggregate>, Unfit> {
     let mut below: Vec<&Aggregate> = Vec::new();
     for input in plan.inputs() {
         below.extend(find_aggregate(input, times)?);

@@ -4,6 +4,8 @@ use std::time::Duration;
 
 use super::Check;
 use crate::spec::codes;
+use crate::spec::diagnostic::Diagnostic;
+use crate::spec::loaded::is_url;
 use crate::spec::model::{Encryption, Lake};
 use crate::spec::suggest;
 use crate::spec::tier::Tier;
@@ -14,6 +16,9 @@ const MEMORY_MIN: ByteSize = ByteSize::mib(64);
 
 /// How many of the largest records must fit in the memory: raw, decoded, in a channel, and in a writer.
 const RECORDS_IN_MEMORY_MIN: u64 = 4;
+
+/// The least time between two events about a run: each tells all of its datasets.
+const LINEAGE_EVERY_MIN: Duration = Duration::from_secs(1);
 
 pub(super) fn check(check: &mut Check<'_>) {
     let spec = check.spec;
@@ -34,8 +39,48 @@ pub(super) fn check(check: &mut Check<'_>) {
         check.error(&["encryption", "kms"], codes::BAD_LOCATION, "the KMS key is empty", hint);
     }
     limits(check);
+    lineage(check);
     secrets(check);
     tests(check);
+}
+
+fn lineage(check: &mut Check<'_>) {
+    let Some(lineage) = &check.spec.lineage else { return };
+    match (&lineage.file, &lineage.url) {
+        (Some(file), None) if is_url(file) || file.trim().is_empty() => {
+            let hint = "write a path on this machine, or take `url`";
+            check.error(&["lineage", "file"], codes::BAD_LOCATION, "the events cannot be written to such a file", hint);
+        }
+        (Some(_), None) => {}
+        (None, Some(url)) => {
+            let place = ["lineage", "url"];
+            match url::Url::parse(url) {
+                Ok(url) if url.password().is_some() => {
+                    let message = "a password must not stand in the file";
+                    let hint = "let a proxy beside Nexus add what the endpoint asks for".to_owned();
+                    let found = Diagnostic::error(codes::LINEAGE_TARGET, check.loaded.file(), message).with_hint(hint);
+                    check.add(&place, found);
+                }
+                Ok(url) if matches!(url.scheme(), "http" | "https") && url.has_host() => {}
+                _ => {
+                    let hint = "write one such as `http://marquez:5000/api/v1/lineage`";
+                    check.error(&place, codes::BAD_LOCATION, "the address is no HTTP URL", hint);
+                }
+            }
+        }
+        (Some(_), Some(_)) => {
+            let message = "events go to a file or to an address, and both are given";
+            check.error(&["lineage", "url"], codes::LINEAGE_TARGET, message, "keep one of them");
+        }
+        (None, None) => {
+            let message = "it is not said where the events go";
+            check.error(&["lineage"], codes::LINEAGE_TARGET, message, "give `file` or `url`");
+        }
+    }
+    if lineage.every.0 < LINEAGE_EVERY_MIN {
+        let message = "the events would come too often";
+        check.error(&["lineage", "every"], codes::BAD_LIMIT, message, "at least `1s`");
+    }
 }
 
 fn lake(check: &mut Check<'_>) {

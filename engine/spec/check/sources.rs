@@ -8,7 +8,9 @@ use super::Check;
 use crate::spec::codes;
 use crate::spec::columns;
 use crate::spec::loaded::is_url;
-use crate::spec::model::{Columns, EventTime, Format, GenerateSource, Generator, KinesisSource, S3Source, Source};
+use crate::spec::model::{
+    Columns, EventTime, Format, GenerateSource, Generator, KinesisSource, S3Source, Source, UnknownColumn,
+};
 use crate::spec::suggest;
 
 /// The shortest time that a message can be kept hidden: it is extended at half of it, and looked after every second.
@@ -29,6 +31,7 @@ pub(super) fn check(check: &mut Check<'_>) {
         let path = ["sources", name.as_str()];
         kind(check, &path, source);
         formats(check, &path, source);
+        evolve(check, &path, source);
         column_types(check, &path, source.columns.as_ref());
         if let Some(event_time) = &source.event_time {
             self::event_time(check, &path, source, event_time);
@@ -214,6 +217,25 @@ fn formats(check: &mut Check<'_>, path: &[&str], source: &Source) {
         }
         _ => {}
     }
+}
+
+/// Columns are made of fields that have names.
+fn evolve(check: &mut Check<'_>, path: &[&str], source: &Source) {
+    if source.on_unknown_column != UnknownColumn::Evolve {
+        return;
+    }
+    let why = match (&source.generate, &source.format) {
+        (Some(_), _) => "generated rows have no other columns than those declared",
+        (None, Some(Format::Raw)) => "format `raw` has the one column `_raw`",
+        (None, Some(Format::Parquet)) => {
+            "the types of Parquet columns would be guessed from what they look like as JSON"
+        }
+        (None, Some(Format::Csv(csv))) if !csv.header => "the fields of a CSV without a header have no names",
+        (None, None | Some(Format::Json | Format::Csv(_))) => return,
+    };
+    let place = [path, &["on_unknown_column"]].concat();
+    let hint = "declare the columns, or take `rescue`";
+    check.error(&place, codes::CANNOT_EVOLVE, format!("columns cannot evolve: {why}"), hint);
 }
 
 fn column_types(check: &mut Check<'_>, path: &[&str], columns: Option<&Columns>) {

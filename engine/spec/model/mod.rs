@@ -38,6 +38,9 @@ pub struct Spec {
     /// What the pipeline may use.
     #[serde(default)]
     pub limits: Limits,
+    /// Have events about each run written or sent, as OpenLineage describes them.
+    #[serde(default)]
+    pub lineage: Option<Lineage>,
     /// Where records come from.
     #[serde(default)]
     pub sources: BTreeMap<String, Source>,
@@ -149,6 +152,26 @@ pub struct Limits {
     /// How far a Postgres sink may fall behind before it holds the pipeline back.
     #[serde(default = "Limits::spool_default")]
     pub spool: ByteSize,
+}
+
+/// Where events about each run go (<https://openlineage.io>). Exactly one of `file` and `url` is given.
+///
+/// What cannot be written or sent is dropped with a warning and counted; it never holds the pipeline up.
+#[derive(Debug, Clone, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Lineage {
+    /// A file to which each event is appended as a line of JSON, from the pipeline file's folder.
+    #[serde(default)]
+    pub file: Option<String>,
+    /// An address that each event is posted to, such as `http://marquez:5000/api/v1/lineage`.
+    #[serde(default)]
+    pub url: Option<String>,
+    /// The namespace of the pipeline as a job.
+    #[serde(default = "Lineage::namespace_default")]
+    pub namespace: String,
+    /// What lies at least between two events that tell how far a run has come.
+    #[serde(default = "Lineage::every_default")]
+    pub every: Span,
 }
 
 /// A static table to join with.
@@ -357,7 +380,7 @@ pub struct PostgresSink {
     /// Every row is added.
     #[serde(default)]
     pub append: bool,
-    /// Make the schema and the table if they are not there.
+    /// Make the schema, the table and columns that have come since, if they are not there.
     #[serde(default = "PostgresSink::create_default")]
     pub create: bool,
 }
@@ -484,6 +507,16 @@ impl Default for Limits {
             open_partitions: Self::open_partitions_default(),
             spool: Self::spool_default(),
         }
+    }
+}
+
+impl Lineage {
+    fn namespace_default() -> String {
+        "nexus".into()
+    }
+
+    fn every_default() -> Span {
+        Span::from_secs(60)
     }
 }
 

@@ -246,6 +246,9 @@ pub enum UnknownColumn {
     Ignore,
     /// The record goes to the quarantine.
     Reject,
+    /// They become columns, which may be NULL, typed by the values seen so far. Until all sinks have committed the epoch
+    /// in which a field was first seen, its values are kept in `_rescued`; then the tables are planned anew.
+    Evolve,
 }
 
 /// Which column tells when a row happened.

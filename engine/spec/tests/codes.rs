@@ -1,11 +1,13 @@
 //! Each code has a file that earns it, and the text that is shown for it:
 //! `cases/CODE.yaml` and `cases/CODE.txt`. A first line `# --set name=value`
-//! gives an override. `UPDATE_SNAPSHOTS=1 cargo test` writes the texts anew.
+//! gives an override. What depends on the state has this beside it, as
+//! `cases/CODE.json`. `UPDATE_SNAPSHOTS=1 cargo test` writes the texts anew.
 
 use std::fs;
 use std::path::PathBuf;
 
 use crate::Pipeline;
+use crate::plan::changes::compare;
 use crate::spec::codes::CODES;
 use crate::spec::{Diagnostics, Loaded, load};
 
@@ -23,6 +25,7 @@ fn shown(code: &str) -> (Diagnostics, String) {
     let found = match load(&path, &overrides) {
         // What stands under N07 is found by the planner only.
         Ok(loaded) if code.starts_with("N07") => planned(loaded),
+        Ok(loaded) if code.starts_with("N08") => changed(loaded, code),
         Ok(loaded) => loaded.warnings,
         Err(found) => found,
     };
@@ -37,6 +40,18 @@ fn planned(loaded: Loaded) -> Diagnostics {
         Ok(plan) => plan.warnings,
         Err(found) => found,
     }
+}
+
+/// Holds a case against the state beside it.
+fn changed(loaded: Loaded, code: &str) -> Diagnostics {
+    let state = fs::read(cases().join(format!("{code}.json"))).unwrap();
+    let state = serde_json::from_slice(&state).unwrap();
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    runtime.block_on(async {
+        let plan = Pipeline::new(loaded).plan().await.unwrap();
+        let refusals = compare(&plan, &state).await.unwrap_err();
+        Diagnostics::new(refusals.iter().map(|refusal| refusal.diagnostic(&plan)).collect())
+    })
 }
 
 #[test]

@@ -89,6 +89,7 @@ use self::partition::{Group, Router};
 pub use self::partition::{PartitionBy, folder_values};
 use self::place::Place;
 use self::schema::StoredSchema;
+pub use self::schema::stored_columns;
 use self::upload::Uploads;
 use super::{Committer, EpochId, Prepared, Sink};
 use crate::error::{Error, Result};

@@ -9,6 +9,15 @@ use parquet::arrow::ArrowSchemaConverter;
 
 use crate::error::{Error, Result};
 
+/// Gives the columns of the files that hold rows of a table.
+///
+/// # Errors
+///
+/// [`Config`](crate::ErrorKind::Config) for a column that cannot be stored as Parquet.
+pub fn stored_columns(rows: &Schema, table: &str) -> Result<SchemaRef> {
+    StoredSchema::of(rows, table).map(|stored| stored.schema)
+}
+
 /// The schema of a table's files, and the way from the rows' schema to it.
 pub(super) struct StoredSchema {
     schema: SchemaRef,

@@ -6,7 +6,7 @@
 
 use std::sync::Arc;
 
-use arrow::array::{Array, ArrayRef, AsArray, Int64Array, RecordBatch, StringBuilder, new_empty_array};
+use arrow::array::{Array, ArrayRef, AsArray, Int64Array, RecordBatch, StringBuilder, new_empty_array, new_null_array};
 use arrow::compute::{CastOptions, cast_with_options};
 use arrow::datatypes::{DataType, Date32Type, Field, FieldRef, Schema, SchemaRef, TimeUnit, TimestampMicrosecondType};
 use arrow::json::writer::{EncoderOptions, make_encoder};
@@ -112,8 +112,24 @@ impl Columns {
         let numbers = Int64Array::from_iter_values((first..).take(rows.num_rows()));
         let columns = rows.columns().iter().cloned().chain([Arc::new(numbers) as ArrayRef]);
         let row = Arc::new(Field::new(ROW_COLUMN, DataType::Int64, false));
-        let fields: Vec<_> = self.wire.fields().iter().cloned().chain([row]).collect();
+        let fields: Vec<_> = rows.schema_ref().fields().iter().cloned().chain([row]).collect();
         Ok(RecordBatch::try_new(Arc::new(Schema::new(fields)), columns.collect())?)
+    }
+
+    /// Gives spooled rows the columns of now: those of a spool that was written before a column was added have NULL
+    /// there, and narrower numbers become wide.
+    pub(super) fn widen(&self, rows: RecordBatch) -> Result<RecordBatch> {
+        if rows.schema_ref().fields() == self.wire.fields() {
+            return Ok(rows);
+        }
+        let options = CastOptions { safe: false, ..CastOptions::default() };
+        let fields = self.wire.fields().iter().map(|field| Arc::new(field.as_ref().clone().with_nullable(true)));
+        let columns = self.wire.fields().iter().map(|field| match rows.column_by_name(field.name()) {
+            Some(column) => cast_with_options(column, field.data_type(), &options),
+            None => Ok(new_null_array(field.data_type(), rows.num_rows())),
+        });
+        let columns = columns.collect::<std::result::Result<Vec<_>, _>>()?;
+        Ok(RecordBatch::try_new(Arc::new(Schema::new(fields.collect::<Vec<_>>())), columns)?)
     }
 
     /// Brings rows into wire form.

@@ -243,7 +243,7 @@ fn encode(table: &Table, file: &[u8], rows_before: u64, numbered: bool, first: b
     }
     let mut encoded = Encoded { messages: Vec::new(), rows: 0 };
     for batch in spool::read(file)? {
-        let mut batch = batch?;
+        let mut batch = table.columns.widen(batch?)?;
         let rows = batch.num_rows() as u64;
         if numbered {
             batch = table.columns.number(&batch, rows_before + encoded.rows)?;

@@ -26,12 +26,16 @@ use tokio::sync::Mutex;
 use tokio_postgres::config::{Config, Host, SslMode};
 use tokio_postgres_rustls::MakeRustlsConnect;
 
+use super::Address;
 use super::failure::{is_wrong_password, not_connected};
 use crate::error::{Error, Result};
 use crate::secret::{Secret, SecretRef};
 
 /// Connections of a sink: one commits, one checks.
 const CONNECTIONS_MAX: usize = 2;
+
+/// The port of a server unless the URL says another.
+const PORT: u16 = 5432;
 
 /// How long a connection may take, with its handshakes: a server that is slower does not serve.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(15);
@@ -82,6 +86,19 @@ fn open(url: &Secret) -> Result<Pool> {
         .create_timeout(Some(CONNECT_TIMEOUT))
         .build();
     pool.map_err(|e| Error::internal("could not make a pool of connections").because(e))
+}
+
+/// Tells where the database of a connection URL is.
+pub(super) fn address(url: &str) -> Result<Address> {
+    let config = Url::parse(url)?.config;
+    let host = match config.get_hosts().first() {
+        Some(Host::Tcp(name)) => name.clone(),
+        Some(Host::Unix(folder)) => folder.display().to_string(),
+        None => "localhost".to_owned(),
+    };
+    let port = config.get_ports().first().copied().unwrap_or(PORT);
+    let database = config.get_dbname().or(config.get_user()).unwrap_or("postgres").to_owned();
+    Ok(Address { host, port, database })
 }
 
 /// What a connection URL says.

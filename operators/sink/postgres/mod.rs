@@ -88,10 +88,26 @@ pub struct PostgresSettings {
     pub key: Vec<String>,
     /// Every row is added.
     pub append: bool,
-    /// Make the schema, the table and `nexus.commits` if they are not there.
+    /// Make the schema, the table, columns that are new to the rows, and `nexus.commits` if they are not there.
     pub create: bool,
     /// The columns of the rows that will come.
     pub rows: SchemaRef,
+}
+
+/// Where a database is, without how to get in.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Address {
+    /// The first server's name, or the folder of its socket.
+    pub host: String,
+    /// Its port.
+    pub port: u16,
+    /// The database.
+    pub database: String,
+}
+
+/// Tells where the database of a connection URL is.
+pub async fn address(secret: &SecretRef) -> Result<Address> {
+    connect::address(secret.resolve().await?.expose())
 }
 
 /// Writes a table's rows to PostgreSQL.

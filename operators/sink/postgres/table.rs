@@ -48,6 +48,9 @@ impl Table {
             self.make(transaction).await?;
             there = self.existing(transaction).await?;
         }
+        if self.add_missing(transaction, &there).await? {
+            there = self.existing(transaction).await?;
+        }
         self.compare(&there)?;
         let same_types = self.columns.columns.iter().all(|c| there.get(&c.name).is_some_and(|t| c.is_sent_as(&t.name)));
         if self.key.is_empty() && same_types {
@@ -187,19 +190,41 @@ impl Table {
         rows.iter().map(column).collect::<Result<_, _>>().map_err(|e| failed(doing(), e))
     }
 
-    fn compare(&self, there: &HashMap<String, ColumnThere>) -> Result<()> {
-        let mut differences = Vec::new();
-        for column in &self.columns.columns {
-            if !there.contains_key(&column.name) {
-                differences.push(format!("- {} {} is missing in the table", column.name, column.sql_type));
-            }
+    /// Adds the columns that are new to the rows, if it may and nothing else is wrong; tells whether it has added any.
+    async fn add_missing(&self, transaction: &Transaction<'_>, there: &HashMap<String, ColumnThere>) -> Result<bool> {
+        let missing: Vec<_> = self.missing(there).collect();
+        // A key that is not there, or a column that the rows cannot fill, tells that the table is another one.
+        let fits = missing.iter().all(|column| !self.key.contains(&column.name)) && self.demanded(there).is_empty();
+        if !self.create || missing.is_empty() || !fits {
+            return Ok(false);
         }
+        // Rows that are there have no value for it, so it may be NULL; `IF NOT EXISTS` is for others who do the same.
+        let adding = missing.iter().map(|c| format!("ADD COLUMN IF NOT EXISTS {} {}", quote(&c.name), c.sql_type));
+        let sql = format!("ALTER TABLE {} {}", self.target(), adding.collect::<Vec<_>>().join(", "));
+        run(transaction, &format!("add the columns that are new to {}", self.target()), &sql).await?;
+        Ok(true)
+    }
+
+    fn missing<'a>(&'a self, there: &'a HashMap<String, ColumnThere>) -> impl Iterator<Item = &'a Column> {
+        self.columns.columns.iter().filter(|column| !there.contains_key(&column.name))
+    }
+
+    /// Gives the columns that a row cannot do without, and that rows do not have.
+    fn demanded<'a>(&self, there: &'a HashMap<String, ColumnThere>) -> Vec<(&'a String, &'a ColumnThere)> {
         let mut demanded: Vec<_> = there
             .iter()
             .filter(|(name, column)| column.demanded && !self.columns.columns.iter().any(|c| c.name == **name))
             .collect();
         demanded.sort_by_key(|(name, _)| *name);
-        for (name, column) in demanded {
+        demanded
+    }
+
+    fn compare(&self, there: &HashMap<String, ColumnThere>) -> Result<()> {
+        let mut differences = Vec::new();
+        for column in self.missing(there) {
+            differences.push(format!("- {} {} is missing in the table", column.name, column.sql_type));
+        }
+        for (name, column) in self.demanded(there) {
             differences.push(format!(
                 "+ {name} {} is NOT NULL in the table, has no default, and is not in the rows",
                 column.name

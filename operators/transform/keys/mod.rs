@@ -15,15 +15,10 @@ use bytes::Bytes;
 mod file;
 mod filter;
 
+use super::sealed::Sealed;
+use super::tiers;
 use crate::error::Result;
 use file::{ENTRY_BYTES, Entry, KeyFile, encode};
-
-/// Files of about the same size that are merged into one. Fewer would write keys more often; more would make each
-/// look for a key ask more filters.
-const MERGED: usize = 8;
-
-/// Binary digits of [`MERGED`]: files whose numbers of entries differ by no more are about the same size.
-const MERGED_BITS: u32 = 3;
 
 /// Under this many free places a map is left as it is: making it smaller would cost more than it frees.
 const FREE_PLACES_MIN: usize = 65_536;
@@ -35,15 +30,6 @@ pub struct KeyLimits {
     pub map_bytes: usize,
     /// The largest file that is merged of smaller ones, in bytes: it is made in memory.
     pub file_bytes: usize,
-}
-
-/// What has to be durable so that the keys can be restored.
-#[derive(Debug, Default, PartialEq)]
-pub struct Sealed {
-    /// The epochs whose files make up the keys.
-    pub live: Vec<u64>,
-    /// The file that this epoch has added, if it has; the others have been given before.
-    pub added: Option<Bytes>,
 }
 
 /// Keys with the event times at which they were seen.
@@ -158,41 +144,13 @@ impl Keys {
         picked.map(|segment| segment.file.entries()).sum()
     }
 
-    /// Picks the files that are merged with `fresh` new keys: while there are enough of one size, all that fit.
+    /// Picks the files that are merged with `fresh` new keys.
     fn pick(&self, fresh: u64, full: bool) -> BTreeSet<usize> {
         let entries_max = (self.limits.file_bytes / ENTRY_BYTES) as u64;
-        let size = |place: &usize| self.segments.get(*place).map_or(0, |segment| segment.file.entries());
+        let sizes: Vec<u64> = self.segments.iter().map(|segment| segment.file.entries()).collect();
         let in_map = self.segments.iter().enumerate().filter(|(_, segment)| full && segment.in_map);
-        let mut picked: BTreeSet<usize> = in_map.map(|(place, _)| place).collect();
-        loop {
-            let so_far = fresh + self.entries_of(&picked);
-            // A file of more than half the largest size has found its place.
-            let may = |place: &usize| {
-                !picked.contains(place) && magnitude(size(place)) <= magnitude(so_far) && 2 * size(place) <= entries_max
-            };
-            let mut alike: Vec<usize> = (0..self.segments.len()).filter(may).collect();
-            if alike.len() + 1 < MERGED {
-                return picked;
-            }
-            alike.sort_unstable_by_key(size);
-            let before = picked.len();
-            let mut entries = so_far;
-            for place in alike {
-                entries += size(&place);
-                if entries > entries_max {
-                    break;
-                }
-                picked.insert(place);
-            }
-            if picked.len() == before {
-                return picked;
-            }
-        }
+        tiers::alike(fresh, &sizes, entries_max, in_map.map(|(place, _)| place).collect())
     }
-}
-
-fn magnitude(entries: u64) -> u32 {
-    entries.max(1).ilog2() / MERGED_BITS
 }
 
 /// Keys in memory. A key may come again beyond the bound, and rows come in any order, so that a key has several times.

@@ -1,0 +1,116 @@
+//! A file of states in their order: an Arrow IPC file, whose footer says which block holds which places.
+
+use std::fs::File;
+use std::io::{BufReader, Read, Seek};
+
+use arrow::array::RecordBatch;
+use arrow::datatypes::SchemaRef;
+use arrow::ipc::reader::{FileReader, StreamReader};
+use arrow::ipc::writer::FileWriter;
+use bytes::Bytes;
+
+use super::order::{Order, Place};
+use crate::error::{Error, Result};
+
+/// Under this name the footer holds the index: for each block the ends of the windows and the hashes of the keys of its
+/// first and its last state, and its size in memory, as JSON.
+const INDEX: &str = "nexus.blocks";
+
+/// What an Arrow IPC file begins with; a stream does not.
+const MAGIC: &[u8] = b"ARROW1";
+
+/// States that are read at once.
+pub struct Block {
+    /// Where its first state stands.
+    pub first: Place,
+    /// Where its last state stands.
+    pub last: Place,
+    /// What it takes in memory, in bytes.
+    pub bytes: usize,
+    /// The states, if they are in memory.
+    pub rows: Option<RecordBatch>,
+}
+
+/// An open file of states.
+pub struct BlockFile(Box<FileReader<BufReader<File>>>);
+
+/// What was found in a file.
+pub enum Found {
+    /// States in order, of which none is in memory.
+    Ordered(BlockFile, Vec<Block>),
+    /// States in another order than this program's.
+    Rows(Vec<RecordBatch>),
+}
+
+impl BlockFile {
+    /// Opens a file.
+    ///
+    /// # Errors
+    ///
+    /// `Config` if it is damaged.
+    pub fn open(mut file: File, order: &Order) -> Result<Found> {
+        let mut magic = [0; MAGIC.len()];
+        // Who has just written it stands at its end.
+        file.rewind()?;
+        let is_file = file.read_exact(&mut magic).is_ok() && magic == MAGIC;
+        file.rewind()?;
+        if !is_file {
+            let rows = StreamReader::try_new_buffered(file, None).and_then(Iterator::collect).map_err(damaged)?;
+            return Ok(Found::Rows(rows));
+        }
+        let mut reader = FileReader::try_new_buffered(file, None).map_err(damaged)?;
+        if let Some(blocks) = blocks(&mut reader, order)? {
+            return Ok(Found::Ordered(Self(Box::new(reader)), blocks));
+        }
+        Ok(Found::Rows(reader.collect::<std::result::Result<_, _>>().map_err(damaged)?))
+    }
+
+    /// Reads a block.
+    pub fn read(&mut self, block: usize) -> Result<RecordBatch> {
+        read(&mut self.0, block)
+    }
+}
+
+/// Makes a file of states in order; nothing if there is none.
+pub fn encode(schema: &SchemaRef, blocks: &[Block]) -> Result<Option<Bytes>> {
+    if blocks.is_empty() {
+        return Ok(None);
+    }
+    let mut writer = FileWriter::try_new(Vec::new(), schema)?;
+    for rows in blocks.iter().filter_map(|block| block.rows.as_ref()) {
+        writer.write(rows)?;
+    }
+    let entry = |block: &Block| (block.first.end_us, block.first.key, block.last.end_us, block.last.key, block.bytes);
+    let index: Vec<_> = blocks.iter().map(entry).collect();
+    let index = serde_json::to_string(&index).map_err(|e| Error::internal("could not write an index").because(e))?;
+    writer.write_metadata(INDEX, index);
+    writer.finish()?;
+    Ok(Some(writer.into_inner()?.into()))
+}
+
+/// Reads a file's index; nothing if it has none, or one by another hash.
+fn blocks(reader: &mut FileReader<BufReader<File>>, order: &Order) -> Result<Option<Vec<Block>>> {
+    let Some(index) = reader.custom_metadata().get(INDEX) else { return Ok(None) };
+    let index: Vec<(i64, u64, i64, u64, usize)> = serde_json::from_str(index).map_err(damaged)?;
+    if index.len() != reader.num_batches() || index.is_empty() {
+        return Err(damaged(format!("{} blocks, and {} in the index", reader.num_batches(), index.len())));
+    }
+    let block = |(first_end, first_key, last_end, last_key, bytes)| {
+        let [first, last] = [(first_end, first_key), (last_end, last_key)].map(|(end_us, key)| Place { end_us, key });
+        Block { first, last, bytes, rows: None }
+    };
+    let blocks: Vec<_> = index.into_iter().map(block).collect();
+    // Another version of this program may hash otherwise.
+    let places = order.places(&read(reader, 0)?)?;
+    let same = places.first() == blocks.first().map(|block| &block.first);
+    Ok(same.then_some(blocks))
+}
+
+fn read(reader: &mut FileReader<BufReader<File>>, block: usize) -> Result<RecordBatch> {
+    reader.set_index(block).map_err(damaged)?;
+    reader.next().transpose().map_err(damaged)?.ok_or_else(|| damaged(format!("block {block} is missing")))
+}
+
+fn damaged(cause: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> Error {
+    Error::config("a file of windows' state is damaged; restore it from a copy of the state").because(cause)
+}

@@ -1,0 +1,246 @@
+//! States of windows: what fits in memory, and files for the rest.
+//!
+//! What an epoch adds becomes a file, ordered by window and key. Files of about the same size are merged. A file is
+//! never changed: a window that has been given out is skipped until all windows of its file have been. To give windows
+//! out is to go through all files side by side in their order, a piece at a time that fits in memory.
+
+use std::collections::BTreeSet;
+use std::fs::File;
+
+use arrow::array::RecordBatch;
+use arrow::compute::{filter_record_batch, not};
+use arrow::datatypes::SchemaRef;
+
+mod file;
+mod order;
+mod pieces;
+#[cfg(test)]
+mod tests;
+
+use super::held::Held;
+use super::sealed::Sealed;
+use super::tiers;
+use super::window::{WATERMARK_END, WATERMARK_START, Window};
+use crate::error::{Error, Result};
+use file::{Block, BlockFile, Found, encode};
+use order::Order;
+pub use pieces::Pieces;
+
+/// What the states of a table may take, in bytes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct StateLimits {
+    /// Memory of states that have a file already.
+    pub cached_bytes: usize,
+    /// The largest file that is merged of smaller ones, and the states that are given out at once: both are made in
+    /// memory.
+    pub piece_bytes: usize,
+}
+
+/// Accumulator states by window and key.
+pub struct States {
+    order: Order,
+    limits: StateLimits,
+    /// What has a file, or will have one once it is durable. Older ones come first.
+    segments: Vec<Segment>,
+    /// What has come since, in order.
+    fresh: Segment,
+    /// What has come last, as it came.
+    open: Vec<RecordBatch>,
+    /// What that takes.
+    open_held: Held,
+    /// Windows that end at or before this have been given out.
+    closed_until_us: i64,
+    /// Whether everything has been given out.
+    ended: bool,
+}
+
+/// States in their order.
+#[derive(Default)]
+struct Segment {
+    /// The epoch that made them durable.
+    epoch: u64,
+    file: Option<BlockFile>,
+    blocks: Vec<Block>,
+}
+
+impl States {
+    /// Keeps nothing yet. The first `keys` columns of `schema` are the keys, the window's start among them.
+    pub fn new(schema: SchemaRef, keys: usize, window: Window, limits: StateLimits) -> Result<Self> {
+        let order = Order::new(schema, keys, window)?;
+        let (segments, fresh, open, open_held) = Default::default();
+        Ok(Self { order, limits, segments, fresh, open, open_held, closed_until_us: WATERMARK_START, ended: false })
+    }
+
+    /// Gives the time up to which windows have been given out.
+    pub fn closed_until_us(&self) -> i64 {
+        self.closed_until_us
+    }
+
+    /// Adds states.
+    pub fn add(&mut self, states: &RecordBatch) -> Result<()> {
+        if states.num_rows() > 0 {
+            let states = self.order.plain(states)?;
+            self.open_held.add(&states);
+            self.open.push(states);
+        }
+        Ok(())
+    }
+
+    /// Gives the states of windows that end at or before `bound_us` and have not been given out; [`WATERMARK_END`]
+    /// gives all there are.
+    ///
+    /// From now on they count as given out, so all pieces must be taken. Input that ends leaves no trace beyond its last
+    /// window, so that later input is not late as a whole.
+    pub fn close(&mut self, bound_us: i64) -> Result<Pieces<'_>> {
+        self.settle()?;
+        let span = (self.closed_until_us, bound_us.max(self.closed_until_us));
+        if bound_us == WATERMARK_END {
+            self.ended = true;
+        } else {
+            self.closed_until_us = span.1;
+        }
+        let segments = self.segments.iter_mut().chain([&mut self.fresh]);
+        Ok(Pieces::new(&self.order, segments, span, self.limits.piece_bytes, &mut self.closed_until_us))
+    }
+
+    /// Takes out the states that should be merged; they come back through [`add`](Self::add).
+    pub fn take_mergeable(&mut self) -> Result<Vec<RecordBatch>> {
+        self.settle()?;
+        let sizes: Vec<u64> = self.segments.iter().map(Segment::bytes).collect();
+        let most = self.limits.piece_bytes as u64;
+        let picked = tiers::alike(self.fresh.bytes(), &sizes, most, BTreeSet::new());
+        let mut taken = Vec::new();
+        if picked.is_empty() {
+            return Ok(taken);
+        }
+        let fresh = std::mem::take(&mut self.fresh);
+        let segments = std::mem::take(&mut self.segments).into_iter().enumerate();
+        let (merged, kept): (Vec<_>, Vec<_>) = segments.partition(|(place, _)| picked.contains(place));
+        self.segments = kept.into_iter().map(|(_, segment)| segment).collect();
+        for mut segment in merged.into_iter().map(|(_, segment)| segment).chain([fresh]) {
+            for block in 0..segment.blocks.len() {
+                let rows = segment.read(block)?;
+                let windows = self.order.windows(&rows)?;
+                let from = windows.partition_point(|place| place.end_us <= self.closed_until_us);
+                taken.push(self.order.typed(&rows.slice(from, rows.num_rows() - from))?);
+            }
+        }
+        Ok(taken)
+    }
+
+    /// Closes an epoch, and tells what has to be durable.
+    ///
+    /// What was added must be given back as a file by [`adopt`](Self::adopt).
+    pub fn seal(&mut self, epoch: u64) -> Result<Sealed> {
+        self.settle()?;
+        let mut live: Vec<u64> = self.segments.iter().map(|segment| segment.epoch).collect();
+        let blocks = std::mem::take(&mut self.fresh).blocks;
+        let added = encode(self.order.plain_schema(), &blocks)?;
+        if added.is_some() {
+            self.segments.push(Segment { epoch, file: None, blocks });
+            live.push(epoch);
+        }
+        Ok(Sealed { live, added })
+    }
+
+    /// Takes the file that [`seal`](Self::seal) has made, and that is durable now.
+    pub fn adopt(&mut self, epoch: u64, file: File) -> Result<()> {
+        let found = BlockFile::open(file, &self.order)?;
+        let segment = self.segments.last_mut().filter(|segment| segment.epoch == epoch);
+        let (Found::Ordered(file, _), Some(segment)) = (found, segment) else {
+            return Err(Error::internal("a file of states is not what was sealed"));
+        };
+        segment.file = Some(file);
+        self.evict();
+        Ok(())
+    }
+
+    /// Goes on from the files of these epochs, oldest first.
+    pub fn restore(&mut self, files: Vec<(u64, File)>, closed_until_us: i64) -> Result<()> {
+        self.closed_until_us = closed_until_us;
+        for (epoch, file) in files {
+            match BlockFile::open(file, &self.order)? {
+                Found::Ordered(file, blocks) => self.segments.push(Segment { epoch, file: Some(file), blocks }),
+                Found::Rows(rows) => {
+                    for rows in rows {
+                        let given = self.order.window().closed(&rows, closed_until_us)?;
+                        self.add(&filter_record_batch(&rows, &not(&given)?)?)?;
+                    }
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Gives the memory that the states take, in bytes.
+    pub fn size_bytes(&self) -> usize {
+        let segments = self.segments.iter().chain([&self.fresh]);
+        let kept = segments.map(|segment| segment.blocks.len() * size_of::<Block>() + segment.cached_bytes());
+        kept.sum::<usize>() + self.open_held.bytes()
+    }
+
+    /// Gives the part of it that the open epoch has added: what its barrier may free.
+    pub fn open_bytes(&self) -> usize {
+        self.open_held.bytes()
+    }
+
+    /// Puts what has come in order, and leaves out what has been given out.
+    fn settle(&mut self) -> Result<()> {
+        if std::mem::take(&mut self.ended) {
+            self.segments.clear();
+            self.fresh = Segment::default();
+        }
+        let closed_until_us = self.closed_until_us;
+        let is_open = |block: &Block| block.last.end_us > closed_until_us;
+        self.segments.retain(|segment| segment.blocks.last().is_some_and(is_open));
+        let given = |block: &Block| block.first.end_us <= closed_until_us;
+        if self.open.is_empty() && !self.fresh.blocks.first().is_some_and(given) {
+            return Ok(());
+        }
+        let fresh = std::mem::take(&mut self.fresh.blocks).into_iter().filter(is_open);
+        let mut fresh: Vec<_> = fresh.filter_map(|block| block.rows).collect();
+        if let Some(first) = fresh.first_mut() {
+            // Blocks are in order: only in the first there may be windows on both sides.
+            let windows = self.order.windows(first)?;
+            let from = windows.partition_point(|place| place.end_us <= closed_until_us);
+            *first = first.slice(from, first.num_rows() - from);
+        }
+        fresh.append(&mut self.open);
+        self.open_held = Held::default();
+        self.fresh.blocks = self.order.sorted(&fresh)?;
+        Ok(())
+    }
+
+    /// Forgets what is in files too until the rest fits.
+    fn evict(&mut self) {
+        let mut cached: usize = self.segments.iter().map(Segment::cached_bytes).sum();
+        for segment in self.segments.iter_mut().filter(|segment| segment.file.is_some()) {
+            if cached <= self.limits.cached_bytes {
+                return;
+            }
+            cached -= segment.cached_bytes();
+            segment.blocks.iter_mut().for_each(|block| block.rows = None);
+        }
+    }
+}
+
+impl Segment {
+    /// Gives what the states would take in memory, in bytes.
+    fn bytes(&self) -> u64 {
+        self.blocks.iter().map(|block| block.bytes as u64).sum()
+    }
+
+    /// Gives what they take now.
+    fn cached_bytes(&self) -> usize {
+        self.blocks.iter().filter(|block| block.rows.is_some()).map(|block| block.bytes).sum()
+    }
+
+    fn read(&mut self, block: usize) -> Result<RecordBatch> {
+        let cached = self.blocks.get(block).and_then(|block| block.rows.clone());
+        match (cached, &mut self.file) {
+            (Some(rows), _) => Ok(rows),
+            (None, Some(file)) => file.read(block),
+            (None, None) => Err(Error::internal("a block of states is neither in memory nor in a file")),
+        }
+    }
+}

@@ -1,0 +1,140 @@
+//! The order of states: by the end of their window, then by a hash of their keys.
+
+use std::sync::Arc;
+
+use arrow::array::{ArrayRef, AsArray, RecordBatch};
+use arrow::compute::interleave_record_batch;
+use arrow::datatypes::{DataType, Field, Schema, SchemaRef};
+use arrow::row::{RowConverter, SortField};
+
+use super::file::Block;
+use crate::error::Result;
+use crate::transform::held::Held;
+use crate::transform::rows::conform;
+use crate::transform::window::{WATERMARK_END, Window};
+
+/// Bytes of states that are read at once: enough for a disk, and little enough that dozens of files can be read side by
+/// side.
+const BLOCK_BYTES: usize = 256 * 1024;
+
+/// Rows of small states that are read at once.
+const BLOCK_ROWS_MAX: usize = 8192;
+
+/// Where a state stands in the order. States of the same window and key stand at the same place.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Place {
+    /// The end of the window in microseconds; [`WATERMARK_END`] of a state without one.
+    pub end_us: i64,
+    /// A hash of the keys.
+    pub key: u64,
+}
+
+impl Place {
+    /// No state stands behind it.
+    pub const LAST: Self = Self { end_us: WATERMARK_END, key: u64::MAX };
+}
+
+/// Knows where states stand.
+pub struct Order {
+    schema: SchemaRef,
+    /// The columns as they are kept: dictionaries, which differ from batch to batch, are resolved.
+    plain: SchemaRef,
+    window: Window,
+    keys: usize,
+    converter: RowConverter,
+}
+
+impl Order {
+    /// Takes the columns of states, of which the first `keys` are the keys.
+    pub fn new(schema: SchemaRef, keys: usize, window: Window) -> Result<Self> {
+        let plain = Arc::new(Schema::new(schema.fields().iter().map(|field| resolved(field)).collect::<Vec<_>>()));
+        let fields = plain.fields().iter().take(keys).map(|field| SortField::new(field.data_type().clone()));
+        let converter = RowConverter::new(fields.collect())?;
+        Ok(Self { schema, plain, window, keys, converter })
+    }
+
+    /// Gives the columns as they are kept.
+    pub fn plain_schema(&self) -> &SchemaRef {
+        &self.plain
+    }
+
+    /// Gives how windows lie in time.
+    pub fn window(&self) -> &Window {
+        &self.window
+    }
+
+    /// Gives states as they are kept.
+    pub fn plain(&self, states: &RecordBatch) -> Result<RecordBatch> {
+        conform(states, &self.plain)
+    }
+
+    /// Gives states as they came.
+    pub fn typed(&self, states: &RecordBatch) -> Result<RecordBatch> {
+        conform(states, &self.schema)
+    }
+
+    /// Gives the first place of each state's window.
+    pub fn windows(&self, states: &RecordBatch) -> Result<Vec<Place>> {
+        let ends = self.window.ends_us(states)?.into_iter();
+        Ok(ends.map(|end| Place { end_us: end.unwrap_or(WATERMARK_END), key: 0 }).collect())
+    }
+
+    /// Gives the place of each state.
+    pub fn places(&self, states: &RecordBatch) -> Result<Vec<Place>> {
+        let columns: Vec<ArrayRef> = states.columns().iter().take(self.keys).cloned().collect();
+        let keys = self.converter.convert_columns(&columns)?;
+        let mut places = self.windows(states)?;
+        for (place, key) in places.iter_mut().zip(keys.iter()) {
+            // Half of a hash is one.
+            place.key = u64::try_from(twox_hash::XxHash3_128::oneshot(key.as_ref()) >> 64).unwrap_or_default();
+        }
+        Ok(places)
+    }
+
+    /// Puts states in order, in blocks of memory of their own.
+    pub fn sorted(&self, states: &[RecordBatch]) -> Result<Vec<Block>> {
+        let mut order = Vec::with_capacity(states.iter().map(RecordBatch::num_rows).sum());
+        for (batch, rows) in states.iter().enumerate() {
+            order.extend(self.places(rows)?.into_iter().enumerate().map(|(row, place)| (place, (batch, row))));
+        }
+        order.sort_unstable();
+        let row_bytes = Held::of(states).bytes() / order.len().max(1) + 1;
+        let rows_max = (BLOCK_BYTES / row_bytes).clamp(1, BLOCK_ROWS_MAX);
+        let batches: Vec<&RecordBatch> = states.iter().collect();
+        let mut blocks = Vec::with_capacity(order.len() / rows_max + 1);
+        for part in order.chunks(rows_max) {
+            let rows: Vec<(usize, usize)> = part.iter().map(|(_, row)| *row).collect();
+            let rows = owned(&interleave_record_batch(&batches, &rows)?)?;
+            if let ([(first, _), ..], [.., (last, _)]) = (part, part) {
+                let bytes = rows.get_array_memory_size();
+                blocks.push(Block { first: *first, last: *last, bytes, rows: Some(rows) });
+            }
+        }
+        Ok(blocks)
+    }
+}
+
+/// Gives rows that share no buffer with those that they were made of.
+fn owned(rows: &RecordBatch) -> Result<RecordBatch> {
+    let columns = rows.columns().iter().map(|column| -> ArrayRef {
+        match column.data_type() {
+            DataType::Utf8View => Arc::new(column.as_string_view().gc()),
+            DataType::BinaryView => Arc::new(column.as_binary_view().gc()),
+            _ => column.clone(),
+        }
+    });
+    Ok(RecordBatch::try_new(rows.schema(), columns.collect())?)
+}
+
+/// Gives a column without dictionaries.
+fn resolved(field: &Field) -> Field {
+    match field.data_type() {
+        DataType::Dictionary(_, value) => field.clone().with_data_type(value.as_ref().clone()),
+        DataType::List(item) => field.clone().with_data_type(DataType::List(Arc::new(resolved(item)))),
+        DataType::Struct(fields) => {
+            let fields = fields.iter().map(|field| Arc::new(resolved(field)));
+            field.clone().with_data_type(DataType::Struct(fields.collect()))
+        }
+        _ => field.clone(),
+    }
+}
