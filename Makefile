@@ -16,7 +16,7 @@ SOAK_MINUTES ?= 60
 FUZZ_SECONDS ?= 120
 SOAK_FAULT_RUNS ?= 25
 
-.PHONY: help run check build test test-env test-rust test-suites soak soak-hour fuzz bombs state restart golden lint fmt fmt-check doc bench deny clean
+.PHONY: help run check build test test-env test-rust test-suites soak soak-hour fuzz bombs state nexmark restart golden lint fmt fmt-check doc bench deny clean
 
 help: ## Lists these targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -73,6 +73,10 @@ soak-hour: test-env build ## Runs two pipelines under faults for an hour (SOAK_M
 state: test-env build ## Measures ten million remembered keys within 564 MiB, and a million open windows within 114 MiB
 	NEXUS_TEST_KEYS=10000000 NEXUS_TEST_WINDOWS=1000000 NEXUS_TEST_COMMAND="$${CARGO_TARGET_DIR:-target}/release/nexus" \
 		$(CARGO) test --workspace --all-features --locked --test nexus outgrow -- --nocapture --test-threads 1
+
+nexmark: test-env build ## Runs the queries of Nexmark over a million events and compares with a batch
+	NEXUS_TEST_NEXMARK=1000000 NEXUS_TEST_COMMAND="$${CARGO_TARGET_DIR:-target}/release/nexus" \
+		$(CARGO) test --workspace --all-features --locked --test nexus nexmark -- --nocapture
 
 restart: test-env build ## Measures a restart with 10 000 commit records and 1 GiB of state behind it (some ten minutes)
 	NEXUS_TEST_RESTART=full NEXUS_TEST_COMMAND="$${CARGO_TARGET_DIR:-target}/release/nexus" \

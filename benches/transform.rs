@@ -9,6 +9,7 @@ use std::time::Duration;
 use arrow::array::RecordBatch;
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 use futures::StreamExt;
+use futures::stream::select_all;
 use nexus::Pipeline;
 use nexus::operators::batch::Payload;
 use nexus::operators::clock::SystemClock;
@@ -84,7 +85,9 @@ async fn batches(plan: &Plan) -> Vec<RecordBatch> {
 
 /// Runs one epoch, and gives the rows that came out.
 async fn epoch(transform: &mut Transform, batches: &[RecordBatch]) -> usize {
-    let Running { inputs, mut rows } = transform.start().await.expect("the query starts");
+    let Running { inputs, rows } = transform.start().await.expect("the query starts");
+    let numbered = rows.into_iter().enumerate();
+    let mut rows = select_all(numbered.map(|(stream, rows)| rows.map(move |batch| (stream, batch))));
     let feed = async move {
         for batch in batches {
             for input in &inputs {
@@ -94,8 +97,8 @@ async fn epoch(transform: &mut Transform, batches: &[RecordBatch]) -> usize {
     };
     let drain = async {
         let mut out = 0;
-        while let Some(batch) = rows.next().await {
-            let rows = transform.absorb(batch.expect("the query runs")).expect("states are kept");
+        while let Some((stream, batch)) = rows.next().await {
+            let rows = transform.absorb(stream, batch.expect("the query runs")).expect("states are kept");
             out += rows.map_or(0, |batch| batch.num_rows());
         }
         out

@@ -206,6 +206,68 @@ fn a_death_at_each_place_of_the_commit_protocol_loses_and_doubles_nothing() {
     assert_eq!(world.ask_postgres(&format!("{windows} seconds")), [tens]);
 }
 
+/// Rows of each of two streams that are joined: some 5 seconds of them.
+const ORDERS: u64 = 100_000;
+
+#[test]
+fn joins_of_streams_under_kills_lose_and_double_nothing() {
+    let world = World::new();
+    let lake = world.path("lake");
+    let stream = |name: &str, time: &str| {
+        format!(
+            "  {name}:
+    generate:
+      rows: {ORDERS}
+      rate: 20000
+      columns:
+        n: {{ sequence: {{}} }}
+        {time}: {{ time: {{ start: \"2026-11-01T00:00:00Z\", step: 10ms }} }}
+    event_time: {{ column: {time}, lateness: 1s }}
+"
+        )
+    };
+    let third = "p.n = o.n AND p.n % 3 = 0 AND p.at BETWEEN o.ts AND o.ts + INTERVAL '1 second'";
+    let pipeline = world.file(
+        "orders.yaml",
+        &format!(
+            "name: orders
+lake: {}
+commit: {{ every: 100ms }}
+sources:
+{}{}gold:
+  paid:
+    sql: SELECT o.n, o.ts, p.n AS payment FROM orders o LEFT JOIN payments p ON {third}
+  unpaid:
+    sql: SELECT o.n FROM orders o WHERE NOT EXISTS (SELECT 1 FROM payments p WHERE {third})
+  newest:
+    sql: >
+      SELECT o.n, p.n AS payment FROM orders o
+      ASOF JOIN (SELECT * FROM payments WHERE n % 10 = 0) p MATCH_CONDITION (o.ts >= p.at)
+vibranium:
+  seconds:
+    sql: SELECT date_bin(INTERVAL '1 second', ts) AS second, count(payment) AS paid FROM gold.paid GROUP BY 1
+",
+            lake.display(),
+            stream("orders", "ts"),
+            stream("payments", "at"),
+        ),
+    );
+    kill_on_the_way(&world, &pipeline, &[], Duration::from_secs(8));
+    world.run(&pipeline, &[]);
+
+    let paid = ORDERS.div_ceil(3);
+    let rows =
+        "SELECT count(*), count(DISTINCT n), count(payment), bool_and(payment IS NULL OR payment = n) FROM gold.paid";
+    assert_eq!(ask(&lake, rows), [json!([ORDERS, ORDERS, paid, true])]);
+    let rows = "SELECT count(*), count(DISTINCT n), count(*) FILTER (WHERE n % 3 = 0) FROM gold.unpaid";
+    assert_eq!(ask(&lake, rows), [json!([ORDERS - paid, ORDERS - paid, 0])]);
+    let rows = "SELECT count(*), count(DISTINCT n), bool_and(payment = n - n % 10) FROM gold.newest";
+    assert_eq!(ask(&lake, rows), [json!([ORDERS, ORDERS, true])]);
+    let rows = "SELECT count(*), count(DISTINCT second), sum(paid)::BIGINT FROM vibranium.seconds";
+    assert_eq!(ask(&lake, rows), [json!([ORDERS / 100, ORDERS / 100, paid])]);
+    world.nexus(&["audit", pipeline.to_str().expect("the tests' paths are UTF-8")]).expect_code(0);
+}
+
 /// Rows of the pipeline of numbers: some 15 seconds of them.
 const NUMBERS: u64 = 300_000;
 

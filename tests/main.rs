@@ -27,6 +27,7 @@ mod keyed;
 mod lineage;
 mod memory;
 mod newest;
+mod nexmark;
 mod oracle;
 mod panics;
 mod pressure;

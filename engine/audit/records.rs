@@ -232,7 +232,8 @@ async fn check_sums(store: &StateStore, records: &Records, faults: &mut Vec<Faul
         }
     }
     for (name, table) in &sum.tables {
-        for (kind, files) in [("windows", &table.windows), ("keys", &table.keys)] {
+        let of_join = table.joins.iter().map(|(kind, files)| (kind.as_str(), files));
+        for (kind, files) in of_join.chain([("windows", &table.windows), ("keys", &table.keys)]) {
             for (epoch, file) in files {
                 let path = format!("snapshots/{name}/{kind}/{file}");
                 if store.folder().size(&path).await?.is_none() {

@@ -4,6 +4,8 @@ use std::time::Duration;
 
 use arrow::datatypes::SchemaRef;
 use datafusion::physical_plan::displayable;
+use nexus_operators::transform::query::Query;
+use nexus_operators::transform::states::StateLimits;
 use nexus_operators::transform::window::{Extent, Width};
 use serde_json::json;
 
@@ -87,7 +89,9 @@ fn state(table: &TablePlan) -> Option<String> {
         Late::Update(update) => Some(format!("corrected for {} behind their end", update.within)),
         Late::Quarantine | Late::Drop => None,
     };
-    let parts: Vec<_> = window.into_iter().chain(corrected).chain(rows).chain(unique).chain(newest).collect();
+    let joined = table.join.as_ref().map(|join| join.describe());
+    let parts: Vec<_> =
+        window.into_iter().chain(corrected).chain(joined).chain(rows).chain(unique).chain(newest).collect();
     (!parts.is_empty()).then(|| parts.join(", "))
 }
 
@@ -104,8 +108,14 @@ fn span(us: i64) -> Span {
 }
 
 async fn physical(table: &TablePlan) -> Result<String, crate::Error> {
-    let query = table.query().await?;
-    Ok(displayable(query.physical().as_ref()).indent(false).to_string())
+    // It is looked at, and never run.
+    let transform = table.transform(StateLimits { cached_bytes: 0, piece_bytes: 0 }).await?;
+    let queries = transform.queries();
+    let shown = |query: &Query| displayable(query.physical().as_ref()).indent(false).to_string();
+    match queries.as_slice() {
+        [(_, query)] => Ok(shown(query)),
+        parts => Ok(parts.iter().map(|(what, query)| format!("{what}:\n{}", shown(query))).collect()),
+    }
 }
 
 fn mermaid(plan: &Plan) {

@@ -59,9 +59,8 @@ impl Budget {
         for table in &plan.tables {
             let spec = plan.spec_of(table);
             let kinds = spec.map_or(0, |spec| usize::from(spec.store) + usize::from(spec.postgres.is_some()));
-            let quarantine = usize::from(
-                !table.rules.is_empty() || table.newest.is_some() || table.window.is_some() && table.late.quarantines(),
-            );
+            let late = table.late_reason().is_some() && table.late.quarantines();
+            let quarantine = usize::from(!table.rules.is_empty() || table.newest.is_some() || late);
             channels += table.inputs.len() + kinds + quarantine;
             sinks += kinds + quarantine;
             stateful += usize::from(table.is_stateful());
@@ -125,7 +124,7 @@ impl StateShare {
         }
         Err(Error::config(format!(
             "the state of all tables takes {} MiB, {} MiB of them here; its share of `limits.memory` is {} MiB; raise \
-             the limit, or make windows, lateness or `within` shorter",
+             the limit, or make windows, lateness, `within` or the bounds of joins shorter",
             used >> 20,
             bytes >> 20,
             all.bytes_max >> 20

@@ -9,6 +9,7 @@ use nexus_operators::quarantine::read::Held;
 use nexus_operators::sink::Handle;
 use nexus_operators::source::SourceEvent;
 use nexus_operators::store::{Encryption, Store};
+use nexus_operators::transform::{WINDOWS, join};
 use nexus_operators::{Error, Result, fail};
 use tokio::sync::watch;
 use tokio::time::Instant;
@@ -200,7 +201,11 @@ fn open_epoch(record: &CommitRecord) -> OpenEpoch {
 /// Removes snapshots that the state does not name.
 async fn sweep_snapshots(store: &StateStore, state: &State) -> Result<()> {
     for (name, table) in &state.tables {
-        for (kind, files) in [("windows", &table.windows), ("keys", &table.keys)] {
+        let none = BTreeMap::new();
+        // A listing costs a call: what is no join has no such folders.
+        let of_join = join::PARTS.into_iter().filter(|_| !table.joins.is_empty());
+        let of_query = [WINDOWS].into_iter().chain(of_join).map(|kind| (kind, table.files(kind).unwrap_or(&none)));
+        for (kind, files) in of_query.chain([("keys", &table.keys)]) {
             Snapshots::sweep(&store.folder().below(&format!("snapshots/{name}/{kind}")), files).await?;
         }
     }

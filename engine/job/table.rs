@@ -9,9 +9,9 @@ use arrow::compute::{filter_record_batch, not};
 use arrow::datatypes::SchemaRef;
 use futures::StreamExt;
 use futures::future::try_join_all;
+use futures::stream::select_all;
 use nexus_operators::clock::SharedClock;
 use nexus_operators::quarantine::{self, Quarantined};
-use nexus_operators::transform::Transform;
 use nexus_operators::transform::expect::{Rule, judge};
 use nexus_operators::transform::leaf::LeafSender;
 use nexus_operators::transform::newest::Newest;
@@ -19,6 +19,7 @@ use nexus_operators::transform::query::{Running, failed};
 use nexus_operators::transform::rows::{self, conform};
 use nexus_operators::transform::unique::Unique;
 use nexus_operators::transform::window::{WATERMARK_END, WATERMARK_START, Window};
+use nexus_operators::transform::{Transform, WINDOWS};
 use nexus_operators::{Error, ErrorKind, Result, fail};
 use tokio::sync::mpsc;
 
@@ -64,6 +65,8 @@ pub struct Intake {
     pub inputs: Vec<Input>,
     /// The quarantine of late rows; without it they are dropped.
     pub quarantine: Option<Sender<Item>>,
+    /// Why late rows cannot be used.
+    pub late_reason: &'static str,
     /// The time of quarantined rows.
     pub clock: SharedClock,
 }
@@ -72,7 +75,7 @@ pub struct Intake {
 pub struct Input {
     /// The channel.
     pub from: Receiver<Item>,
-    /// The window that a row falls into, if the query has windows.
+    /// The window that a row falls into, if the query has windows; of a join, its time.
     pub window: Option<Window>,
 }
 
@@ -108,8 +111,8 @@ pub struct Memory {
     pub query: String,
     /// What of them the state rests on.
     pub basis: Basis,
-    /// Accumulator states.
-    pub windows: Snapshots,
+    /// What outlives an epoch of the query, by its kind.
+    pub states: BTreeMap<&'static str, Snapshots>,
     /// Remembered keys.
     pub keys: Snapshots,
     /// The table's part of the memory for state.
@@ -150,12 +153,14 @@ impl TableStage {
         }
         let closed_until_us = self.transform.closed_until_us();
         let late_until_us = self.transform.forgotten_until_us().unwrap_or(closed_until_us);
-        let Running { inputs, mut rows } = self.transform.start().await?;
+        let Running { inputs, rows } = self.transform.start().await?;
+        let numbered = rows.into_iter().enumerate();
+        let mut rows = select_all(numbered.map(|(stream, rows)| rows.map(move |batch| (stream, batch))));
         let arriving = self.intake.feed(inputs, late_until_us, closed_until_us);
         // The plan may end before its input does (a join with nothing): what it held must not hold the input back.
         let leaving = async {
-            while let Some(batch) = rows.next().await {
-                match self.transform.absorb(batch.map_err(failed)?)? {
+            while let Some((stream, batch)) = rows.next().await {
+                match self.transform.absorb(stream, batch.map_err(failed)?)? {
                     Some(batch) => self.outlet.pass(batch, &mut tally).await?,
                     None => {
                         self.outlet.close_if_full(self.transform.open_bytes());
@@ -164,7 +169,7 @@ impl TableStage {
                 }
             }
             drop(rows);
-            self.transform.query().disconnect();
+            self.transform.disconnect();
             Ok::<_, Error>(())
         };
         // Both run side by side: the query takes rows while they arrive.
@@ -199,34 +204,44 @@ impl TableStage {
     async fn report(&mut self, barrier: &Barrier, watermark_us: i64, tally: Tally) -> Result<()> {
         let broken = self.outlet.rules.iter().zip(&tally.rules).filter(|(_, count)| **count > 0);
         let rules: BTreeMap<_, _> = broken.map(|(rule, count)| (rule.name.clone(), *count)).collect();
-        let state = self.snapshot(barrier.epoch, watermark_us).await?;
+        // Rows that lie further back may still come out, and repeat a key.
+        let behind_us = self.transform.earliest_open_us(watermark_us)?;
+        let state = self.snapshot(barrier.epoch, behind_us).await?;
         let record = TableRecord { counts: tally.counts, rules, state, schema: None };
         let told = Report::Table { table: self.name.clone(), epoch: barrier.epoch, record: Box::new(record) };
         self.reports.send(told).map_err(|_| closed())
     }
 
-    async fn snapshot(&mut self, epoch: u64, watermark_us: i64) -> Result<Option<TableState>> {
+    async fn snapshot(&mut self, epoch: u64, behind_us: i64) -> Result<Option<TableState>> {
         hold(&mut self.memory, &self.transform, &self.outlet)?;
         let Some(memory) = &mut self.memory else { return Ok(None) };
         fail::point("before_snapshot")?;
-        let windows = match &mut self.outlet.newest {
-            Some(newest) => newest.seal(epoch, watermark_us)?,
-            None => self.transform.seal(epoch).await?,
-        };
+        let mut sealed = self.transform.seal(epoch).await?;
+        if let Some(newest) = &mut self.outlet.newest {
+            sealed.push((WINDOWS, newest.seal(epoch, behind_us)?));
+        }
         let keys = match &mut self.outlet.unique {
-            Some(unique) => memory.save_keys(unique, epoch, watermark_us).await?,
+            Some(unique) => memory.save_keys(unique, epoch, behind_us).await?,
             None => BTreeMap::new(),
         };
         fail::point("after_keys_snapshot")?;
-        let (windows, added) = memory.windows.save(epoch, windows).await?;
-        if let Some(added) = added {
-            self.transform.adopt(epoch, added)?;
-        }
         let closed_until_us = self.transform.closed_until_us();
         let newest = self.outlet.newest.as_ref().map(Newest::forgotten_until_us);
         let forgotten_until_us = newest.or_else(|| self.transform.forgotten_until_us());
         let (query, basis) = (memory.query.clone(), Some(memory.basis.clone()));
-        let state = TableState { query, basis, closed_until_us, forgotten_until_us, windows, keys };
+        let mut state = TableState { query, basis, closed_until_us, forgotten_until_us, keys, ..TableState::default() };
+        for (kind, sealed) in sealed {
+            let kept = memory.states.get_mut(kind).ok_or_else(|| Error::internal(format!("nothing keeps {kind}")))?;
+            let (files, added) = kept.save(epoch, sealed).await?;
+            if let Some(added) = added {
+                self.transform.adopt(epoch, added)?;
+            }
+            if kind == WINDOWS {
+                state.windows = files;
+            } else if !files.is_empty() {
+                state.joins.insert(kind.to_owned(), files);
+            }
+        }
         fail::point("after_snapshot")?;
         Ok(Some(state))
     }
@@ -270,8 +285,8 @@ impl Intake {
         late_until_us: i64,
         closed_until_us: i64,
     ) -> Result<(Arrived, Barrier)> {
-        let Self { table, inputs, quarantine, clock } = self;
-        let (table, quarantine, clock) = (&*table, &*quarantine, &*clock);
+        let Self { table, inputs, quarantine, late_reason, clock } = self;
+        let (table, quarantine, late_reason, clock) = (&*table, &*quarantine, *late_reason, &*clock);
         let fed = inputs.iter_mut().zip(senders).map(|(input, sender)| async move {
             let mut arrived = Arrived::default();
             loop {
@@ -282,7 +297,10 @@ impl Intake {
                         let (batch, late) = on_time(batch, input.window.as_ref(), late_until_us)?;
                         if let Some(late) = late {
                             arrived.late += late.num_rows() as u64;
-                            send_late(table, &late, quarantine.as_ref(), clock).await?;
+                            if let Some(quarantine) = quarantine {
+                                let rows = rows::late(&late, late_reason)?;
+                                send_quarantined(table, &rows, quarantine, clock).await?;
+                            }
                         }
                         if let Some(window) = input.window.as_ref().filter(|_| late_until_us < closed_until_us) {
                             arrived.correcting += window.closed(&batch, closed_until_us)?.true_count() as u64;
@@ -309,7 +327,7 @@ impl Intake {
     }
 }
 
-/// Parts the rows of windows that end up to a time from the others.
+/// Parts the rows of windows that end up to a time, or whose time has passed, from the others.
 fn on_time(
     batch: RecordBatch,
     window: Option<&Window>,
@@ -321,17 +339,6 @@ fn on_time(
         return Ok((batch, None));
     }
     Ok((filter_record_batch(&batch, &not(&late)?)?, Some(filter_record_batch(&batch, &late)?)))
-}
-
-async fn send_late(
-    table: &str,
-    late: &RecordBatch,
-    quarantine: Option<&Sender<Item>>,
-    clock: &SharedClock,
-) -> Result<()> {
-    let Some(quarantine) = quarantine else { return Ok(()) };
-    send_quarantined(table, &rows::late(late, "the row came after its window had been given out")?, quarantine, clock)
-        .await
 }
 
 async fn send_quarantined(

@@ -11,6 +11,7 @@ use nexus_operators::quarantine;
 use nexus_operators::sink::parquet::{ParquetCompression, ParquetSettings, ParquetSink, PartitionBy, RemovedFile};
 use nexus_operators::sink::{EpochId, Prepared, Sink};
 use nexus_operators::store::Encryption;
+use nexus_operators::transform::WINDOWS;
 use nexus_operators::{Error, Result, fail};
 use tokio::sync::{Notify, mpsc, watch};
 
@@ -290,7 +291,7 @@ impl Wiring<'_> {
         if let Some(spec) = spec.as_ref().filter(|_| self.stores) {
             to.extend(self.stored(plan, spec).await?);
         }
-        let late = plan.window.is_some() && plan.late.quarantines();
+        let late = plan.late_reason().is_some() && plan.late.quarantines();
         let quarantines = late || !plan.rules.is_empty() || plan.newest.is_some() || self.has_quarantined(&name);
         let quarantine = if quarantines { Some(self.quarantine(&name).await?) } else { None };
         let mut inputs = Vec::with_capacity(plan.inputs.len());
@@ -302,14 +303,19 @@ impl Wiring<'_> {
         let mut transform = plan.transform(self.budget.windows).await?;
         let mut unique = plan.unique(self.budget.keys)?;
         let mut newest = plan.newest()?;
-        let memory = if plan.is_stateful() { Some(self.memory(plan).await?) } else { None };
+        let kinds = transform.parts().iter().copied().chain(newest.as_ref().map(|_| WINDOWS));
+        let kinds: Vec<_> = kinds.collect();
+        let memory = if plan.is_stateful() { Some(self.memory(plan, &kinds).await?) } else { None };
         if let (Some(memory), Some(state)) = (&memory, self.restored.state.tables.get(&name)) {
             if !fail::mutated("no_windows") {
-                let segments = memory.windows.restore().await?;
-                match &mut newest {
-                    Some(newest) => newest.restore(segments, state.forgotten_until_us)?,
-                    None => transform.restore(segments, state.closed_until_us, state.forgotten_until_us)?,
+                let mut parts = BTreeMap::new();
+                for (kind, files) in &memory.states {
+                    parts.insert(*kind, files.restore().await?);
                 }
+                if let Some(newest) = &mut newest {
+                    newest.restore(parts.remove(WINDOWS).unwrap_or_default(), state.forgotten_until_us)?;
+                }
+                transform.restore(parts, state.closed_until_us, state.forgotten_until_us)?;
             }
             if let Some(unique) = unique.as_mut().filter(|_| !fail::mutated("no_keys")) {
                 unique.restore(memory.keys.restore().await?)?;
@@ -322,6 +328,7 @@ impl Wiring<'_> {
                 table: name.clone(),
                 inputs,
                 quarantine: quarantine.clone().filter(|_| late),
+                late_reason: plan.late_reason().unwrap_or_default(),
                 clock: self.clock.clone(),
             },
             outlet: Outlet {
@@ -482,18 +489,22 @@ impl Wiring<'_> {
         (sender, receiver)
     }
 
-    async fn memory(&mut self, plan: &TablePlan) -> Result<Memory> {
+    async fn memory(&mut self, plan: &TablePlan, kinds: &[&'static str]) -> Result<Memory> {
         let name = plan.name();
         let Restored { store, state, generation, .. } = self.restored;
         let known = state.tables.get(&name).cloned().unwrap_or_default();
         let folder = store.folder().below(&format!("snapshots/{name}"));
         let basis = plan.basis().await;
+        let snapshots = |kind: &'static str| {
+            let files = known.files(kind).cloned().unwrap_or_default();
+            (kind, Snapshots::new(folder.below(kind), "arrow", *generation, files))
+        };
         Ok(Memory {
             query: plan.fingerprint(),
             basis: basis
                 .map_err(|e| Error::internal(format!("could not tell what the state of {name} rests on")).because(e))?,
-            windows: Snapshots::new(folder.below("windows"), "arrow", *generation, known.windows),
-            keys: Snapshots::new(folder.below("keys"), "keys", *generation, known.keys),
+            states: kinds.iter().copied().map(snapshots).collect(),
+            keys: Snapshots::new(folder.below("keys"), "keys", *generation, known.keys.clone()),
             share: self.state_memory.share(),
         })
     }

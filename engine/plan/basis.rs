@@ -1,7 +1,8 @@
 //! What of a query its state rests on: another query with the same goes on from the state.
 //!
-//! Windows and rows by key are made by the aggregate and what lies below it; remembered keys by the expressions of the
-//! key and of the event time, and the filters and joins below them. The old query is planned again over the columns of
+//! Windows and rows by key are made by the aggregate and what lies below it; the rows of a join by all of the query;
+//! remembered keys by the expressions of the key and of the event time, and the filters and joins below them. The old
+//! query is planned again over the columns of
 //! now, so that nothing that DataFusion may name otherwise in a later version is ever stored.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -13,13 +14,13 @@ use datafusion::logical_expr::{Expr, LogicalPlan, LogicalPlanBuilder};
 
 use super::analyze::{find_aggregate, stream_name};
 use super::table::TablePlan;
-use super::windows;
+use super::{as_of, windows};
 use crate::spec::columns::data_type_name;
 use crate::state::record::{Basis, TableState};
 
 /// The parts of a query that make state.
 struct Parts {
-    /// The aggregate, if groups outlive an epoch.
+    /// The aggregate or the join, if its groups or rows outlive an epoch.
     groups: Option<LogicalPlan>,
     /// The columns of the key and the event time, if keys are remembered.
     keys: Option<LogicalPlan>,
@@ -66,8 +67,13 @@ impl TablePlan {
 
     /// Gives the parts of a query over this table's inputs that make its state.
     async fn parts_with_state(&self, sql: &str) -> Result<Parts> {
-        let logical = windows::resolve(self.state.create_logical_plan(sql).await?)?;
-        let groups = if self.window.is_some() || self.keys.is_some() && self.newest.is_none() {
+        let mut state = self.state.clone();
+        let statement = state.sql_to_statement(sql, &state.config_options().sql_parser.dialect)?;
+        let logical = windows::resolve(as_of::plan(&mut state, statement).await?)?;
+        let groups = if self.join.is_some() {
+            // What is kept of both sides is what the rest of the query needs of them.
+            Some(state.optimize(&logical)?)
+        } else if self.window.is_some() || self.keys.is_some() && self.newest.is_none() {
             let times = self.inputs.iter().map(|name| (name.clone(), None)).collect();
             let optimised = self.state.optimize(&logical)?;
             let aggregate = find_aggregate(&optimised, &times).ok().flatten();

@@ -9,10 +9,12 @@ use datafusion::execution::session_state::SessionState;
 use nexus_operators::clock::SharedClock;
 
 pub mod analyze;
+pub mod as_of;
 mod basis;
 pub mod changes;
 pub mod evolve;
 mod graph;
+pub mod join;
 pub mod lineage;
 pub mod reference;
 pub mod session;

@@ -8,12 +8,13 @@ use datafusion::catalog::{CatalogProvider, MemorySchemaProvider, SchemaProvider,
 use datafusion::common::{DFSchema, TableReference};
 use datafusion::error::DataFusionError;
 use datafusion::execution::session_state::SessionState;
-use datafusion::logical_expr::{Expr, LogicalPlan};
+use datafusion::logical_expr::{Expr, LogicalPlan, ident};
 use nexus_operators::clock::SharedClock;
 use nexus_operators::transform::Transform;
 use nexus_operators::transform::aggregate::WindowedAggregate;
 use nexus_operators::transform::corrected::CorrectedAggregate;
 use nexus_operators::transform::expect::{Otherwise, Rule};
+use nexus_operators::transform::join::Join;
 use nexus_operators::transform::keyed::{KeyedAggregate, with_sequence};
 use nexus_operators::transform::keys::KeyLimits;
 use nexus_operators::transform::leaf::{Leaf, StreamTable};
@@ -22,12 +23,13 @@ use nexus_operators::transform::query::{Query, set_time};
 use nexus_operators::transform::rows::stored_schema;
 use nexus_operators::transform::states::StateLimits;
 use nexus_operators::transform::unique::Unique;
-use nexus_operators::transform::window::{Extent, Window};
+use nexus_operators::transform::window::{Extent, Width, Window};
 use nexus_operators::{Error, Result};
 
 use super::analyze::{EventTimes, Shape, Unfit, WindowShape, analyze, corrected_keys, stream_name, without_window};
+use super::join::JoinPlan;
 use super::reference::{ReferenceTable, ReferenceView};
-use super::windows;
+use super::{as_of, windows};
 use crate::spec::Tier;
 use crate::spec::model::{self, Keep, Late};
 
@@ -63,6 +65,8 @@ pub struct TablePlan {
     pub window: Option<(usize, Extent)>,
     /// The keys of an aggregate whose rows change, as columns: a row replaces the one before of the same keys.
     pub keys: Option<Vec<usize>>,
+    /// The query split at its join of two streams, if it has one.
+    pub join: Option<Arc<JoinPlan>>,
     /// What becomes of late rows.
     pub late: Late,
     /// The rules that a row must meet.
@@ -114,7 +118,9 @@ impl TablePlan {
     ) -> Result<Self, Refused> {
         set_time(&mut state, readable.clock);
         let known = register(&state, readable).map_err(|e| sql_refused(&e))?;
-        let logical = state.create_logical_plan(sql).await.map_err(|e| sql_refused(&e))?;
+        let dialect = state.config_options().sql_parser.dialect;
+        let statement = state.sql_to_statement(sql, &dialect).map_err(|e| sql_refused(&e))?;
+        let logical = as_of::plan(&mut state, statement).await.map_err(|e| sql_refused(&e))?;
         use LogicalPlan as L;
         let does_something_else = matches!(
             logical,
@@ -136,7 +142,10 @@ impl TablePlan {
         logical: LogicalPlan,
         known: &Known,
     ) -> Result<Self, Refused> {
-        let optimised = state.optimize(&logical).map_err(|e| sql_refused(&e))?;
+        // The time of day is not folded in: a part of the plan may run at another.
+        let mut timeless = state.clone();
+        timeless.execution_props_mut().query_execution_start_time = None;
+        let optimised = timeless.optimize(&logical).map_err(|e| sql_refused(&e))?;
         let names = scanned(&optimised).union(&scanned(&logical)).cloned().collect::<BTreeSet<_>>();
         let inputs: Vec<String> = names.iter().filter(|name| readable.streams.contains_key(*name)).cloned().collect();
         if inputs.is_empty() {
@@ -144,15 +153,25 @@ impl TablePlan {
             return Err(Refused::Sql { message: message.into(), at: None });
         }
         let times: EventTimes = inputs.iter().map(|name| (name.clone(), time_name(readable, name))).collect();
-        let Shape { window, mut keys, mut event_time } = analyze(&optimised, &times).map_err(Refused::Unfit)?;
+        let Shape { window, mut keys, join, mut event_time } = analyze(&optimised, &times).map_err(Refused::Unfit)?;
         if let Late::Update(_) = spec.late {
             check_corrected(spec, window.as_ref())?;
             keys = Some(corrected_keys(&optimised, &times).map_err(Refused::Unfit)?);
             event_time = None;
         }
         let used: Vec<Arc<Leaf>> = inputs.iter().filter_map(|name| known.leaves.get(name).cloned()).collect();
-        let query = Query::new(state.clone(), logical.clone(), used.clone(), readable.clock.clone()).await;
-        let mut schema = stored_schema(&query.map_err(|e| Refused::Sql { message: e.to_string(), at: None })?.schema());
+        let starts = match (&window, &join) {
+            (Some(window), _) => window.starts.clone(),
+            (None, Some(_)) => {
+                times.iter().filter_map(|(name, time)| Some((name.clone(), ident(time.as_ref()?)))).collect()
+            }
+            (None, None) => BTreeMap::new(),
+        };
+        let join = join.map(|shape| Arc::new(JoinPlan { plan: optimised, shape, times: times.clone() }));
+        let run = Run { state: &state, clock: readable.clock, logical: &logical, inputs: &inputs, leaves: &used };
+        let schema = run.schema(join.as_deref()).await;
+        let schema = schema.map_err(|e| Refused::Sql { message: e.to_string(), at: None })?;
+        let mut schema = stored_schema(&schema);
         if let Some(keys) = &keys {
             check_keyed(spec, &schema, keys, &times)?;
             schema = with_sequence(&schema);
@@ -172,8 +191,8 @@ impl TablePlan {
             _ => None,
         };
         check_columns(&schema)?;
-        if window.is_none() && spec.errors.as_ref().is_some_and(|errors| errors.late) {
-            let message = "the query has no windows, so no row comes too late for one; remove `late`";
+        if window.is_none() && join.is_none() && spec.errors.as_ref().is_some_and(|errors| errors.late) {
+            let message = "the query has no windows and no join of streams, so no row comes too late; remove `late`";
             return Err(Refused::Option(vec!["errors".into(), "late".into()], Error::config(message)));
         }
         let first = spec.unique.as_ref().filter(|unique| unique.keep == Keep::First);
@@ -189,12 +208,13 @@ impl TablePlan {
             schema,
             event_time,
             keys,
+            join,
             late: spec.late,
             unique,
             newest,
             logical,
             leaves: used,
-            starts: window.as_ref().map(|window| window.starts.clone()).unwrap_or_default(),
+            starts,
             window: window.map(|window| (window.group_index, window.extent)),
             state,
             clock: readable.clock.clone(),
@@ -208,7 +228,16 @@ impl TablePlan {
 
     /// Tells whether something of the table outlives an epoch.
     pub fn is_stateful(&self) -> bool {
-        self.window.is_some() || self.keys.is_some() || self.unique.is_some()
+        self.window.is_some() || self.keys.is_some() || self.join.is_some() || self.unique.is_some()
+    }
+
+    /// Says why a late row cannot be used; nothing if no row can be late.
+    pub fn late_reason(&self) -> Option<&'static str> {
+        match (&self.window, &self.join) {
+            (Some(_), _) => Some("the row came after its window had been given out"),
+            (None, Some(_)) => Some("the row came when those that it belongs to could have been dropped"),
+            (None, None) => None,
+        }
     }
 
     /// Describes the query and the rule of uniqueness: state that belongs to another description cannot be used.
@@ -246,13 +275,13 @@ impl TablePlan {
     }
 
     /// Makes the query ready to run.
-    pub async fn query(&self) -> Result<Query> {
-        Query::new(self.state.clone(), self.logical.clone(), self.leaves.clone(), self.clock.clone()).await
-    }
-
-    /// Makes the query ready to run epoch by epoch.
     pub async fn transform(&self, limits: StateLimits) -> Result<Transform> {
-        let query = self.query().await?;
+        let (state, clock) = (&self.state, &self.clock);
+        let run = Run { state, clock, logical: &self.logical, inputs: &self.inputs, leaves: &self.leaves };
+        if let Some(join) = &self.join {
+            return Ok(Transform::Joined(Box::new(run.join(join).await?)));
+        }
+        let query = run.query().await?;
         Ok(match self.window {
             Some((index, Extent::Width(width))) if self.keys.is_some() => {
                 let Late::Update(update) = self.late else {
@@ -287,18 +316,45 @@ impl TablePlan {
         if self.newest.is_some() { self.keyed_schema() } else { self.schema.clone() }
     }
 
-    /// Gives the window that a row of an input falls into.
+    /// Gives the window that a row of an input falls into; of a join, the row's time.
     pub fn input_window(&self, input: &str) -> Result<Option<Window>> {
         let place = self.inputs.iter().position(|name| name == input);
-        let (Some((_, extent)), Some(start), Some(leaf)) =
-            (self.window, self.starts.get(input), place.and_then(|place| self.leaves.get(place)))
-        else {
+        let (Some(start), Some(leaf)) = (self.starts.get(input), place.and_then(|place| self.leaves.get(place))) else {
             return Ok(None);
         };
         let schema = DFSchema::try_from(leaf.schema().as_ref().clone());
         let start = schema.and_then(|schema| self.state.create_physical_expr(start.clone(), &schema));
         let start = start.map_err(|e| Error::internal("could not plan the window of a row").because(e))?;
-        Ok(Some(Window { start, width: extent.row_width() }))
+        let width = self.window.map_or(Width::Micros(1), |(_, extent)| extent.row_width());
+        Ok(Some(Window { start, width }))
+    }
+}
+
+/// What is needed to run a table's query.
+struct Run<'a> {
+    state: &'a SessionState,
+    clock: &'a SharedClock,
+    logical: &'a LogicalPlan,
+    inputs: &'a [String],
+    leaves: &'a [Arc<Leaf>],
+}
+
+impl Run<'_> {
+    async fn schema(&self, join: Option<&JoinPlan>) -> Result<SchemaRef> {
+        match join {
+            Some(join) => Ok(self.join(join).await?.schema()),
+            None => Ok(self.query().await?.schema()),
+        }
+    }
+
+    async fn query(&self) -> Result<Query> {
+        Query::new(self.state.clone(), self.logical.clone(), self.leaves.to_vec(), self.clock.clone()).await
+    }
+
+    async fn join(&self, join: &JoinPlan) -> Result<Join> {
+        let inputs = self.inputs.iter().zip(self.leaves);
+        let inputs: Vec<_> = inputs.map(|(name, leaf)| (name.clone(), leaf.schema().clone())).collect();
+        join.build(self.state, self.clock, &inputs).await
     }
 }
 

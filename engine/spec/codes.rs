@@ -183,7 +183,7 @@ codes! {
     /// A query that would mean something else in a stream.
     NOT_STREAMABLE = "N0702", "query does not work on a stream",
         "Rows arrive without end, and a query runs epoch by epoch. What needs all rows at once (a sort, a limit, an \
-         aggregate that never ends, a join of two streams) would not give what it gives in a batch, so it is refused.";
+         aggregate that never ends, a join of two streams without a bound of their times) would not give what it gives in a batch, so it is refused.";
     /// An option of a table that does not fit its columns.
     BAD_TABLE_OPTION = "N0703", "option does not fit the table",
         "A rule is a condition over the columns that the query gives; `unique` needs columns of the table and an \

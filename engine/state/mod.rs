@@ -9,7 +9,7 @@
 //! history/<first>-<last>.jsonl.zst commit records that every sink has committed, many in one file
 //! checkpoints/<epoch>.json         the fold of all records up to that epoch
 //! committed/<generation>.json      up to which epoch each sink has committed
-//! snapshots/<table>/...            state of windows, as Arrow IPC, and remembered keys
+//! snapshots/<table>/...            state of windows and rows of joins, as Arrow IPC, and remembered keys
 //! spool/<sink>/...                 rows on their way to Postgres
 //! notes/<sink>/...                 uploads that have been begun
 //! ```

@@ -6,6 +6,7 @@ use std::collections::BTreeMap;
 
 use nexus_operators::position::Cut;
 use nexus_operators::sink::Prepared;
+use nexus_operators::transform::WINDOWS;
 use nexus_operators::{Error, Result};
 use serde::{Deserialize, Serialize};
 
@@ -152,7 +153,7 @@ pub struct TableRecord {
 pub struct TableCounts {
     /// Rows that arrived.
     pub rows_in: u64,
-    /// Of these, rows that came too late for their window.
+    /// Of these, rows that came too late for their window, or too late for a join.
     pub late: u64,
     /// Rows that came after their window was given out, and have corrected it.
     #[serde(default, skip_serializing_if = "is_zero")]
@@ -180,7 +181,8 @@ pub struct TableState {
     /// What of the query the state rests on: another query with the same goes on from it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub basis: Option<Basis>,
-    /// The time up to which windows have been given out, in microseconds since the Unix epoch.
+    /// The time up to which windows have been given out, or before which a row is late for a join, in microseconds since
+    /// the Unix epoch.
     pub closed_until_us: i64,
     /// The time up to which windows cannot be corrected any more; nothing if none ever can.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -191,6 +193,22 @@ pub struct TableState {
     /// Files of remembered keys, by the epoch that added them.
     #[serde(default)]
     pub keys: BTreeMap<u64, String>,
+    /// Files of the rows that a join keeps, and of which have found a partner, by their kind and the epoch that added
+    /// them.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub joins: BTreeMap<String, BTreeMap<u64, String>>,
+}
+
+impl TableState {
+    /// Gives the files of a kind of state of the query, by the epoch that added them.
+    pub fn files(&self, kind: &str) -> Option<&BTreeMap<u64, String>> {
+        if kind == WINDOWS { Some(&self.windows) } else { self.joins.get(kind) }
+    }
+
+    /// Tells whether there is no state.
+    pub fn is_empty(&self) -> bool {
+        self.windows.is_empty() && self.keys.is_empty() && self.joins.is_empty()
+    }
 }
 
 #[allow(clippy::trivially_copy_pass_by_ref, reason = "serde passes a reference")]

@@ -29,7 +29,11 @@ const WAITING_BATCHES_MAX: usize = 2;
 
 /// Rows that DataFusion is told to expect, so that joins build their table from
 /// the static side and stream this one.
-const EXPECTED_ROWS: usize = 1 << 40;
+const MANY_ROWS: usize = 1 << 40;
+
+/// Rows that DataFusion is told to expect of what one epoch has brought: joins build their table from these, and
+/// stream what is kept from epochs before.
+const FEW_ROWS: usize = 1 << 10;
 
 /// What an epoch's channel carries: a batch, or the reason why there will be no more.
 type Item = Result<RecordBatch, DataFusionError>;
@@ -37,6 +41,7 @@ type Item = Result<RecordBatch, DataFusionError>;
 /// One input of a table, as DataFusion sees it.
 pub struct Leaf {
     schema: SchemaRef,
+    expected_rows: usize,
     /// The open epoch's streams, one for each scan of this input in the plan.
     /// The lock is held for a push or a pop only, so it need not be async.
     open: Mutex<Vec<SendableRecordBatchStream>>,
@@ -55,7 +60,12 @@ enum Feed {
 impl Leaf {
     /// Makes the leaf of an input with these columns.
     pub fn new(schema: SchemaRef) -> Arc<Self> {
-        Arc::new(Self { schema, open: Mutex::default() })
+        Arc::new(Self { schema, expected_rows: MANY_ROWS, open: Mutex::default() })
+    }
+
+    /// Makes the leaf of an input with these columns of which few rows come at once.
+    pub fn of_few(schema: SchemaRef) -> Arc<Self> {
+        Arc::new(Self { schema, expected_rows: FEW_ROWS, open: Mutex::default() })
     }
 
     /// Gives the input's columns.
@@ -90,6 +100,13 @@ impl Leaf {
         LeafSender(feeds)
     }
 
+    /// Gives the one scan of this input rows that are at hand.
+    pub fn open(&self, rows: SendableRecordBatchStream) {
+        let mut open = self.lock();
+        open.clear();
+        open.push(rows);
+    }
+
     /// Drops the streams that no scan has taken.
     pub fn disconnect(&self) {
         self.lock().clear();
@@ -111,6 +128,13 @@ impl fmt::Debug for Leaf {
 }
 
 impl LeafSender {
+    /// Feeds the scans of another leaf with the same rows.
+    #[must_use]
+    pub fn and(mut self, other: Self) -> Self {
+        self.0.extend(other.0);
+        self
+    }
+
     /// Hands a batch to every scan; waits while the plan is busy. A scan that has ended takes no more.
     pub async fn send(&self, batch: RecordBatch) {
         for feed in &self.0 {
@@ -227,8 +251,8 @@ impl ExecutionPlan for LeafExec {
 
     fn partition_statistics(&self, _: Option<usize>) -> Result<Arc<Statistics>> {
         let mut statistics = Statistics::new_unknown(&self.schema());
-        statistics.num_rows = Precision::Inexact(EXPECTED_ROWS);
-        statistics.total_byte_size = Precision::Inexact(EXPECTED_ROWS);
+        statistics.num_rows = Precision::Inexact(self.leaf.expected_rows);
+        statistics.total_byte_size = Precision::Inexact(self.leaf.expected_rows);
         Ok(Arc::new(statistics))
     }
 }

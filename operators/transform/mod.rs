@@ -1,5 +1,6 @@
 //! Transforms: SQL stages, event-time windows, expectations, deduplication.
 
+use std::collections::BTreeMap;
 use std::fs::File;
 
 use arrow::array::RecordBatch;
@@ -12,6 +13,7 @@ pub mod corrected;
 pub mod expect;
 pub mod functions;
 mod held;
+pub mod join;
 pub mod keyed;
 pub mod keys;
 pub mod leaf;
@@ -31,11 +33,15 @@ pub mod window;
 use crate::error::Result;
 use aggregate::WindowedAggregate;
 use corrected::CorrectedAggregate;
+use join::Join;
 use keyed::KeyedAggregate;
 use query::{Query, Running, failed};
 use sealed::Sealed;
 use segments::Segment;
 use window::WATERMARK_START;
+
+/// The kind of state that the accumulators of an aggregate are.
+pub const WINDOWS: &str = "windows";
 
 /// A table's query, run epoch by epoch.
 pub enum Transform {
@@ -47,21 +53,39 @@ pub enum Transform {
     Corrected(Box<CorrectedAggregate>),
     /// Rows in, and out the new row of each key.
     Keyed(Box<KeyedAggregate>),
+    /// Rows of two streams in, and out as they meet.
+    Joined(Box<Join>),
 }
 
 impl Transform {
     /// Gives the columns of the rows that come out.
     pub fn schema(&self) -> SchemaRef {
-        self.query().schema()
+        match self {
+            Transform::Stateless(query) => query.schema(),
+            Transform::Windowed(aggregate) => aggregate.query().schema(),
+            Transform::Corrected(aggregate) => aggregate.query().schema(),
+            Transform::Keyed(aggregate) => aggregate.query().schema(),
+            Transform::Joined(join) => join.schema(),
+        }
     }
 
-    /// Gives the query as a whole.
-    pub fn query(&self) -> &Query {
+    /// Gives the query, in its parts if it runs in several, each with what it is.
+    pub fn queries(&self) -> Vec<(&'static str, &Query)> {
         match self {
-            Transform::Stateless(query) => query,
-            Transform::Windowed(aggregate) => aggregate.query(),
-            Transform::Corrected(aggregate) => aggregate.query(),
-            Transform::Keyed(aggregate) => aggregate.query(),
+            Transform::Stateless(query) => vec![("query", query)],
+            Transform::Windowed(aggregate) => vec![("query", aggregate.query())],
+            Transform::Corrected(aggregate) => vec![("query", aggregate.query())],
+            Transform::Keyed(aggregate) => vec![("query", aggregate.query())],
+            Transform::Joined(join) => join.queries(),
+        }
+    }
+
+    /// Names the kinds of state that outlive an epoch.
+    pub fn parts(&self) -> &'static [&'static str] {
+        match self {
+            Transform::Stateless(_) => &[],
+            Transform::Windowed(_) | Transform::Corrected(_) | Transform::Keyed(_) => &[WINDOWS],
+            Transform::Joined(_) => &join::PARTS,
         }
     }
 
@@ -72,6 +96,7 @@ impl Transform {
             Transform::Windowed(aggregate) => aggregate.refresh(),
             Transform::Corrected(aggregate) => aggregate.refresh(),
             Transform::Keyed(aggregate) => aggregate.refresh(),
+            Transform::Joined(join) => join.refresh(),
         }
     }
 
@@ -82,73 +107,106 @@ impl Transform {
             Transform::Windowed(aggregate) => aggregate.start().await,
             Transform::Corrected(aggregate) => aggregate.start().await,
             Transform::Keyed(aggregate) => aggregate.start().await,
+            Transform::Joined(join) => join.start().await,
         }
     }
 
-    /// Takes what came out of the running epoch, and gives it back if it is rows already.
-    pub fn absorb(&mut self, batch: RecordBatch) -> Result<Option<RecordBatch>> {
+    /// Ends the input of an epoch whose rows have all come out: what is sent from now on goes nowhere.
+    pub fn disconnect(&self) {
+        match self {
+            Transform::Stateless(query) => query.disconnect(),
+            Transform::Windowed(aggregate) => aggregate.query().disconnect(),
+            Transform::Corrected(aggregate) => aggregate.query().disconnect(),
+            Transform::Keyed(aggregate) => aggregate.query().disconnect(),
+            Transform::Joined(join) => join.disconnect(),
+        }
+    }
+
+    /// Takes what came out of the running epoch, of the n-th of its streams, and gives it back if it is rows already.
+    pub fn absorb(&mut self, stream: usize, batch: RecordBatch) -> Result<Option<RecordBatch>> {
         match self {
             Transform::Stateless(_) => return Ok(Some(batch)),
             Transform::Windowed(aggregate) => aggregate.absorb(batch)?,
             Transform::Corrected(aggregate) => aggregate.absorb(batch),
             Transform::Keyed(aggregate) => aggregate.absorb(batch),
+            Transform::Joined(join) => join.absorb(stream, batch),
         }
         Ok(None)
     }
 
-    /// Gives the rows of the windows that the watermark closes, or of the keys that the epoch has touched; all must be
-    /// taken.
+    /// Gives the rows of the windows that the watermark closes, of the keys that the epoch has touched, or of those that
+    /// have met; all must be taken.
     pub async fn close(&mut self, epoch: u64, watermark_us: i64) -> Result<Closing<'_>> {
         Ok(match self {
             Transform::Stateless(_) => Closing::Rows(None),
             Transform::Windowed(aggregate) => Closing::Windows(aggregate.close(watermark_us)?),
             Transform::Corrected(aggregate) => Closing::Rows(aggregate.close(epoch, watermark_us).await?),
             Transform::Keyed(aggregate) => Closing::Rows(aggregate.close(epoch).await?),
+            Transform::Joined(join) => Closing::Rows(join.close(watermark_us).await?),
         })
     }
 
-    /// Closes the epoch and tells what has to be durable.
+    /// Closes the epoch and tells what has to be durable, for each kind of state.
     ///
     /// What was added must be given back as a file by [`adopt`](Self::adopt) before the next epoch starts.
-    pub async fn seal(&mut self, epoch: u64) -> Result<Sealed> {
+    pub async fn seal(&mut self, epoch: u64) -> Result<Vec<(&'static str, Sealed)>> {
         match self {
-            Transform::Stateless(_) => Ok(Sealed::default()),
-            Transform::Windowed(aggregate) => aggregate.seal(epoch).await,
-            Transform::Corrected(aggregate) => aggregate.snapshot(epoch)?.encode(),
-            Transform::Keyed(aggregate) => aggregate.snapshot(epoch)?.encode(),
+            Transform::Stateless(_) => Ok(Vec::new()),
+            Transform::Windowed(aggregate) => Ok(vec![(WINDOWS, aggregate.seal(epoch).await?)]),
+            Transform::Corrected(aggregate) => Ok(vec![(WINDOWS, aggregate.snapshot(epoch)?.encode()?)]),
+            Transform::Keyed(aggregate) => Ok(vec![(WINDOWS, aggregate.snapshot(epoch)?.encode()?)]),
+            Transform::Joined(join) => {
+                let kinds = join.snapshot(epoch)?.into_iter();
+                kinds.map(|(kind, snapshot)| Ok((kind, snapshot.encode()?))).collect()
+            }
         }
     }
 
     /// Takes the file of what [`seal`](Self::seal) has added, and that is durable now.
     pub fn adopt(&mut self, epoch: u64, file: File) -> Result<()> {
         match self {
-            Transform::Stateless(_) | Transform::Keyed(_) | Transform::Corrected(_) => Ok(()),
             Transform::Windowed(aggregate) => aggregate.adopt(epoch, file),
+            // The others hold all of it in memory.
+            Transform::Stateless(_) | Transform::Corrected(_) | Transform::Keyed(_) | Transform::Joined(_) => Ok(()),
         }
     }
 
-    /// Goes on from the files of these epochs, oldest first.
+    /// Goes on from files by the kind of state and the epochs that added them, oldest first.
     pub fn restore(
         &mut self,
-        files: Vec<(u64, File)>,
+        mut files: BTreeMap<&'static str, Vec<(u64, File)>>,
         closed_until_us: i64,
         forgotten_until_us: Option<i64>,
     ) -> Result<()> {
-        let segments = |files: Vec<(u64, File)>| files.into_iter().map(Segment::read).collect::<Result<_>>();
+        let read = |files: Vec<(u64, File)>| files.into_iter().map(Segment::read).collect::<Result<Vec<_>>>();
         match self {
             Transform::Stateless(_) => Ok(()),
-            Transform::Windowed(aggregate) => aggregate.restore(files, closed_until_us),
-            Transform::Corrected(aggregate) => aggregate.restore(segments(files)?, closed_until_us, forgotten_until_us),
-            Transform::Keyed(aggregate) => aggregate.restore(segments(files)?),
+            Transform::Windowed(aggregate) => {
+                aggregate.restore(files.remove(WINDOWS).unwrap_or_default(), closed_until_us)
+            }
+            Transform::Corrected(aggregate) => {
+                let segments = read(files.remove(WINDOWS).unwrap_or_default())?;
+                aggregate.restore(segments, closed_until_us, forgotten_until_us)
+            }
+            Transform::Keyed(aggregate) => aggregate.restore(read(files.remove(WINDOWS).unwrap_or_default())?),
+            Transform::Joined(join) => {
+                let mut parts = BTreeMap::new();
+                for (kind, files) in files {
+                    parts.insert(kind, read(files)?);
+                }
+                join.restore(parts, closed_until_us)
+            }
         }
     }
 
-    /// Gives the time up to which windows have been given out.
+    /// Gives the time before which rows are late: that up to which windows have been given out, or up to which rows of
+    /// a join may have been dropped.
     pub fn closed_until_us(&self) -> i64 {
         match self {
             Transform::Stateless(_) | Transform::Keyed(_) => WATERMARK_START,
             Transform::Windowed(aggregate) => aggregate.closed_until_us(),
             Transform::Corrected(aggregate) => aggregate.closed_until_us(),
+            Transform::Joined(join) => join.passed_us(),
         }
     }
 
@@ -156,15 +214,17 @@ impl Transform {
     pub fn forgotten_until_us(&self) -> Option<i64> {
         match self {
             Transform::Corrected(aggregate) => Some(aggregate.forgotten_until_us()),
-            Transform::Stateless(_) | Transform::Keyed(_) | Transform::Windowed(_) => None,
+            Transform::Stateless(_) | Transform::Keyed(_) | Transform::Windowed(_) | Transform::Joined(_) => None,
         }
     }
 
-    /// Gives the time before which no window begins that is still open, or that rows to come will open.
+    /// Gives the time before which no window begins that is still open, or that rows to come will open, and no row of a
+    /// join lies that is still to come out.
     pub fn earliest_open_us(&self, watermark_us: i64) -> Result<i64> {
         match self {
             Transform::Stateless(_) | Transform::Keyed(_) | Transform::Corrected(_) => Ok(watermark_us),
             Transform::Windowed(aggregate) => aggregate.earliest_open_us(watermark_us),
+            Transform::Joined(join) => Ok(join.earliest_open_us(watermark_us)),
         }
     }
 
@@ -175,13 +235,14 @@ impl Transform {
             Transform::Windowed(aggregate) => aggregate.size_bytes(),
             Transform::Corrected(aggregate) => aggregate.size_bytes(),
             Transform::Keyed(aggregate) => aggregate.size_bytes(),
+            Transform::Joined(join) => join.size_bytes(),
         }
     }
 
     /// Gives the part of it that the barrier of the open epoch may free, in bytes.
     pub fn open_bytes(&self) -> usize {
         match self {
-            Transform::Stateless(_) | Transform::Keyed(_) | Transform::Corrected(_) => 0,
+            Transform::Stateless(_) | Transform::Keyed(_) | Transform::Corrected(_) | Transform::Joined(_) => 0,
             Transform::Windowed(aggregate) => aggregate.open_bytes(),
         }
     }

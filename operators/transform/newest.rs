@@ -13,8 +13,8 @@ use arrow::datatypes::{DataType, Field, Int64Type, Schema, SchemaRef};
 use arrow::row::OwnedRow;
 
 use super::keyed::with_number;
-use super::phases::STATE_BATCH_ROWS;
 use super::rows;
+use super::rows::STATE_BATCH_ROWS;
 use super::sealed::Sealed;
 use super::segments::Segment;
 use super::versions::Versions;

@@ -7,7 +7,6 @@
 use std::sync::Arc;
 
 use arrow::array::RecordBatch;
-use arrow::compute::BatchCoalescer;
 use arrow::datatypes::SchemaRef;
 use datafusion::common::tree_node::{Transformed, TreeNode, TreeNodeRecursion};
 use datafusion::datasource::memory::MemorySourceConfig;
@@ -19,10 +18,8 @@ use datafusion::physical_plan::{ExecutionPlan, collect, execute_stream};
 
 use super::leaf::LeafExec;
 use super::query::{Query, Running, failed};
+use super::rows::coalesced;
 use crate::error::{Error, Result};
-
-/// Rows in a batch of merged state: as many as DataFusion's own batches hold.
-pub const STATE_BATCH_ROWS: usize = 8192;
 
 /// Gives the columns of a query's states.
 pub fn state_schema(query: &Query) -> Result<SchemaRef> {
@@ -35,7 +32,7 @@ pub async fn start(query: &mut Query) -> Result<Running> {
     let lower = with_subqueries(query.physical(), partial(find(query.physical())?)?);
     let inputs = query.connect();
     let rows = execute_stream(lower, query.session().task_ctx()).map_err(failed)?;
-    Ok(Running { inputs, rows })
+    Ok(Running { inputs, rows: vec![rows] })
 }
 
 /// Merges states, so that each key has one.
@@ -43,13 +40,7 @@ pub async fn reduce(query: &Query, states: Vec<RecordBatch>) -> Result<Vec<Recor
     let aggregate = find(query.physical())?;
     let reduce = over_states(aggregate, AggregateMode::PartialReduce, states)?;
     let merged = collect(reduce, query.session().task_ctx()).await.map_err(failed)?;
-    let Some(first) = merged.first() else { return Ok(merged) };
-    let mut coalescer = BatchCoalescer::new(first.schema(), STATE_BATCH_ROWS);
-    for batch in merged {
-        coalescer.push_batch(batch)?;
-    }
-    coalescer.finish_buffered_batch()?;
-    Ok(std::iter::from_fn(|| coalescer.next_completed_batch()).collect())
+    coalesced(merged)
 }
 
 /// Gives the query's rows from states.

@@ -20,8 +20,8 @@ use crate::error::{Error, Result};
 pub struct Running {
     /// Where the rows of each input go, in the order of the query's inputs.
     pub inputs: Vec<LeafSender>,
-    /// The rows that come out.
-    pub rows: SendableRecordBatchStream,
+    /// The rows that come out; of a join, those of each side.
+    pub rows: Vec<SendableRecordBatchStream>,
 }
 
 /// A query over the channels of a stage.
@@ -92,7 +92,14 @@ impl Query {
         self.renew().await?;
         let inputs = self.connect();
         let rows = execute_stream(self.physical.clone(), self.state.task_ctx()).map_err(failed)?;
-        Ok(Running { inputs, rows })
+        Ok(Running { inputs, rows: vec![rows] })
+    }
+
+    /// Runs once over rows that are at hand, in the order of the query's inputs. Each is scanned at most once.
+    pub async fn run(&mut self, inputs: Vec<SendableRecordBatchStream>) -> Result<SendableRecordBatchStream> {
+        self.renew().await?;
+        self.leaves.iter().zip(inputs).for_each(|(leaf, rows)| leaf.open(rows));
+        execute_stream(self.physical.clone(), self.state.task_ctx()).map_err(failed)
     }
 
     /// Ends the input of an epoch whose rows have all come out: what is sent from now on goes nowhere.

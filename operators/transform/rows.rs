@@ -1,9 +1,10 @@
-//! Rows on their way to the quarantine: as JSON, with their provenance.
+//! Rows between one operator and the next: in batches of a good size, under other columns, and on their way to the
+//! quarantine as JSON, with their provenance.
 
 use std::sync::Arc;
 
 use arrow::array::{Array, ArrayRef, RecordBatch};
-use arrow::compute::cast;
+use arrow::compute::{BatchCoalescer, cast};
 use arrow::datatypes::{DataType, Schema, SchemaRef, TimeUnit};
 use arrow::json::ReaderBuilder;
 use arrow::json::writer::{JsonArray, Writer, WriterBuilder};
@@ -12,6 +13,20 @@ use bytes::Bytes;
 use crate::batch::{OFFSET_COLUMN, PARTITION_COLUMN, SOURCE_COLUMN};
 use crate::error::{Error, Result};
 use crate::quarantine::Quarantined;
+
+/// Rows in a batch of state: as many as DataFusion's own batches hold.
+pub const STATE_BATCH_ROWS: usize = 8192;
+
+/// Copies rows into batches of [`STATE_BATCH_ROWS`], which hold nothing but them.
+pub fn coalesced(batches: Vec<RecordBatch>) -> Result<Vec<RecordBatch>> {
+    let Some(first) = batches.first() else { return Ok(batches) };
+    let mut coalescer = BatchCoalescer::new(first.schema(), STATE_BATCH_ROWS);
+    for batch in batches {
+        coalescer.push_batch(batch)?;
+    }
+    coalescer.finish_buffered_batch()?;
+    Ok(std::iter::from_fn(|| coalescer.next_completed_batch()).collect())
+}
 
 /// Makes quarantine entries of rows that broke `rule`, and have been sent again so often.
 ///

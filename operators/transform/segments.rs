@@ -18,6 +18,10 @@ use crate::error::{Error, Result};
 /// more often.
 const SEGMENTS_MAX: usize = 16;
 
+/// Segments of about the same size that may lie side by side before they are merged into one: so many times four of
+/// them hold any number of rows in few files, and each row is written once for each size.
+const ALIKE_MAX: usize = 4;
+
 /// The rows of a stateful transform, by the epoch that added them.
 #[derive(Debug, Default)]
 pub struct Segments {
@@ -116,6 +120,19 @@ impl Segments {
         let mut all: Vec<_> = sealed.collect();
         all.append(&mut self.open);
         all
+    }
+
+    /// Takes out the newest segments, the open one among them, if several are about as large as one another or smaller;
+    /// they come back merged through [`add`](Self::add).
+    pub fn take_alike(&mut self) -> Vec<RecordBatch> {
+        let size = |segment: &Segment| segment.rows.iter().map(RecordBatch::num_rows).sum::<usize>().max(1).ilog(4);
+        let Some(newest) = self.sealed.last().map(size) else { return Vec::new() };
+        let alike = self.sealed.iter().rev().take_while(|segment| size(segment) <= newest).count();
+        if alike < ALIKE_MAX {
+            return Vec::new();
+        }
+        let taken = self.sealed.split_off(self.sealed.len() - alike);
+        taken.into_iter().flat_map(|segment| segment.rows).chain(std::mem::take(&mut self.open)).collect()
     }
 
     /// Takes out the rows of the open segment; they come back merged through [`add`](Self::add).

@@ -7,8 +7,9 @@ use arrow::compute::interleave_record_batch;
 use arrow::datatypes::SchemaRef;
 use arrow::row::{OwnedRow, RowConverter, Rows, SortField};
 
-use super::phases::{STATE_BATCH_ROWS, reduce};
+use super::phases::reduce;
 use super::query::Query;
+use super::rows::STATE_BATCH_ROWS;
 use super::segments::{Segment, Snapshot};
 use crate::error::Result;
 

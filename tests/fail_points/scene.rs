@@ -490,6 +490,14 @@ gold:
   hours:
     sql: SELECT date_bin(INTERVAL '1 hour', ts) AS hour, site, count(*) AS events, sum(v) AS v FROM silver.events GROUP BY 1, 2
     postgres: { url: pg, table: hours, key: [hour, site] }
+  followed:
+    sql: >
+      SELECT e.n, e.site, e.ts, e.v, o.n AS other FROM silver.events e LEFT JOIN silver.events o
+      ON o.site = e.site AND o.v < e.v AND o.ts > e.ts AND o.ts <= e.ts + INTERVAL '20 minutes'
+  preceded:
+    sql: >
+      SELECT e.n, e.site, e.ts, e.v, o.n AS other FROM silver.events e
+      ASOF JOIN silver.events o MATCH_CONDITION (e.ts > o.ts) ON o.site = e.site
 secrets:
   pg: { env: DATABASE_URL }
 ";
@@ -504,6 +512,8 @@ const EVENTS_LAKE_SQL: &str = "
     SELECT 'bronze', n::VARCHAR, site, ts::VARCHAR, v, parse_filename(_partition), _offset::VARCHAR FROM bronze.events
     UNION ALL SELECT 'silver', n::VARCHAR, site, ts::VARCHAR, v, '', '' FROM silver.events
     UNION ALL SELECT 'gold', hour::VARCHAR, site, events::VARCHAR, v, '', '' FROM gold.hours
+    UNION ALL SELECT 'followed', n::VARCHAR, site, ts::VARCHAR, v, other::VARCHAR, '' FROM gold.followed
+    UNION ALL SELECT 'preceded', n::VARCHAR, site, ts::VARCHAR, v, other::VARCHAR, '' FROM gold.preceded
     UNION ALL SELECT 'decode', rule, decode(raw), '', 0, parse_filename(_partition), _offset FROM quarantine.events
     UNION ALL SELECT 'rule', rule, decode(raw), '', 0, '', '' FROM quarantine.\"silver.events\"";
 

@@ -8,6 +8,7 @@
 mod compare;
 mod data;
 mod functions;
+mod joins;
 mod run;
 mod shapes;
 
@@ -27,6 +28,7 @@ use crate::world::{Random, table_files};
 use compare::difference;
 use data::{NOTHING_CSV, SITES_CSV, Stream, below, streams};
 use functions::{FUNCTIONS, MISUSED};
+use joins::{JOINS, REFUSED_JOINS};
 use run::{SOURCES, Trial, batch_answer, stored};
 use shapes::{REFUSED, ROWS, Shape, Table, WINDOWS};
 
@@ -43,7 +45,7 @@ fn cases() -> usize {
 
 /// Deals all shapes into groups, at random.
 fn deal(random: &mut Random) -> Vec<Vec<Table>> {
-    let mut deck: Vec<&Shape> = ROWS.iter().chain(WINDOWS).chain(FUNCTIONS).collect();
+    let mut deck: Vec<&Shape> = ROWS.iter().chain(WINDOWS).chain(FUNCTIONS).chain(JOINS).collect();
     for place in (1..deck.len()).rev() {
         deck.swap(place, below(random, place + 1));
     }
@@ -86,24 +88,29 @@ async fn late_rows_are_quarantined_and_the_others_answered() {
         "SELECT date_bin(INTERVAL '1 hour', ts) AS w, site, count(*) AS c, sum(v) AS s FROM events GROUP BY 1, 2",
     );
     let over_events = ["hopped", "hop_twice", "sessions", "sessions_of_few"];
-    let functions = FUNCTIONS.iter().map(|shape| shape.0[0]).filter(|table| over_events.contains(&table.1));
+    let one = |table: &Table| over_events.contains(&table.1) || table.1.contains("itself") || table.1.contains("met_");
+    let functions = FUNCTIONS.iter().chain(JOINS).map(|shape| shape.0[0]).filter(one);
     let tables: Vec<Table> = functions.chain([HOURS]).collect();
     let mut random = Random::seeded();
     let mut late = 0;
-    for _ in 0..4 * cases() {
-        let [mut events, _] = streams(&mut random);
-        events.lateness /= 10;
+    for _ in 0..8 * cases() {
+        let mut streams = streams(&mut random);
+        streams.iter_mut().for_each(|stream| stream.lateness /= 10);
         let table = tables[below(&mut random, tables.len())];
         let trial = Trial::new(&mut random, &[(table, "")]);
-        let streams = [events];
         trial.run(&mut random, &streams).await;
         let quarantine = stored(&trial.lake().join(format!("_quarantine/{}.{}", table.0, table.1))).await;
-        let ids = quarantined_ids(&quarantine);
-        assert_eq!(quarantine.iter().map(RecordBatch::num_rows).sum::<usize>(), ids.len(), "each late row once");
-        late += ids.len();
-        let accepted = without(&streams[0].rows, &ids);
-        for (name, wanted) in batch_answer(&[("events", accepted)], &[table]).await {
-            assert_eq!(difference(&trial.landed(&name), &wanted), None, "with {} late rows", ids.len());
+        let mut accepted = Vec::new();
+        let mut late_here = 0;
+        for stream in &streams {
+            let ids = quarantined_ids(&quarantine, Some(stream.time));
+            late_here += ids.len();
+            accepted.push((stream.name, without(&stream.rows, &ids)));
+        }
+        assert_eq!(quarantine.iter().map(RecordBatch::num_rows).sum::<usize>(), late_here, "each late row once");
+        late += late_here;
+        for (name, wanted) in batch_answer(&accepted, &[table]).await {
+            assert_eq!(difference(&trial.landed(&name), &wanted), None, "{name} with {late_here} late rows");
         }
     }
     assert!(late > 0, "no row was late: the test shows nothing");
@@ -131,7 +138,7 @@ async fn duplicates_and_rules_mean_the_same_over_restarts() {
         );
         let trial = Trial::new(&mut random, &[(ONCE, options.as_str()), (HOURS, "")]);
         trial.run(&mut random, &[events]).await;
-        broken += quarantined_ids(&stored(&trial.lake().join("_quarantine/silver.once")).await).len();
+        broken += quarantined_ids(&stored(&trial.lake().join("_quarantine/silver.once")).await, None).len();
         for (name, wanted) in batch_answer(&[("events", original.clone())], &[KEPT, HOURS]).await {
             assert_eq!(difference(&trial.landed(&name), &wanted), None, "{name} with keys kept for {within_ms} ms");
         }
@@ -190,7 +197,7 @@ async fn late_rows_correct_their_windows_until_these_are_forgotten() {
             correcting += report.tables.values().map(|table| table.counts.correcting).sum::<u64>();
         }
         let quarantine = stored(&trial.lake().join(format!("_quarantine/{}.{}", table.0, table.1))).await;
-        let ids = quarantined_ids(&quarantine);
+        let ids = quarantined_ids(&quarantine, None);
         late += ids.len();
         let accepted = without(&streams[0].rows, &ids);
         for (name, wanted) in batch_answer(&[("events", accepted)], &[table]).await {
@@ -228,7 +235,7 @@ async fn the_newest_row_of_each_key_is_kept() {
         for report in trial.run(&mut random, &streams).await {
             older += report.tables.values().map(|table| table.counts.duplicates).sum::<u64>();
         }
-        let ids = quarantined_ids(&stored(&trial.lake().join(format!("_quarantine/silver.{name}"))).await);
+        let ids = quarantined_ids(&stored(&trial.lake().join(format!("_quarantine/silver.{name}"))).await, None);
         quarantined += ids.len();
         let accepted = without(&streams[0].rows, &ids);
         for (name, wanted) in batch_answer(&[("events", accepted)], &[table]).await {
@@ -277,7 +284,7 @@ async fn rows_that_are_sent_again_are_where_they_would_have_been() {
         let streams = [events];
         trial.run(&mut random, &streams).await;
         let quarantine = trial.lake().join("_quarantine/silver.once");
-        sent += quarantined_ids(&stored(&quarantine).await).len();
+        sent += quarantined_ids(&stored(&quarantine).await, None).len();
         trial.redrive(&mut random, &streams, ("n < 5 AND v > -20", "id >= 0")).await;
         assert_eq!(table_files(&quarantine, ""), 0, "files of the quarantine are left");
         for (name, wanted) in batch_answer(&[("events", original.clone())], &[ONCE]).await {
@@ -285,6 +292,34 @@ async fn rows_that_are_sent_again_are_where_they_would_have_been() {
         }
     }
     assert!(sent > 0, "no row was in the quarantine: the test shows nothing");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_row_that_comes_out_of_a_join_again_is_known_as_long_as_it_can() {
+    const MET: Table = (
+        "silver",
+        "met",
+        "SELECT e.id, e.ts FROM events e JOIN more m ON e.site = m.site AND m.at BETWEEN e.ts AND e.ts + INTERVAL '5 hours'",
+    );
+    const ONCE: Table = (
+        "silver",
+        "met",
+        "SELECT DISTINCT e.id, e.ts FROM events e JOIN more m ON e.site = m.site AND m.at BETWEEN e.ts AND e.ts + \
+         INTERVAL '5 hours'",
+    );
+    let mut random = Random::seeded();
+    let mut repeated = 0;
+    for _ in 0..4 * cases() {
+        let streams = streams(&mut random);
+        let trial = Trial::new(&mut random, &[(MET, "\n    unique: { key: [id], within: 1ms }")]);
+        let reports = trial.run(&mut random, &streams).await;
+        repeated += reports.iter().map(|report| report.tables["silver.met"].counts.duplicates).sum::<u64>();
+        let rows: Vec<_> = streams.iter().map(|stream| (stream.name, stream.rows.clone())).collect();
+        for (name, wanted) in batch_answer(&rows, &[ONCE]).await {
+            assert_eq!(difference(&trial.landed(&name), &wanted), None);
+        }
+    }
+    assert!(repeated > 0, "no row came again: the test shows nothing");
 }
 
 /// Sends some rows again, a few rows behind; gives for how many milliseconds of event time a key has to be known.
@@ -312,15 +347,17 @@ fn repeat_some(random: &mut Random, stream: &mut Stream) -> i64 {
     longest_us / 1000 + 1
 }
 
-/// Gives the identifiers of quarantined rows.
-fn quarantined_ids(quarantine: &[RecordBatch]) -> BTreeSet<i64> {
+/// Gives the identifiers of quarantined rows, of those with a column only.
+fn quarantined_ids(quarantine: &[RecordBatch], with: Option<&str>) -> BTreeSet<i64> {
     let mut ids = BTreeSet::new();
     for batch in quarantine {
         let raw = batch.column_by_name("raw").expect("a quarantine has the raw row");
         let raw = cast(raw, &DataType::Binary).expect("it is bytes");
         for document in raw.as_binary::<i32>().iter().flatten() {
             let row: serde_json::Value = serde_json::from_slice(document).expect("a row is JSON");
-            ids.insert(row["id"].as_i64().expect("each row has an identifier"));
+            if with.is_none_or(|column| row.get(column).is_some()) {
+                ids.insert(row["id"].as_i64().expect("each row has an identifier"));
+            }
         }
     }
     ids
@@ -338,7 +375,7 @@ async fn what_cannot_stream_is_refused_and_says_why() {
     std::fs::write(folder.path().join("sites.csv"), SITES_CSV).expect("could not write a file");
     std::fs::write(folder.path().join("nothing.csv"), NOTHING_CSV).expect("could not write a file");
     let mut wrong = Vec::new();
-    let refused = REFUSED.iter().map(|refused| (refused, "N0702"));
+    let refused = REFUSED.iter().chain(REFUSED_JOINS).map(|refused| (refused, "N0702"));
     for ((sql, reason), code) in refused.chain(MISUSED.iter().map(|misused| (misused, "N0701"))) {
         let told = refusal(folder.path(), sql).await;
         if !told.contains(code) || !told.contains(reason) {

@@ -17,8 +17,8 @@ use nexus::{Job, Pipeline, Report};
 use tempfile::TempDir;
 
 use super::data::{NOTHING_CSV, SITES_CSV, Stream, below, references};
-use super::functions::in_batch;
 use super::shapes::Table;
+use super::{functions, joins};
 use crate::world::Random;
 
 /// How long one run may take; a debug build on a busy machine is slow.
@@ -168,7 +168,10 @@ pub async fn batch_answer(streams: &[(&str, RecordBatch)], tables: &[Table]) -> 
     }
     let mut answers = BTreeMap::new();
     for (tier, name, sql) in tables {
-        let answer = session.sql(&in_batch(name, sql)).await.unwrap_or_else(|e| panic!("{name}: {e}"));
+        let answer = session
+            .sql(&joins::in_batch(name, &functions::in_batch(name, sql)))
+            .await
+            .unwrap_or_else(|e| panic!("{name}: {e}"));
         let schema = Arc::clone(answer.schema().inner());
         let rows = answer.collect().await.unwrap_or_else(|e| panic!("{name}: {e}"));
         let rows: Vec<RecordBatch> = rows

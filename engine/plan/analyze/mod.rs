@@ -9,12 +9,15 @@ use datafusion::logical_expr::{Aggregate, Expr, JoinType, LogicalPlan};
 use nexus_operators::transform::functions::Function;
 use nexus_operators::transform::window::Extent;
 
+mod bound;
+pub mod join;
 mod trace;
 mod window;
 
 #[cfg(test)]
 mod tests;
 
+use join::{JoinShape, StreamJoin};
 use trace::{carries_time, is_key};
 use window::find_window;
 
@@ -28,6 +31,8 @@ pub struct Shape {
     pub window: Option<WindowShape>,
     /// The columns of the result that are the keys of an aggregate without a window, whose rows change.
     pub keys: Option<Vec<usize>>,
+    /// The join of two streams, if the query has one.
+    pub join: Option<JoinShape>,
     /// The column of the result that carries event time.
     pub event_time: Option<usize>,
 }
@@ -69,15 +74,19 @@ pub fn stream_name(table: &TableReference) -> String {
 /// Looks at an optimised plan over the streams that `times` names.
 pub fn analyze(plan: &LogicalPlan, times: &EventTimes) -> Result<Shape, Unfit> {
     check(plan, times)?;
+    let shape = Shape { window: None, keys: None, join: None, event_time: None };
+    if let Some((join, event_time)) = join::find(plan, times)? {
+        return Ok(Shape { join: Some(join), event_time, ..shape });
+    }
     let Some(aggregate) = find_aggregate(plan, times)? else {
-        return Ok(Shape { window: None, keys: None, event_time: event_time(plan, times, None) });
+        return Ok(Shape { event_time: event_time(plan, times, None), ..shape });
     };
     match find_window(aggregate, times)? {
         Some(window) => {
             let event_time = event_time(plan, times, Some(&window));
-            Ok(Shape { window: Some(window), keys: None, event_time })
+            Ok(Shape { window: Some(window), event_time, ..shape })
         }
-        None => Ok(Shape { window: None, keys: Some(key_columns(plan, aggregate, times)?), event_time: None }),
+        None => Ok(Shape { keys: Some(key_columns(plan, aggregate, times)?), ..shape }),
     }
 }
 
@@ -164,20 +173,13 @@ fn check(plan: &LogicalPlan, times: &EventTimes) -> Result<(), Unfit> {
         LogicalPlan::Join(join) => {
             use JoinType as J;
             let on_left = reads_stream(&join.left, times);
-            let on_right = reads_stream(&join.right, times);
-            if on_left && on_right {
-                return Err(Unfit::new(
-                    "a join of two streams",
-                    "rows that belong together may lie in different epochs; join with a reference table, or aggregate \
-                     both over the same window in one query with UNION ALL",
-                ));
-            }
-            let kept = matches!(
-                (on_left, join.join_type),
-                (_, J::Inner)
-                    | (true, J::Left | J::LeftSemi | J::LeftAnti | J::LeftMark)
-                    | (false, J::Right | J::RightSemi | J::RightAnti | J::RightMark)
-            );
+            let kept = StreamJoin::of(plan, times).is_some()
+                || matches!(
+                    (on_left, join.join_type),
+                    (_, J::Inner)
+                        | (true, J::Left | J::LeftSemi | J::LeftAnti | J::LeftMark)
+                        | (false, J::Right | J::RightSemi | J::RightAnti | J::RightMark)
+                );
             if !kept {
                 return Err(Unfit::new(
                     format!("a {} join that keeps the rows of a reference table", join.join_type),

@@ -117,6 +117,58 @@ async fn a_reference_table_alone_is_no_stream() {
     assert!(found.await.unwrap().window.is_none());
 }
 
+/// Gives for how long rows of the left and of the right are kept, in microseconds.
+async fn kept(join: &str, condition: &str) -> [i64; 2] {
+    let found = shape(&format!("SELECT a.id, b.id AS other FROM a {join} b ON a.k = b.k AND {condition}")).await;
+    match found.unwrap_or_else(|unfit| panic!("{condition}: {unfit:?}")).join {
+        Some(JoinShape::Bounded { until: [left, right], .. }) => [left.reach_us, right.reach_us],
+        other => panic!("{condition}: {other:?}"),
+    }
+}
+
+#[tokio::test]
+async fn bounds_of_joins_are_found_however_they_are_written() {
+    const DAY_US: i64 = 24 * HOUR_US;
+    for (condition, expected) in [
+        ("b.at BETWEEN a.ts AND a.ts + INTERVAL '1 hour'", [HOUR_US, 0]),
+        ("a.ts >= b.at - INTERVAL '1 hour' AND a.ts <= b.at", [HOUR_US, 0]),
+        ("a.ts > b.at AND b.at > a.ts - INTERVAL '2 hours'", [0, 2 * HOUR_US]),
+        ("b.at - INTERVAL '30 minutes' BETWEEN a.ts - INTERVAL '1 hour' AND a.ts", [HOUR_US / 2, HOUR_US / 2]),
+        ("b.at < a.ts + INTERVAL '1 day' AND b.at < a.ts + INTERVAL '2 days' AND b.at >= a.ts", [DAY_US, 0]),
+        ("b.at >= a.ts + INTERVAL '1 hour' AND b.at <= a.ts + INTERVAL '3 hours'", [3 * HOUR_US, -HOUR_US]),
+        ("b.at - a.ts BETWEEN INTERVAL '-1 hours' AND INTERVAL '90 minutes'", [HOUR_US * 3 / 2, HOUR_US]),
+        ("a.ts - b.at > INTERVAL '0 hours' AND INTERVAL '2 hours' >= a.ts - b.at", [0, 2 * HOUR_US]),
+        ("a.ts = b.at", [0, 0]),
+        ("a.ts AT TIME ZONE 'Asia/Tokyo' = b.at", [0, 0]),
+        ("b.at <= a.ts + INTERVAL '1 month' AND b.at >= a.ts - INTERVAL '1 month'", [31 * DAY_US, 31 * DAY_US]),
+        ("date_bin(INTERVAL '1 hour', a.ts) = date_bin(INTERVAL '1 hour', b.at)", [2 * HOUR_US - 2, 2 * HOUR_US - 2]),
+        ("date_bin(INTERVAL '1 hour', a.ts) = date_bin(INTERVAL '1 hour', b.at) AND a.ts = b.at", [0, 0]),
+        ("CAST(a.ts AS DATE) = CAST(b.at AS DATE) AND b.id > a.id", [2 * DAY_US - 2, 2 * DAY_US - 2]),
+    ] {
+        assert_eq!(kept("JOIN", condition).await, expected, "{condition}");
+    }
+    let later = "b.at BETWEEN a.ts AND a.ts + INTERVAL '1 hour'";
+    assert_eq!(kept("LEFT JOIN", later).await, [HOUR_US, 0]);
+    assert_eq!(kept("RIGHT JOIN", later).await, [0, HOUR_US], "the right stands for the left");
+}
+
+#[tokio::test]
+async fn a_joins_time_is_behind_by_what_its_rows_wait_for() {
+    let later = "a.k = b.k AND b.at BETWEEN a.ts AND a.ts + INTERVAL '1 hour'";
+    for (select, join, time, behind) in [
+        ("a.ts, b.at", "JOIN", Some(0), HOUR_US),
+        ("b.at, a.ts", "JOIN", Some(0), 0),
+        ("b.at, a.ts", "LEFT JOIN", Some(1), HOUR_US),
+        ("a.ts, b.at", "RIGHT JOIN", Some(1), 0),
+        ("a.id, b.at", "LEFT JOIN", None, 0),
+        ("a.ts", "LEFT ANTI JOIN", Some(0), HOUR_US),
+    ] {
+        let found = shape(&format!("SELECT {select} FROM a {join} b ON {later}")).await.unwrap();
+        let Some(JoinShape::Bounded { behind_us, .. }) = found.join else { panic!("{found:?}") };
+        assert_eq!((found.event_time, behind_us), (time, behind), "{select} {join}");
+    }
+}
+
 #[tokio::test]
 async fn rows_that_would_come_again_are_refused() {
     for (sql, why) in [

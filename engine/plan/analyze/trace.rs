@@ -3,7 +3,7 @@
 use arrow::datatypes::DataType;
 use datafusion::common::tree_node::{Transformed, TreeNode, TreeNodeRecursion};
 use datafusion::common::{Column, DFSchema, DFSchemaRef};
-use datafusion::logical_expr::{Expr, Join, LogicalPlan, Unnest};
+use datafusion::logical_expr::{Expr, LogicalPlan, Unnest};
 
 use super::window::{is_time, same_instant};
 use super::{EventTimes, WindowShape, reads_stream, stream_name};
@@ -38,7 +38,8 @@ pub(super) fn trace(plan: &LogicalPlan, expr: Expr) -> Option<Vec<Traced>> {
             }
             Some(traced)
         }
-        LogicalPlan::Join(join) => trace(side(join, &expr)?, expr),
+        LogicalPlan::Join(join) => trace(side([&join.left, &join.right], &expr)?, expr),
+        LogicalPlan::Extension(extension) => trace(side(extension.node.inputs().try_into().ok()?, &expr)?, expr),
         LogicalPlan::Unnest(unnest) => trace(&unnest.input, beside(unnest, expr)?),
         LogicalPlan::Filter(_) | LogicalPlan::Distinct(_) | LogicalPlan::Repartition(_) => {
             trace(plan.inputs().first()?, expr)
@@ -72,33 +73,42 @@ pub(super) fn is_key(plan: &LogicalPlan, index: usize, key: usize, times: &Event
 }
 
 fn traces_to_key(plan: &LogicalPlan, expr: Expr, key: usize, times: &EventTimes) -> bool {
-    let below = match plan {
-        LogicalPlan::Aggregate(aggregate) if reads_stream(plan, times) => {
-            let Expr::Column(column) = same_instant(&expr, &aggregate.schema) else { return false };
-            return aggregate.schema.index_of_column(column).ok() == Some(key);
-        }
+    let is_aggregate = |node: &LogicalPlan| matches!(node, LogicalPlan::Aggregate(_)) && reads_stream(node, times);
+    let Some((aggregate, expr)) = lowered(plan, expr, &is_aggregate) else { return false };
+    let Expr::Column(column) = same_instant(&expr, aggregate.schema()) else { return false };
+    aggregate.schema().index_of_column(column).ok() == Some(key)
+}
+
+/// Follows an expression down to a node, over whose columns it is given.
+pub(super) fn lowered<'a>(
+    plan: &'a LogicalPlan,
+    expr: Expr,
+    is_goal: &dyn Fn(&LogicalPlan) -> bool,
+) -> Option<(&'a LogicalPlan, Expr)> {
+    if is_goal(plan) {
+        return Some((plan, expr));
+    }
+    let (input, below) = match plan {
         LogicalPlan::Projection(projection) => {
-            let below = replace(expr, &projection.schema, |index| projection.expr.get(index).cloned());
-            below.map(|below| (projection.input.as_ref(), below))
+            let below = replace(expr, &projection.schema, |index| projection.expr.get(index).cloned())?;
+            (projection.input.as_ref(), below)
         }
-        LogicalPlan::SubqueryAlias(alias) => {
-            through(&alias.schema, &alias.input, expr).map(|below| (alias.input.as_ref(), below))
-        }
-        LogicalPlan::Join(join) => side(join, &expr).map(|input| (input, expr)),
-        LogicalPlan::Unnest(unnest) => beside(unnest, expr).map(|below| (unnest.input.as_ref(), below)),
-        LogicalPlan::Filter(filter) => Some((filter.input.as_ref(), expr)),
-        _ => None,
+        LogicalPlan::SubqueryAlias(alias) => (alias.input.as_ref(), through(&alias.schema, &alias.input, expr)?),
+        LogicalPlan::Join(join) => (side([&join.left, &join.right], &expr)?, expr),
+        LogicalPlan::Unnest(unnest) => (unnest.input.as_ref(), beside(unnest, expr)?),
+        LogicalPlan::Filter(filter) => (filter.input.as_ref(), expr),
+        _ => return None,
     };
-    below.is_some_and(|(input, below)| traces_to_key(input, below, key, times))
+    lowered(input, below, is_goal)
 }
 
 /// Gives the side of a join that an expression is over.
-fn side<'a>(join: &'a Join, expr: &Expr) -> Option<&'a LogicalPlan> {
+fn side<'a>([left, right]: [&'a LogicalPlan; 2], expr: &Expr) -> Option<&'a LogicalPlan> {
     let columns = expr.column_refs();
     let within = |schema: &DFSchema| columns.iter().all(|column| schema.has_column(column));
-    match (within(join.left.schema()), within(join.right.schema())) {
-        (true, false) => Some(&join.left),
-        (false, true) => Some(&join.right),
+    match (within(left.schema()), within(right.schema())) {
+        (true, false) => Some(left),
+        (false, true) => Some(right),
         _ => None,
     }
 }

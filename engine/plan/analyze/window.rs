@@ -16,11 +16,11 @@ use super::{EventTimes, Unfit, WindowShape};
 
 const SECOND_US: i64 = 1_000_000;
 const HOUR_US: i64 = 3600 * SECOND_US;
-const DAY_US: i64 = 24 * HOUR_US;
+pub(super) const DAY_US: i64 = 24 * HOUR_US;
 
 /// By how much a local hour or day may be longer than the clock says: zones have put their clocks back by up to two
 /// hours at once.
-const ZONE_SLACK_US: i64 = 3 * HOUR_US;
+pub(super) const ZONE_SLACK_US: i64 = 3 * HOUR_US;
 
 /// The last day that every month has: months that begin behind it are not equally far apart.
 const MONTH_DAYS_MIN: u32 = 28;
@@ -121,7 +121,7 @@ fn window_of(start: &Expr, columns: &DFSchema, time: &str) -> Result<Option<Foun
 /// Tells how long the window is that starts at `start`, if `start` is the start of a window of the column `time`.
 ///
 /// The width may be longer than the window, never shorter: then the window closes later than it could.
-fn width_of(start: &Expr, columns: &DFSchema, time: &str) -> Result<Option<Width>, Unfit> {
+pub(super) fn width_of(start: &Expr, columns: &DFSchema, time: &str) -> Result<Option<Width>, Unfit> {
     let start = same_instant(start, columns);
     if is_time(start, time) {
         return Ok(Some(Width::Micros(1)));
@@ -175,7 +175,7 @@ fn is_utc(zone: Option<&str>) -> bool {
     matches!(zone, None | Some("UTC" | "+00:00" | "Z" | "Etc/UTC"))
 }
 
-fn in_utc(expr: &Expr, columns: &DFSchema) -> bool {
+pub(super) fn in_utc(expr: &Expr, columns: &DFSchema) -> bool {
     matches!(expr.get_type(columns), Ok(DataType::Timestamp(_, zone)) if is_utc(zone.as_deref()))
 }
 

@@ -201,7 +201,9 @@ pub struct Table {
     /// A source or table of which all rows and columns are taken.
     #[serde(default)]
     pub from: Option<String>,
-    /// A query over sources, reference tables and tables of this or a lower tier.
+    /// A query over sources, reference tables and tables of this or a lower tier. Two streams are joined within a bound of
+    /// their event times on both sides (`b.ts BETWEEN a.ts AND a.ts + INTERVAL '1 hour'`), or each row with the newest
+    /// one that is not newer (`a ASOF JOIN b MATCH_CONDITION (a.ts >= b.ts) ON a.key = b.key`).
     #[serde(default)]
     pub sql: Option<String>,
     /// A file that holds the query, from the pipeline file's folder.
@@ -216,7 +218,8 @@ pub struct Table {
     /// Rows with the same key are kept once.
     #[serde(default)]
     pub unique: Option<Unique>,
-    /// What becomes of rows whose window has been given out already.
+    /// What becomes of late rows: those whose window has been given out already; where two streams are joined, those
+    /// whose event time lies before the watermark.
     #[serde(default)]
     pub late: Late,
     /// Store the table as Parquet in the lake.
@@ -310,7 +313,7 @@ pub enum Keep {
     Newest,
 }
 
-/// What becomes of rows whose window has been given out already.
+/// What becomes of late rows.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Late {
