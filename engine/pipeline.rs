@@ -14,6 +14,7 @@ use nexus_operators::sink::Sink;
 use nexus_operators::source::Source;
 use nexus_operators::{Error, Result};
 
+use crate::job::redrive::Redrive;
 use crate::job::{Job, RunSettings, state_store};
 use crate::plan::session::Functions;
 use crate::plan::source::SourcePlan;
@@ -38,6 +39,8 @@ pub struct Pipeline {
     sources: BTreeMap<String, Box<dyn Source>>,
     sinks: Vec<(String, String, Box<dyn Sink>)>,
     until_idle: Option<Duration>,
+    redrive: Option<Redrive>,
+    stores: bool,
 }
 
 impl Pipeline {
@@ -73,6 +76,8 @@ impl Pipeline {
             sources: BTreeMap::new(),
             sinks: Vec::new(),
             until_idle: None,
+            redrive: None,
+            stores: true,
         }
     }
 
@@ -152,6 +157,22 @@ impl Pipeline {
         self
     }
 
+    /// Sends quarantined rows again, and reads nothing from the sources.
+    ///
+    /// A run takes as many as one epoch can hold. Start another pipeline for the rest, until the report of one tells of
+    /// no epoch: then there is nothing more to send.
+    #[must_use]
+    pub fn redriving(mut self, redrive: Redrive) -> Self {
+        self.redrive = Some(redrive);
+        self
+    }
+
+    /// Has no table stored but by the service's own sinks.
+    pub(crate) fn without_stores(mut self) -> Self {
+        self.stores = false;
+        self
+    }
+
     /// Has a source that is planned already read by an operator.
     pub(crate) fn with_planned(mut self, plan: SourcePlan, source: Box<dyn Source>) -> Self {
         self.sources.insert(plan.name.clone(), source);
@@ -203,6 +224,8 @@ impl Pipeline {
             surroundings: self.surroundings(),
             sources: self.sources,
             sinks: self.sinks,
+            redrive: self.redrive,
+            stores: self.stores,
         };
         Job::start(plan, settings).await.map_err(BuildError::Operator)
     }

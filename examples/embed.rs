@@ -237,7 +237,7 @@ impl Sink for AlarmSink {
         let rows = alarms.len() as u64;
         self.book.0.lock().unwrap_or_else(PoisonError::into_inner).prepared.insert(id, alarms);
         let handle = serde_json::to_value(id).map_err(|e| Error::internal("could not write a handle").because(e))?;
-        Ok(Prepared { handle: Some(handle), rows, bytes: 8 * rows, files: 0 })
+        Ok(Prepared { handle: Some(handle), rows, bytes: 8 * rows, ..Prepared::default() })
     }
 
     fn committer(&self) -> Arc<dyn Committer> {

@@ -61,6 +61,9 @@ pub const POINTS: &[&str] = &[
     "after_acknowledge",
 ];
 
+/// The fail points that only a redrive passes, beside those of every run.
+pub const REDRIVE_POINTS: &[&str] = &["before_removal", "after_removal"];
+
 /// The mutations: steps of the commit protocol that a test may have left out or swapped, to see that it is noticed.
 pub const MUTATIONS: &[&str] = &[
     "acknowledge_before_record",
@@ -119,7 +122,7 @@ pub fn point(name: &str) -> Result<()> {
     static WANTED: OnceLock<Option<Wanted>> = OnceLock::new();
     static PASSED: AtomicU64 = AtomicU64::new(0);
 
-    debug_assert!(POINTS.contains(&name), "fail point {name} is not listed");
+    debug_assert!(POINTS.contains(&name) || REDRIVE_POINTS.contains(&name), "fail point {name} is not listed");
     let wanted = WANTED.get_or_init(|| Wanted::parse(&std::env::var("NEXUS_FAIL_POINT").ok()?));
     let Some(wanted) = wanted.as_ref().filter(|wanted| wanted.name == name) else { return Ok(()) };
     if PASSED.fetch_add(1, Ordering::SeqCst) + 1 != wanted.passing {

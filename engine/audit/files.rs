@@ -1,10 +1,12 @@
-//! Parquet files: each that a record names is there with its size and rows, and no other is.
+//! Parquet files: each that a record names is there with its size and rows, unless a later record has removed it, and
+//! no other is.
 
 use std::collections::BTreeMap;
 
 use futures::{StreamExt, TryStreamExt};
 use nexus_operators::sink::Prepared;
-use nexus_operators::sink::parquet::audit::{NamedFile, TableFolder, named_files};
+use nexus_operators::sink::parquet::RemovedFile;
+use nexus_operators::sink::parquet::audit::{NamedFile, TableFolder, named_files, removed_files};
 use nexus_operators::store::Entry;
 use nexus_operators::{ErrorKind, Result};
 
@@ -30,11 +32,14 @@ pub struct Listed {
 struct Named {
     epoch: u64,
     file: NamedFile,
+    /// The epoch whose commit removes it.
+    removed_by: Option<u64>,
 }
 
 /// What has become of a file.
 enum Outcome {
     Whole,
+    Removed,
     Uncommitted,
     Wrong(Fault),
 }
@@ -57,12 +62,26 @@ pub async fn check(view: &View<'_>, sink: &str, listed: &Listed) -> Result<(Sink
     let mut named: BTreeMap<String, Named> = BTreeMap::new();
     for (record, prepared) in view.prepared(sink) {
         findings.epochs += u64::from(prepared.rows > 0);
+        for RemovedFile { path, rows } in removed_of(view, sink, record, prepared, &mut faults) {
+            match named.get_mut(&path) {
+                Some(named) if named.removed_by.is_none() && named.file.rows == rows => {
+                    named.removed_by = Some(record.epoch);
+                }
+                // The record that named it may be gone, and known by a sum alone.
+                None if is_older(view, &path) => findings.redriven += rows,
+                _ => {
+                    let expected = format!("a file of {rows} rows, of an earlier record, that is removed once");
+                    let found = "no such file, or other rows".to_owned();
+                    faults.push(fault(sink, listed, &path, record.epoch, expected, found));
+                }
+            }
+        }
         for file in files_of(view, sink, record, prepared, &mut faults) {
             if let Some(other) = named.get(&file.path) {
                 let expected = format!("one epoch that names it, which is {}", other.epoch);
                 faults.push(fault(sink, listed, &file.path, record.epoch, expected, "this epoch too".to_owned()));
             }
-            named.insert(file.path.clone(), Named { epoch: record.epoch, file });
+            named.insert(file.path.clone(), Named { epoch: record.epoch, file, removed_by: None });
         }
     }
     let mut looked = futures::stream::iter(named.values())
@@ -75,19 +94,19 @@ pub async fn check(view: &View<'_>, sink: &str, listed: &Listed) -> Result<(Sink
                 findings.files += 1;
                 findings.rows += named.file.rows;
             }
+            Outcome::Removed => findings.redriven += named.file.rows,
             Outcome::Uncommitted => {
-                uncommitted.insert(named.epoch);
+                uncommitted.insert(named.removed_by.unwrap_or(named.epoch));
             }
             Outcome::Wrong(wrong) => faults.push(wrong),
         }
     }
     findings.uncommitted = uncommitted.len() as u64;
     for path in listed.files.keys().filter(|path| !named.contains_key(*path)) {
-        let epoch = TableFolder::written_by(view.pipeline(), path).map(|id| id.epoch);
-        // The records of epochs this old are gone, and their sum does not name files.
-        if epoch.is_some_and(|epoch| epoch <= view.records.base()) {
+        if is_older(view, path) {
             continue;
         }
+        let epoch = TableFolder::written_by(view.pipeline(), path).map(|id| id.epoch);
         let at = format!("{}/{path}", listed.folder.table().url());
         let (expected, found) = ("no file that no record names".to_owned(), "such a file".to_owned());
         faults.push(Fault { of: sink.to_owned(), at, epoch, expected, found });
@@ -97,6 +116,31 @@ pub async fn check(view: &View<'_>, sink: &str, listed: &Listed) -> Result<(Sink
     let of = |name: &str| listed.folder.staged_by(view.pipeline(), name);
     faults.extend(staged::check(view, sink, listed.folder.staged(), &listed.staged, of, &waiting));
     Ok((findings, faults))
+}
+
+/// Tells whether a file was written in an epoch whose record is gone: the sum of those does not name files.
+fn is_older(view: &View<'_>, path: &str) -> bool {
+    TableFolder::written_by(view.pipeline(), path).is_some_and(|id| id.epoch <= view.records.base())
+}
+
+/// Gives the files that a record removes, and checks that they add up to what it says.
+fn removed_of(
+    view: &View<'_>,
+    sink: &str,
+    record: &CommitRecord,
+    prepared: &Prepared,
+    faults: &mut Vec<Fault>,
+) -> Vec<RemovedFile> {
+    // A handle that cannot be read is a fault already.
+    let removed = prepared.handle.as_ref().and_then(|handle| removed_files(handle).ok()).unwrap_or_default();
+    let rows = removed.iter().map(|file| file.rows).fold(0, u64::saturating_add);
+    if rows != prepared.removed {
+        let at = format!("{}/{}", view.store.folder().url(), epoch_file(record.epoch));
+        let expected = format!("removed files with {} rows", prepared.removed);
+        let found = format!("{rows} rows in {} files that it names", removed.len());
+        faults.push(Fault { of: sink.to_owned(), at, epoch: Some(record.epoch), expected, found });
+    }
+    removed
 }
 
 /// Gives the files that a record names, and checks that they add up to what it says was prepared.
@@ -131,10 +175,17 @@ fn files_of(
 
 /// Looks at one file.
 async fn look(view: &View<'_>, sink: &str, listed: &Listed, named: &Named) -> Result<Outcome> {
-    let Named { epoch, file } = named;
+    let Named { epoch, file, removed_by } = named;
     let wrong =
         |expected: String, found: String| Ok(Outcome::Wrong(fault(sink, listed, &file.path, *epoch, expected, found)));
     let mut size = listed.files.get(&file.path).copied();
+    if let Some(by) = removed_by {
+        return match size {
+            None => Ok(Outcome::Removed),
+            Some(_) if !view.is_noted(sink, *by) => Ok(Outcome::Uncommitted),
+            Some(_) => wrong(format!("no such file: epoch {by} has sent its rows again"), "the file".to_owned()),
+        };
+    }
     if size.is_none() && !view.is_noted(sink, *epoch) {
         // The order matters: what is staged may be on its way to the table.
         if listed.folder.is_staged(file).await? {

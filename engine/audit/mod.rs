@@ -77,11 +77,19 @@ pub struct SinkFindings {
     pub files: u64,
     /// Rows that were found.
     pub rows: u64,
+    /// Rows of files that are gone, because a redrive has sent them again.
+    #[serde(skip_serializing_if = "is_zero")]
+    pub redriven: u64,
     /// Epochs that are recorded and not yet committed: the next start, or the running one, goes on with them.
     pub uncommitted: u64,
     /// Why it was not looked at.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub left_out: Option<String>,
+}
+
+#[allow(clippy::trivially_copy_pass_by_ref, reason = "serde passes a reference")]
+fn is_zero(number: &u64) -> bool {
+    *number == 0
 }
 
 /// Something that is not as it should be.

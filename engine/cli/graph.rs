@@ -13,6 +13,7 @@ use crate::plan::Plan;
 use crate::plan::lineage::{Origins, lineage};
 use crate::plan::table::TablePlan;
 use crate::spec::columns::type_name;
+use crate::spec::model::Late;
 use crate::spec::units::Span;
 
 /// Show the graph of tables, their schemas, what is stateful, and the plans.
@@ -80,10 +81,16 @@ fn reads(table: &TablePlan) -> Vec<String> {
 /// Says what of a table outlives an epoch.
 fn state(table: &TablePlan) -> Option<String> {
     let window = table.window.map(|(_, extent)| window(extent));
+    let newest = table.newest.as_ref().map(|newest| format!("keys for {}", span(newest.within_us)));
     let unique = table.unique.as_ref().map(|(_, _, within_us)| format!("keys for {} s", within_us / 1_000_000));
     let rows = table.keys.is_some().then(|| "the newest row of each key".to_owned());
+    let corrected = match table.late {
+        Late::Update(update) => Some(format!("corrected for {} behind their end", update.within)),
+        Late::Quarantine | Late::Drop => None,
+    };
     let joined = table.join.as_ref().map(|join| join.describe());
-    let parts: Vec<_> = window.into_iter().chain(joined).chain(rows).chain(unique).collect();
+    let parts: Vec<_> =
+        window.into_iter().chain(corrected).chain(joined).chain(rows).chain(unique).chain(newest).collect();
     (!parts.is_empty()).then(|| parts.join(", "))
 }
 

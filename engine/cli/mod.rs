@@ -17,6 +17,7 @@ mod check;
 mod explain;
 mod graph;
 mod query;
+mod redrive;
 mod run;
 mod schema;
 mod signals;
@@ -56,6 +57,8 @@ enum Verb {
     State(state::ShowState),
     /// Prove from commit records and files that every row is accounted for.
     Audit(audit::ProveWhole),
+    /// Send quarantined rows again, after what was wrong has been corrected.
+    Redrive(redrive::SendAgain),
     /// Print the JSON Schema of pipeline files, for editors.
     Schema,
     /// Explain a code of an error in a pipeline file.
@@ -131,6 +134,7 @@ async fn dispatch(verb: Verb) -> Result<(), Failure> {
         Verb::Query(query) => query.execute().await,
         Verb::State(state) => state.execute().await,
         Verb::Audit(audit) => audit.execute().await,
+        Verb::Redrive(redrive) => redrive.execute().await,
         Verb::Schema => schema::execute(),
         Verb::Explain(explain) => explain.execute(),
     }

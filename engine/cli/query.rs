@@ -85,7 +85,7 @@ async fn add_newest(context: &SessionContext, table: &TablePlan, keys: &[usize],
     };
     let sql = format!(
         "CREATE VIEW {tier}.{name} AS SELECT {all} FROM (SELECT *, row_number() OVER (PARTITION BY {keys} ORDER BY \
-         {SEQUENCE_COLUMN} DESC) AS _newest FROM {tier}.{changes}) WHERE _newest = 1",
+         {SEQUENCE_COLUMN} DESC NULLS LAST) AS _newest FROM {tier}.{changes}) WHERE _newest = 1",
         tier = table.tier,
         name = quoted(&table.table),
         changes = quoted(changes),

@@ -1,6 +1,6 @@
 //! `nexus run`: run a pipeline.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use tokio::time::{Instant, MissedTickBehavior, interval};
@@ -13,7 +13,7 @@ use super::{Failure, File};
 use crate::job::progress::{Progress, Report};
 use crate::serve::{Pages, READY_WITHIN};
 use crate::spec::units::Span;
-use crate::{Error, Job};
+use crate::{Error, Job, Pipeline};
 
 /// How often progress is shown on a terminal.
 const SHOW_EVERY: Duration = Duration::from_millis(500);
@@ -49,7 +49,7 @@ pub struct Run {
 
 /// How logs are written.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
-enum LogFormat {
+pub enum LogFormat {
     /// Lines for people.
     Text,
     /// A JSON object a line.
@@ -71,30 +71,39 @@ impl Run {
         if let Some(pages) = &pages {
             tracing::info!("serving http://{}/metrics, /ready and /health", pages.address());
         }
-        // A start may wait for a service for minutes. Nothing has been read yet, so to drop it loses nothing.
-        let started = tokio::select! {
-            started = pipeline.start() => started,
-            () = signals.next() => {
-                tracing::info!("told to stop before the sources were open: nothing was read");
-                return Ok(());
-            }
-        };
-        let mut job = started?;
+        let Some(mut job) = started(pipeline, &mut signals).await? else { return Ok(()) };
         signals.watch(job.stopper());
         if let Some(pages) = &pages {
             pages.show(job.progress());
         }
         let report = watch(&mut job).await?;
         if let Some(path) = &self.report {
-            let json = serde_json::to_vec_pretty(&report);
-            let json = json.map_err(|e| Error::internal("could not write the report").because(e))?;
-            let written = tokio::fs::write(path, json).await;
-            written
-                .map_err(|e| Error::config(format!("could not write the report to {}", path.display())).because(e))?;
+            write_report(&report, path).await?;
         }
         terminal::say(&summary(&report));
         Ok(())
     }
+}
+
+/// Starts a pipeline; gives nothing if it was told to stop meanwhile.
+pub async fn started(pipeline: Pipeline, signals: &mut Signals) -> Result<Option<Job>, Failure> {
+    // A start may wait for a service for minutes. Nothing has been read yet, so to drop it loses nothing.
+    let started = tokio::select! {
+        started = pipeline.start() => started,
+        () = signals.next() => {
+            tracing::info!("told to stop before the sources were open: nothing was read");
+            return Ok(None);
+        }
+    };
+    Ok(Some(started?))
+}
+
+/// Writes what was committed to a file.
+pub async fn write_report(report: &Report, path: &Path) -> Result<(), Error> {
+    let json = serde_json::to_vec_pretty(report);
+    let json = json.map_err(|e| Error::internal("could not write the report").because(e))?;
+    let written = tokio::fs::write(path, json).await;
+    written.map_err(|e| Error::config(format!("could not write the report to {}", path.display())).because(e))
 }
 
 fn span(text: &str) -> Result<Duration, String> {
@@ -102,7 +111,7 @@ fn span(text: &str) -> Result<Duration, String> {
 }
 
 /// Logs go to standard error; `RUST_LOG` chooses what is logged.
-fn start_logs(format: LogFormat) {
+pub fn start_logs(format: LogFormat) {
     let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new(LOGGED));
     let logs = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
     let started = match format {

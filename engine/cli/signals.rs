@@ -38,9 +38,14 @@ impl Signals {
             self.next().await;
             tracing::info!("told to stop: committing what has been read");
             stopper.stop();
-            self.next().await;
-            tracing::warn!("told twice to stop: aborting; the next start goes on from the last commit");
-            process::exit(ABORTED);
+            self.abort_at_next().await;
         });
+    }
+
+    /// Ends the process at the next signal.
+    pub async fn abort_at_next(mut self) {
+        self.next().await;
+        tracing::warn!("told twice to stop: aborting; the next start goes on from the last commit");
+        process::exit(ABORTED);
     }
 }

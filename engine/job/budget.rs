@@ -8,7 +8,6 @@ use nexus_operators::transform::states::StateLimits;
 use nexus_operators::{Error, Result};
 
 use crate::plan::Plan;
-use crate::spec::model::Late;
 
 /// A quarter for state: windows and keys. (Another quarter is the queries', see `plan::QUERY_SHARE`.)
 const STATE: u64 = 4;
@@ -60,8 +59,8 @@ impl Budget {
         for table in &plan.tables {
             let spec = plan.spec_of(table);
             let kinds = spec.map_or(0, |spec| usize::from(spec.store) + usize::from(spec.postgres.is_some()));
-            let quarantine =
-                usize::from(!table.rules.is_empty() || table.late_reason().is_some() && table.late == Late::Quarantine);
+            let late = table.late_reason().is_some() && table.late.quarantines();
+            let quarantine = usize::from(!table.rules.is_empty() || table.newest.is_some() || late);
             channels += table.inputs.len() + kinds + quarantine;
             sinks += kinds + quarantine;
             stateful += usize::from(table.is_stateful());

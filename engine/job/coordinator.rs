@@ -17,6 +17,7 @@ use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, MissedTickBehavior, interval};
 
 use super::channel::closed;
+use super::errors::{Budgets, Reasons};
 use super::progress::{Progress, Standing};
 use super::source::{Closing, Command, EpochLoad};
 use crate::plan::reference::ReferenceTable;
@@ -66,6 +67,8 @@ pub enum Report {
         counts: SourceCounts,
         /// The source's watermark.
         watermark_us: Option<i64>,
+        /// Why records were quarantined, as far as an error budget counts them.
+        reasons: Reasons,
         /// Columns that were found among the fields that no column declares.
         found: Vec<Field>,
     },
@@ -154,6 +157,8 @@ pub struct Coordinator {
     pub stop: watch::Receiver<bool>,
     /// What has been recorded and is not yet committed everywhere.
     pub ledger: Ledger,
+    /// How many rows may be bad.
+    pub budgets: Budgets,
     /// The time.
     pub clock: SharedClock,
     /// Whether the run may end so that it is planned anew with columns that sources have got.
@@ -310,7 +315,10 @@ impl Coordinator {
         for source in self.sources.values() {
             source.send(Command::Barrier(closing)).map_err(|_| closed())?;
         }
-        let record = self.gather(closing.epoch).await?;
+        let mut record = self.gather(closing.epoch).await?;
+        let counted = self.budgets.count(&mut record, self.clock.now_us());
+        self.progress.set_errors(self.budgets.standing());
+        counted?;
         if fail::mutated("commit_before_record") {
             self.order_commits(&record)?;
             while self.ledger.committed_by_all(self.sinks.keys()) < record.epoch {
@@ -380,7 +388,8 @@ impl Coordinator {
                     record.sources.entry(source).or_default().cut = cut;
                     cuts += 1;
                 }
-                Report::Decoded { source, epoch: of, counts, watermark_us, found } if of == epoch => {
+                Report::Decoded { source, epoch: of, counts, watermark_us, reasons, found } if of == epoch => {
+                    self.budgets.hear(&source, reasons);
                     let evolved = self.evolved(&source, epoch, &found);
                     let source = record.sources.entry(source).or_default();
                     source.counts = counts;

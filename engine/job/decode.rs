@@ -17,6 +17,7 @@ use tokio::time::Instant;
 
 use super::channel::{Barrier, Item, Receiver, Sender, closed, fan_out};
 use super::coordinator::Report;
+use super::errors::Reasons;
 use super::progress::Progress;
 use super::source::{Closing, Read};
 use crate::state::record::SourceCounts;
@@ -43,6 +44,8 @@ pub struct DecodeStage {
     pub progress: Arc<Progress>,
     /// The time of quarantined records.
     pub clock: SharedClock,
+    /// Why records of the open epoch were quarantined; nothing if no error budget counts them.
+    pub reasons: Option<Reasons>,
 }
 
 impl DecodeStage {
@@ -81,7 +84,7 @@ impl DecodeStage {
             let decoded = match step {
                 Err(error) if error.kind() == ErrorKind::Data => {
                     let (offset, raw) = (chunk.offset_behind(records), chunk.raw());
-                    let rejects = vec![Reject { offset, raw, reason: error.to_string() }];
+                    let rejects = vec![Reject::in_part(offset, raw, error.to_string())];
                     Decoded { batches: Vec::new(), rejects }
                 }
                 decoded => decoded
@@ -117,17 +120,12 @@ impl DecodeStage {
         }
         counts.records += rejects.len() as u64;
         counts.quarantined += rejects.len() as u64;
-        let rows: Vec<_> = rejects
-            .into_iter()
-            .map(|reject| Quarantined {
-                source: Some(self.name.clone()),
-                partition: Some(partition.to_string()),
-                offset: Some(reject.offset),
-                reason: reject.reason,
-                rule: "decode".to_owned(),
-                raw: reject.raw,
-            })
-            .collect();
+        if let Some(reasons) = &mut self.reasons {
+            for reject in &rejects {
+                reasons.note(&reject.reason, || format!("{partition}, {}", reject.offset));
+            }
+        }
+        let rows: Vec<_> = rejects.into_iter().map(|reject| quarantined(&self.name, partition, reject, 0)).collect();
         let batch = quarantine::batch(&self.name, &rows, self.clock.now_us())?;
         self.quarantine.send(Item::Batch(batch)).await
     }
@@ -146,6 +144,7 @@ impl DecodeStage {
             epoch: closing.epoch,
             counts,
             watermark_us: (passed_us > WATERMARK_START).then_some(passed_us),
+            reasons: self.reasons.as_mut().map(std::mem::take).unwrap_or_default(),
             found: self.discovery.as_mut().map(Discovery::take).unwrap_or_default(),
         };
         self.reports.send(told).map_err(|_| closed())?;
@@ -154,6 +153,22 @@ impl DecodeStage {
         let barrier = Item::Barrier(Barrier { epoch: closing.epoch, watermark_us, last: closing.last });
         self.quarantine.send(barrier.clone()).await?;
         fan_out(&self.to, &barrier).await
+    }
+}
+
+/// Makes a quarantine entry of a record that does not decode, and has been sent again so often.
+pub fn quarantined(source: &str, partition: &str, reject: Reject, attempts: u32) -> Quarantined {
+    Quarantined {
+        source: Some(source.to_owned()),
+        partition: Some(partition.to_owned()),
+        offset: Some(reject.offset),
+        reason: reject.reason,
+        rule: "decode".to_owned(),
+        raw: reject.raw,
+        key: reject.key,
+        header: reject.header,
+        redrivable: reject.redrivable,
+        attempts,
     }
 }
 
@@ -271,6 +286,7 @@ mod tests {
             watermark: watermark(),
             progress: Arc::new(Progress::new("test", ["files"].into_iter(), [].into_iter())),
             clock: Arc::new(SystemClock),
+            reasons: None,
         };
         let group = RowGroup { file_len: 9, pieces: vec![(4, Bytes::from_static(b"PAR1"))], index: 3, first_row: 70 };
         let chunk =

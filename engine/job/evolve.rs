@@ -73,6 +73,8 @@ impl Again {
             surroundings: self.surroundings.clone(),
             sources: BTreeMap::new(),
             sinks: Vec::new(),
+            stores: true,
+            redrive: None,
         };
         tracing::info!("planned anew with the columns that were found");
         self.progress.forget_channels();

@@ -28,10 +28,12 @@ pub mod budget;
 pub mod channel;
 pub mod coordinator;
 mod decode;
+mod errors;
 mod evolve;
 mod guard;
 pub mod place;
 pub mod progress;
+pub mod redrive;
 mod reference;
 mod sink;
 mod source;
@@ -45,7 +47,8 @@ use coordinator::{Coordinator, Ended};
 use evolve::Again;
 use guard::guard;
 use progress::{Limits, Progress, Report};
-pub use start::{encryption, state_store};
+use redrive::Redrive;
+pub use start::{encryption, held, state_store};
 
 /// How long after a first error other stages may name a cause that lies deeper.
 const CAUSE_WAIT: Duration = Duration::from_millis(200);
@@ -63,6 +66,10 @@ pub struct RunSettings {
     pub sources: BTreeMap<String, Box<dyn Source>>,
     /// Sinks that an embedding service brings, by the table, `tier.table`, and a name of their own.
     pub sinks: Vec<(String, String, Box<dyn Sink>)>,
+    /// Store tables as the file says; otherwise only the sinks that an embedding service brings take their rows.
+    pub stores: bool,
+    /// Send quarantined rows again, and read nothing from the sources.
+    pub redrive: Option<Redrive>,
 }
 
 /// A job that runs.

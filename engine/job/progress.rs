@@ -58,6 +58,8 @@ pub struct Progress {
     committed: Mutex<Report>,
     /// Written by the coordinator. The lock is held to copy it, so it need not be async.
     standing: Mutex<Standing>,
+    /// Written by the coordinator. The lock is held to copy it, so it need not be async.
+    errors: Mutex<BTreeMap<String, ErrorsCounted>>,
     /// Set when the stages are wired. The lock is held to copy a pointer, so it need not be async.
     state: Mutex<Option<Arc<StateMemory>>>,
     /// By name. The lock is held to add one or to look at all, so it need not be async.
@@ -103,6 +105,20 @@ pub struct Report {
     pub tables: BTreeMap<String, TableReport>,
     /// By table and kind of sink.
     pub sinks: BTreeMap<String, BTreeMap<String, SinkCounts>>,
+    /// Where the error budgets stand, by source or table; `<table>/late` for late rows.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub errors: BTreeMap<String, ErrorsCounted>,
+}
+
+/// What an error budget has counted in its time.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
+pub struct ErrorsCounted {
+    /// All rows.
+    pub rows: u64,
+    /// Of these, rows that went to the quarantine.
+    pub bad: u64,
+    /// How many may.
+    pub allowed: u64,
 }
 
 /// A table's part of the report.
@@ -125,6 +141,44 @@ pub struct SinkCounts {
     pub bytes: u64,
     /// Files.
     pub files: u64,
+}
+
+impl Report {
+    /// Adds what another run of the same pipeline has committed.
+    pub fn add(&mut self, later: Self) {
+        self.generation = later.generation;
+        self.epochs += later.epochs;
+        self.elapsed_s += later.elapsed_s;
+        for (name, counts) in later.sources {
+            self.sources.entry(name).or_default().add(&counts);
+        }
+        for (name, table) in later.tables {
+            self.tables.entry(name).or_default().add(&table);
+        }
+        for (name, kinds) in later.sinks {
+            let known = self.sinks.entry(name).or_default();
+            for (kind, counts) in kinds {
+                known.entry(kind).or_default().add(counts);
+            }
+        }
+    }
+}
+
+impl TableReport {
+    fn add(&mut self, other: &Self) {
+        self.counts.add(&other.counts);
+        for (rule, count) in &other.rules {
+            *self.rules.entry(rule.clone()).or_default() += count;
+        }
+    }
+}
+
+impl SinkCounts {
+    fn add(&mut self, other: Self) {
+        self.rows += other.rows;
+        self.bytes += other.bytes;
+        self.files += other.files;
+    }
 }
 
 impl Default for SourceProgress {
@@ -182,6 +236,11 @@ impl Progress {
     /// Tells where the commits stand.
     pub fn standing(&self) -> Standing {
         self.standing.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Notes where the error budgets stand.
+    pub fn set_errors(&self, errors: BTreeMap<String, ErrorsCounted>) {
+        *self.errors.lock().unwrap_or_else(PoisonError::into_inner) = errors;
     }
 
     /// Gives for how long the oldest closed epoch has waited for its commit.
@@ -243,17 +302,12 @@ impl Progress {
         }
         for (name, table) in &record.tables {
             let total = report.tables.entry(name.clone()).or_default();
-            total.counts.add(&table.counts);
-            for (rule, count) in &table.rules {
-                *total.rules.entry(rule.clone()).or_default() += count;
-            }
+            total.add(&TableReport { counts: table.counts, rules: table.rules.clone() });
         }
         for (name, prepared) in &record.sinks {
             let (table, kind) = name.split_once('/').unwrap_or((name, "sink"));
             let total = report.sinks.entry(table.to_owned()).or_default().entry(kind.to_owned()).or_default();
-            total.rows += prepared.rows;
-            total.bytes += prepared.bytes;
-            total.files += prepared.files;
+            total.add(SinkCounts { rows: prepared.rows, bytes: prepared.bytes, files: prepared.files });
         }
     }
 
@@ -276,6 +330,7 @@ impl Progress {
 
     /// Gives what has been committed so far.
     pub fn report(&self) -> Report {
-        self.committed.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        let errors = self.errors.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        Report { errors, ..self.committed.lock().unwrap_or_else(PoisonError::into_inner).clone() }
     }
 }

@@ -221,7 +221,7 @@ impl SourceStage {
                 self.send(Read::Chunk(chunk), maintain).await?;
             }
             Ok(SourceEvent::Reject { partition, offset, raw, reason }) => {
-                let reject = Reject { offset, raw, reason };
+                let reject = Reject::in_part(offset, raw, reason);
                 standing.last_rows = Instant::now();
                 self.send(Read::Reject { partition, reject }, maintain).await?;
             }

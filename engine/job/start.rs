@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use nexus_operators::clock::SharedClock;
 use nexus_operators::position::Cut;
+use nexus_operators::quarantine::read::Held;
 use nexus_operators::sink::Handle;
 use nexus_operators::source::SourceEvent;
 use nexus_operators::store::{Encryption, Store};
@@ -15,6 +16,7 @@ use tokio::time::Instant;
 
 use super::coordinator::{Ledger, OpenEpoch};
 use super::progress::Progress;
+use super::redrive::{self, Portion, Redrive};
 use super::wiring::{Restored, wire};
 use super::{RunSettings, Wired};
 use crate::plan::{Plan, changes};
@@ -32,7 +34,11 @@ pub async fn start(
     stop: watch::Receiver<bool>,
 ) -> Result<Option<Wired>> {
     let store = state_store(&plan.loaded, settings.surroundings.clock.clone()).await?;
-    if Box::pin(nothing_to_do(&plan, &settings, &store)).await? {
+    let nothing = match &settings.redrive {
+        None => Box::pin(nothing_to_do(&plan, &settings, &store)).await?,
+        Some(redrive) => Box::pin(nothing_to_redrive(&plan, &store, redrive)).await?,
+    };
+    if nothing {
         return Ok(None);
     }
     start_anyway(plan, settings, progress, stop).await.map(Some)
@@ -57,9 +63,23 @@ pub async fn start_anyway(
     store.folder().remove_half_written().await?;
     sweep_snapshots(&store, &state).await?;
     fail::point("after_state_sweep")?;
+    // What is awaited holds no settings: their operators may be sent between threads, and not shared.
+    let (redrive, is_handed_input) = (settings.redrive.clone(), !settings.sources.is_empty());
+    let portion = match &redrive {
+        None => None,
+        // What an epoch has quarantined may go only once all sinks have committed that epoch for good: this run sees to
+        // it, and the next one takes the files.
+        Some(_) if !undone.is_empty() => Some(Portion::default()),
+        Some(redrive) => {
+            let taken = redrive::take(&plan, &store, &encryption, redrive).await?;
+            let clock = settings.surroundings.clock.clone();
+            let ends = !is_handed_input && !Box::pin(has_input(&plan, &clock, &state)).await?;
+            Some(Portion { taken, ends })
+        }
+    };
     let ledger = Ledger::new(committed, undone.iter().map(open_epoch).collect());
     let restored = Restored { store, encryption, state, schemas, generation, ledger, undone };
-    Box::pin(wire(plan, settings, restored, progress, stop)).await
+    Box::pin(wire(plan, settings, restored, portion, progress, stop)).await
 }
 
 /// Opens the state store of a pipeline.
@@ -81,6 +101,13 @@ pub fn encryption(loaded: &Loaded) -> Encryption {
     }
 }
 
+/// Counts what the quarantine holds, by source and table.
+pub async fn held(plan: &Plan, redrive: &Redrive, clock: SharedClock) -> Result<BTreeMap<String, Held>> {
+    let store = state_store(&plan.loaded, clock).await?;
+    let found = redrive::survey(plan, &store, &encryption(&plan.loaded), redrive, u64::MAX).await?;
+    Ok(found.into_iter().map(|(of, quarantine)| (of, quarantine.held)).collect())
+}
+
 /// Tells whether every source ends by itself and has nothing new, and every sink has committed all.
 ///
 /// Then nothing is claimed and no file changes.
@@ -95,29 +122,42 @@ async fn nothing_to_do(plan: &Plan, settings: &RunSettings, store: &StateStore) 
         return Ok(false);
     }
     let (_, undone) = undone(store, &state).await?;
-    if !undone.is_empty() {
-        return Ok(false);
+    Ok(undone.is_empty() && !has_input(plan, &settings.surroundings.clock, &state).await?)
+}
+
+/// Tells whether no quarantined row can be sent again, and every sink has committed all.
+async fn nothing_to_redrive(plan: &Plan, store: &StateStore, redrive: &Redrive) -> Result<bool> {
+    let state = store.load().await?;
+    if state.epoch == 0 {
+        return Ok(true);
     }
+    schemas(plan, &state).await?;
+    let (_, undone) = undone(store, &state).await?;
+    Ok(undone.is_empty() && !redrive::has_any(plan, store, &encryption(&plan.loaded), redrive).await?)
+}
+
+/// Tells whether there is, or may be, something to read.
+async fn has_input(plan: &Plan, clock: &SharedClock, state: &State) -> Result<bool> {
     for name in plan.opened_sources() {
         let source = plan.sources.get(&name).ok_or_else(|| Error::internal(format!("source {name} is not planned")))?;
-        let mut operator = source.operator(&plan.loaded, &settings.surroundings.clock)?;
+        let mut operator = source.operator(&plan.loaded, clock)?;
         if !operator.bounded() {
-            return Ok(false);
+            return Ok(true);
         }
         operator.open(state.positions.get(&name).unwrap_or(&Cut::default())).await?;
         loop {
             match operator.next().await? {
                 SourceEvent::End => break,
                 SourceEvent::Idle => {}
-                SourceEvent::Chunk(_) | SourceEvent::Reject { .. } => return Ok(false),
+                SourceEvent::Chunk(_) | SourceEvent::Reject { .. } => return Ok(true),
             }
         }
         // A file may have nothing in it and still be new: that it was looked at is worth a record.
         if !operator.cut().is_empty() {
-            return Ok(false);
+            return Ok(true);
         }
     }
-    Ok(true)
+    Ok(false)
 }
 
 /// Gives the columns of the tables that go to sinks. Refuses what stored rows or kept state do not survive.

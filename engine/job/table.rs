@@ -14,18 +14,20 @@ use nexus_operators::clock::SharedClock;
 use nexus_operators::quarantine::{self, Quarantined};
 use nexus_operators::transform::expect::{Rule, judge};
 use nexus_operators::transform::leaf::LeafSender;
+use nexus_operators::transform::newest::Newest;
 use nexus_operators::transform::query::{Running, failed};
-use nexus_operators::transform::rows::{conform, quarantined};
+use nexus_operators::transform::rows::{self, conform};
 use nexus_operators::transform::unique::Unique;
 use nexus_operators::transform::window::{WATERMARK_END, WATERMARK_START, Window};
 use nexus_operators::transform::{Transform, WINDOWS};
-use nexus_operators::{Error, Result, fail};
+use nexus_operators::{Error, ErrorKind, Result, fail};
 use tokio::sync::mpsc;
 
 use super::budget::StateShare;
 use super::channel::{Barrier, Item, Receiver, Sender, closed, fan_out};
 use super::coordinator::Report;
 use super::progress::Progress;
+use super::redrive::Taken;
 use super::source::EpochLoad;
 use crate::plan::reference::ReferenceView;
 use crate::state::record::{Basis, TableCounts, TableRecord, TableState};
@@ -43,6 +45,8 @@ pub struct TableStage {
     pub outlet: Outlet,
     /// Where state is kept; nothing if the table has none.
     pub memory: Option<Memory>,
+    /// Rows that broke a rule of the table and are sent again, in the first epoch.
+    pub redriven: Option<Taken>,
     /// Whether the result carries event time. Whoever reads one without it waits for the end of input.
     pub carries_time: bool,
     /// The reference tables that the query reads.
@@ -85,6 +89,8 @@ pub struct Outlet {
     pub rules: Vec<Rule>,
     /// The keys that have been seen.
     pub unique: Option<Unique>,
+    /// The newest row of each key, where rows may replace those before.
+    pub newest: Option<Newest>,
     /// What an epoch may add to the keys, in bytes, before it is closed: its barrier frees those that are old enough.
     pub state_of_epoch_max: usize,
     /// What all sources share.
@@ -138,11 +144,19 @@ impl TableStage {
                 self.transform.refresh();
             }
         }
+        if let Some(taken) = self.redriven.take() {
+            let mut rows = taken.rows();
+            while let Some((again, back)) = rows.next().await? {
+                self.outlet.put_back(back, &mut tally).await?;
+                self.outlet.send_again(&again, &mut tally).await?;
+            }
+        }
         let closed_until_us = self.transform.closed_until_us();
+        let late_until_us = self.transform.forgotten_until_us().unwrap_or(closed_until_us);
         let Running { inputs, rows } = self.transform.start().await?;
         let numbered = rows.into_iter().enumerate();
         let mut rows = select_all(numbered.map(|(stream, rows)| rows.map(move |batch| (stream, batch))));
-        let arriving = self.intake.feed(inputs, closed_until_us);
+        let arriving = self.intake.feed(inputs, late_until_us, closed_until_us);
         // The plan may end before its input does (a join with nothing): what it held must not hold the input back.
         let leaving = async {
             while let Some((stream, batch)) = rows.next().await {
@@ -162,12 +176,14 @@ impl TableStage {
         let ((arrived, barrier), ()) = futures::future::try_join(arriving, leaving).await?;
         tally.counts.rows_in = arrived.rows_in;
         tally.counts.late = arrived.late;
+        tally.counts.correcting = arrived.correcting;
 
         let watermark_us = barrier.watermark_us.unwrap_or(WATERMARK_START);
         let mut closing = self.transform.close(barrier.epoch, watermark_us).await?;
         while let Some(batch) = closing.next().await? {
             self.outlet.pass(batch, &mut tally).await?;
         }
+        self.outlet.give_newest(barrier.epoch, &mut tally).await?;
         self.report(&barrier, watermark_us, tally).await?;
         let forwarded = Barrier { watermark_us: self.forward(barrier.watermark_us)?, ..barrier };
         self.outlet.close(forwarded).await?;
@@ -200,15 +216,20 @@ impl TableStage {
         hold(&mut self.memory, &self.transform, &self.outlet)?;
         let Some(memory) = &mut self.memory else { return Ok(None) };
         fail::point("before_snapshot")?;
-        let sealed = self.transform.seal(epoch).await?;
+        let mut sealed = self.transform.seal(epoch).await?;
+        if let Some(newest) = &mut self.outlet.newest {
+            sealed.push((WINDOWS, newest.seal(epoch, behind_us)?));
+        }
         let keys = match &mut self.outlet.unique {
             Some(unique) => memory.save_keys(unique, epoch, behind_us).await?,
             None => BTreeMap::new(),
         };
         fail::point("after_keys_snapshot")?;
         let closed_until_us = self.transform.closed_until_us();
+        let newest = self.outlet.newest.as_ref().map(Newest::forgotten_until_us);
+        let forgotten_until_us = newest.or_else(|| self.transform.forgotten_until_us());
         let (query, basis) = (memory.query.clone(), Some(memory.basis.clone()));
-        let mut state = TableState { query, basis, closed_until_us, keys, ..TableState::default() };
+        let mut state = TableState { query, basis, closed_until_us, forgotten_until_us, keys, ..TableState::default() };
         for (kind, sealed) in sealed {
             let kept = memory.states.get_mut(kind).ok_or_else(|| Error::internal(format!("nothing keeps {kind}")))?;
             let (files, added) = kept.save(epoch, sealed).await?;
@@ -229,7 +250,9 @@ impl TableStage {
 /// Notes what the state of a table takes, which must not be more than its share.
 fn hold(memory: &mut Option<Memory>, transform: &Transform, outlet: &Outlet) -> Result<()> {
     let Some(memory) = memory else { return Ok(()) };
-    memory.share.hold(transform.size_bytes() + outlet.unique.as_ref().map_or(0, Unique::size_bytes))
+    let keys = outlet.unique.as_ref().map_or(0, Unique::size_bytes);
+    let newest = outlet.newest.as_ref().map_or(0, Newest::size_bytes);
+    memory.share.hold(transform.size_bytes() + keys + newest)
 }
 
 impl Memory {
@@ -248,11 +271,20 @@ impl Memory {
 struct Arrived {
     rows_in: u64,
     late: u64,
+    /// Rows of windows that have been given out and are corrected.
+    correcting: u64,
 }
 
 impl Intake {
     /// Feeds the inputs to the query until the barrier has come on all of them.
-    async fn feed(&mut self, senders: Vec<LeafSender>, closed_until_us: i64) -> Result<(Arrived, Barrier)> {
+    ///
+    /// Rows of windows that end up to `late_until_us` are late, those of others up to `closed_until_us` correct them.
+    async fn feed(
+        &mut self,
+        senders: Vec<LeafSender>,
+        late_until_us: i64,
+        closed_until_us: i64,
+    ) -> Result<(Arrived, Barrier)> {
         let Self { table, inputs, quarantine, late_reason, clock } = self;
         let (table, quarantine, late_reason, clock) = (&*table, &*quarantine, *late_reason, &*clock);
         let fed = inputs.iter_mut().zip(senders).map(|(input, sender)| async move {
@@ -262,13 +294,16 @@ impl Intake {
                     Item::Barrier(barrier) => return Ok::<_, Error>((arrived, barrier)),
                     Item::Batch(batch) => {
                         arrived.rows_in += batch.num_rows() as u64;
-                        let (batch, late) = on_time(batch, input.window.as_ref(), closed_until_us)?;
+                        let (batch, late) = on_time(batch, input.window.as_ref(), late_until_us)?;
                         if let Some(late) = late {
                             arrived.late += late.num_rows() as u64;
                             if let Some(quarantine) = quarantine {
-                                let rows = quarantined(&late, "late", late_reason)?;
+                                let rows = rows::late(&late, late_reason)?;
                                 send_quarantined(table, &rows, quarantine, clock).await?;
                             }
+                        }
+                        if let Some(window) = input.window.as_ref().filter(|_| late_until_us < closed_until_us) {
+                            arrived.correcting += window.closed(&batch, closed_until_us)?.true_count() as u64;
                         }
                         sender.send(batch).await;
                     }
@@ -280,6 +315,7 @@ impl Intake {
         for (arrived, barrier) in try_join_all(fed).await? {
             total.rows_in += arrived.rows_in;
             total.late += arrived.late;
+            total.correcting += arrived.correcting;
             let watermark_us = match (aligned.and_then(|known| known.watermark_us), barrier.watermark_us) {
                 (Some(known), Some(here)) => Some(known.min(here)),
                 (known, here) => known.or(here),
@@ -291,14 +327,14 @@ impl Intake {
     }
 }
 
-/// Parts the rows whose window has been given out, or whose time has passed, from the others.
+/// Parts the rows of windows that end up to a time, or whose time has passed, from the others.
 fn on_time(
     batch: RecordBatch,
     window: Option<&Window>,
-    closed_until_us: i64,
+    late_until_us: i64,
 ) -> Result<(RecordBatch, Option<RecordBatch>)> {
-    let Some(window) = window.filter(|_| closed_until_us > WATERMARK_START) else { return Ok((batch, None)) };
-    let late = window.closed(&batch, closed_until_us)?;
+    let Some(window) = window.filter(|_| late_until_us > WATERMARK_START) else { return Ok((batch, None)) };
+    let late = window.closed(&batch, late_until_us)?;
     if late.true_count() == 0 {
         return Ok((batch, None));
     }
@@ -320,15 +356,63 @@ impl Outlet {
             return Ok(());
         }
         let batch = conform(&batch, &self.schema)?;
+        tally.counts.rows_sql += batch.num_rows() as u64;
+        self.judge(batch, 0, tally).await
+    }
+
+    /// Takes rows to the rules once more that broke one.
+    async fn send_again(&mut self, rows: &[Quarantined], tally: &mut Tally) -> Result<()> {
+        for alike in rows.chunk_by(|a, b| a.attempts == b.attempts) {
+            let documents: Vec<_> = alike.iter().map(|row| row.raw.clone()).collect();
+            match (rows::from_json(&documents, &self.schema), alike) {
+                (Ok(batch), [first, ..]) => {
+                    tally.counts.redriven += alike.len() as u64;
+                    self.judge(batch, first.attempts + 1, tally).await?;
+                }
+                (Err(error), [row]) if error.kind() == ErrorKind::Data => {
+                    tally.counts.redriven += 1;
+                    tally.counts.quarantined += 1;
+                    let (reason, rule, attempts) = (error.to_string(), "redrive".to_owned(), row.attempts + 1);
+                    self.quarantine(&[Quarantined { reason, rule, attempts, ..row.clone() }]).await?;
+                }
+                (Err(error), alike) if error.kind() == ErrorKind::Data => {
+                    for row in alike {
+                        Box::pin(self.send_again(std::slice::from_ref(row), tally)).await?;
+                    }
+                }
+                (Err(error), _) => return Err(error),
+                (Ok(_), []) => {}
+            }
+        }
+        Ok(())
+    }
+
+    /// Puts rows back that cannot be sent again.
+    async fn put_back(&mut self, back: RecordBatch, tally: &mut Tally) -> Result<()> {
+        let rows = back.num_rows() as u64;
+        tally.counts.redriven += rows;
+        tally.counts.quarantined += rows;
+        match &self.quarantine {
+            Some(quarantine) if rows > 0 => quarantine.send(Item::Batch(back)).await,
+            _ => Ok(()),
+        }
+    }
+
+    async fn quarantine(&self, rows: &[Quarantined]) -> Result<()> {
+        match &self.quarantine {
+            Some(quarantine) if !rows.is_empty() => send_quarantined(&self.table, rows, quarantine, &self.clock).await,
+            _ => Ok(()),
+        }
+    }
+
+    /// Passes on what meets the rules and has not been there before.
+    async fn judge(&mut self, batch: RecordBatch, attempts: u32, tally: &mut Tally) -> Result<()> {
+        let judged = judge(&self.table, &self.rules, batch, attempts)?;
         let counts = &mut tally.counts;
-        counts.rows_sql += batch.num_rows() as u64;
-        let judged = judge(&self.table, &self.rules, batch)?;
         counts.dropped += judged.dropped;
         counts.quarantined += judged.quarantined.len() as u64;
         tally.rules.iter_mut().zip(judged.broken).for_each(|(total, broken)| *total += broken);
-        if let (Some(quarantine), false) = (&self.quarantine, judged.quarantined.is_empty()) {
-            send_quarantined(&self.table, &judged.quarantined, quarantine, &self.clock).await?;
-        }
+        self.quarantine(&judged.quarantined).await?;
         let mut kept = judged.kept;
         if let Some(unique) = &mut self.unique {
             let before = kept.num_rows();
@@ -337,8 +421,30 @@ impl Outlet {
             let open_bytes = unique.open_bytes();
             self.close_if_full(open_bytes);
         }
+        if let Some(newest) = &mut self.newest {
+            let offered = newest.offer(&kept, attempts)?;
+            counts.duplicates += offered.older;
+            counts.quarantined += offered.unfit.len() as u64;
+            if newest.open_bytes() > self.state_of_epoch_max {
+                self.load.fill();
+            }
+            return self.quarantine(&offered.unfit).await;
+        }
+        self.send(kept, tally).await
+    }
+
+    /// Passes on the rows of an epoch that are the newest of their keys.
+    async fn give_newest(&mut self, epoch: u64, tally: &mut Tally) -> Result<()> {
+        let Some(newest) = &mut self.newest else { return Ok(()) };
+        for batch in newest.close(epoch)? {
+            self.send(batch, tally).await?;
+        }
+        Ok(())
+    }
+
+    async fn send(&self, kept: RecordBatch, tally: &mut Tally) -> Result<()> {
         let rows = kept.num_rows() as u64;
-        counts.rows_out += rows;
+        tally.counts.rows_out += rows;
         if rows == 0 {
             return Ok(());
         }

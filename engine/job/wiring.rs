@@ -8,9 +8,10 @@ use nexus_operators::clock::SharedClock;
 use nexus_operators::decode::Discovery;
 use nexus_operators::position::Cut;
 use nexus_operators::quarantine;
-use nexus_operators::sink::parquet::{ParquetCompression, ParquetSettings, ParquetSink, PartitionBy};
+use nexus_operators::sink::parquet::{ParquetCompression, ParquetSettings, ParquetSink, PartitionBy, RemovedFile};
 use nexus_operators::sink::{EpochId, Prepared, Sink};
 use nexus_operators::store::Encryption;
+use nexus_operators::transform::WINDOWS;
 use nexus_operators::{Error, Result, fail};
 use tokio::sync::{Notify, mpsc, watch};
 
@@ -18,8 +19,12 @@ use super::budget::{Budget, StateMemory};
 use super::channel::{Item, Receiver, Sender, Weigh, channel};
 use super::coordinator::{CommitQueue, Coordinator, Ledger, Report, Timing};
 use super::decode::{DecodeStage, Watermark};
-use super::place::{PARQUET, POSTGRES, ParquetPlace, parquet_place, spool_place};
+use super::errors::{Budgets, Reasons};
+#[cfg(feature = "postgres")]
+use super::place::spool_place;
+use super::place::{PARQUET, POSTGRES, ParquetPlace, parquet_place};
 use super::progress::Progress;
+use super::redrive::{Portion, RecordStage};
 use super::reference::ReferenceStage;
 use super::sink::{CommitStage, SinkStage};
 use super::source::{Command, EpochLoad, SourceStage};
@@ -31,7 +36,7 @@ use crate::plan::changes::stored_schema;
 use crate::plan::reference::ReferenceTable;
 use crate::plan::table::TablePlan;
 use crate::spec::Partition;
-use crate::spec::model::{self, Late};
+use crate::spec::model;
 use crate::state::record::{CommitRecord, QUARANTINE};
 use crate::state::schema::TableSchema;
 use crate::state::snapshot::Snapshots;
@@ -62,6 +67,10 @@ struct Wiring<'a> {
     plan: &'a Plan,
     restored: &'a Restored,
     clock: SharedClock,
+    /// Whether tables are stored as the file says.
+    stores: bool,
+    /// What is sent again, in place of what the sources have; nothing if they are read.
+    portion: Option<Portion>,
     budget: Budget,
     state_memory: Arc<StateMemory>,
     progress: Arc<Progress>,
@@ -80,6 +89,7 @@ pub async fn wire(
     plan: Plan,
     mut settings: RunSettings,
     restored: Restored,
+    portion: Option<Portion>,
     progress: Arc<Progress>,
     stop: watch::Receiver<bool>,
 ) -> Result<Wired> {
@@ -88,7 +98,7 @@ pub async fn wire(
     let load =
         Arc::new(EpochLoad { bytes: AtomicU64::new(0), bytes_max: spec.commit.bytes.0.max(1), wake: Notify::new() });
     // What a service has handed over cannot be opened a second time.
-    let may_evolve = settings.sources.is_empty() && settings.sinks.is_empty();
+    let may_evolve = settings.sources.is_empty() && settings.sinks.is_empty() && settings.redrive.is_none();
     let user_sources = std::mem::take(&mut settings.sources);
     let user_sinks = std::mem::take(&mut settings.sinks);
     let budget = Budget::of(&plan);
@@ -98,6 +108,8 @@ pub async fn wire(
         plan: &plan,
         restored: &restored,
         clock: settings.surroundings.clock.clone(),
+        stores: settings.stores,
+        portion,
         budget,
         state_memory,
         progress: progress.clone(),
@@ -120,7 +132,10 @@ pub async fn wire(
     }
     let mut user_sources = user_sources;
     for name in plan.opened_sources() {
-        Box::pin(wiring.source(&name, user_sources.remove(&name))).await?;
+        match wiring.portion {
+            None => Box::pin(wiring.source(&name, user_sources.remove(&name))).await?,
+            Some(_) => wiring.records(&name).await?,
+        }
     }
     check_owed(&restored, &wiring.queues)?;
     let timing = Timing {
@@ -132,6 +147,11 @@ pub async fn wire(
     };
     let Wiring { stages, commits, queues, commands, .. } = wiring;
     let tables = plan.tables.iter().map(TablePlan::name).collect();
+    // Rows that fail again are as many as there were.
+    let budgets = match settings.redrive {
+        None => Budgets::new(&plan, &restored.state.errors),
+        Some(_) => Budgets::default(),
+    };
     let Restored { store, state, schemas, generation, ledger, .. } = restored;
     let coordinator = Coordinator {
         store,
@@ -146,6 +166,7 @@ pub async fn wire(
         load,
         progress,
         timing,
+        budgets,
         clock: settings.surroundings.clock.clone(),
         stop,
         ledger,
@@ -208,6 +229,7 @@ impl Wiring<'_> {
         let (read, reads) = self.channel(format!("decode {name}"));
         let (command, commands) = mpsc::unbounded_channel();
         self.commands.insert(name.to_owned(), command);
+        let has_budget = self.plan.loaded.spec.sources.get(name).is_some_and(|source| source.errors.is_some());
         let decode = DecodeStage {
             name: name.to_owned(),
             decoder: plan.decoder()?.into(),
@@ -224,6 +246,7 @@ impl Wiring<'_> {
             ),
             progress: self.progress.clone(),
             clock: self.clock.clone(),
+            reasons: has_budget.then(Reasons::default),
         };
         let stage = SourceStage {
             name: name.to_owned(),
@@ -240,15 +263,39 @@ impl Wiring<'_> {
         Ok(())
     }
 
+    /// Adds the stage that stands in for a source while quarantined rows are sent again.
+    async fn records(&mut self, name: &str) -> Result<()> {
+        let plan = self.plan.sources.get(name);
+        let plan = plan.ok_or_else(|| Error::internal(format!("source {name} is not planned")))?;
+        let quarantine = self.quarantine(name).await?;
+        let (command, commands) = mpsc::unbounded_channel();
+        self.commands.insert(name.to_owned(), command);
+        let stage = RecordStage {
+            name: name.to_owned(),
+            decoder: plan.decoder()?.into(),
+            taken: self.portion.as_mut().and_then(|portion| portion.taken.remove(name)),
+            to: self.takers.remove(name).unwrap_or_default(),
+            quarantine,
+            commands,
+            reports: self.reports.clone(),
+            watermark_us: self.restored.state.watermarks_us.get(name).copied(),
+            ends: self.portion.as_ref().is_some_and(|portion| portion.ends),
+            clock: self.clock.clone(),
+        };
+        self.stages.push((format!("quarantine of {name}"), Box::pin(stage.run())));
+        Ok(())
+    }
+
     async fn table(&mut self, plan: &TablePlan) -> Result<()> {
         let name = plan.name();
         let spec = self.plan.spec_of(plan).cloned();
         let mut to = self.takers.remove(&name).unwrap_or_default();
-        if let Some(spec) = &spec {
+        if let Some(spec) = spec.as_ref().filter(|_| self.stores) {
             to.extend(self.stored(plan, spec).await?);
         }
-        let late = plan.late_reason().is_some() && plan.late == Late::Quarantine;
-        let quarantine = if late || !plan.rules.is_empty() { Some(self.quarantine(&name).await?) } else { None };
+        let late = plan.late_reason().is_some() && plan.late.quarantines();
+        let quarantines = late || !plan.rules.is_empty() || plan.newest.is_some() || self.has_quarantined(&name);
+        let quarantine = if quarantines { Some(self.quarantine(&name).await?) } else { None };
         let mut inputs = Vec::with_capacity(plan.inputs.len());
         for input in &plan.inputs {
             let (sender, from) = self.channel(format!("{input} to {name}"));
@@ -257,14 +304,20 @@ impl Wiring<'_> {
         }
         let mut transform = plan.transform(self.budget.windows).await?;
         let mut unique = plan.unique(self.budget.keys)?;
-        let memory = if plan.is_stateful() { Some(self.memory(plan, transform.parts()).await?) } else { None };
+        let mut newest = plan.newest()?;
+        let kinds = transform.parts().iter().copied().chain(newest.as_ref().map(|_| WINDOWS));
+        let kinds: Vec<_> = kinds.collect();
+        let memory = if plan.is_stateful() { Some(self.memory(plan, &kinds).await?) } else { None };
         if let (Some(memory), Some(state)) = (&memory, self.restored.state.tables.get(&name)) {
             if !fail::mutated("no_windows") {
                 let mut parts = BTreeMap::new();
                 for (kind, files) in &memory.states {
                     parts.insert(*kind, files.restore().await?);
                 }
-                transform.restore(parts, state.closed_until_us)?;
+                if let Some(newest) = &mut newest {
+                    newest.restore(parts.remove(WINDOWS).unwrap_or_default(), state.forgotten_until_us)?;
+                }
+                transform.restore(parts, state.closed_until_us, state.forgotten_until_us)?;
             }
             if let Some(unique) = unique.as_mut().filter(|_| !fail::mutated("no_keys")) {
                 unique.restore(memory.keys.restore().await?)?;
@@ -282,9 +335,10 @@ impl Wiring<'_> {
             },
             outlet: Outlet {
                 table: name.clone(),
-                schema: plan.schema.clone(),
+                schema: plan.query_schema(),
                 rules: plan.rules.clone(),
                 unique,
+                newest,
                 state_of_epoch_max: self.budget.state_of_epoch,
                 load: self.load.clone(),
                 to,
@@ -293,6 +347,7 @@ impl Wiring<'_> {
                 clock: self.clock.clone(),
             },
             memory,
+            redriven: self.portion.as_mut().and_then(|portion| portion.taken.remove(&name)),
             carries_time: plan.event_time.is_some(),
             references: plan.views.clone(),
             open: self.restored.state.epoch + 1,
@@ -318,13 +373,22 @@ impl Wiring<'_> {
                 open_partitions_max: self.plan.loaded.spec.limits.open_partitions,
                 buffer_bytes: self.budget.sink,
             };
-            takers.push(self.parquet(&format!("{name}/{PARQUET}"), settings).await?);
+            takers.push(self.parquet(&format!("{name}/{PARQUET}"), settings, Vec::new()).await?);
         }
         if let Some(postgres) = &spec.postgres {
             let sink = self.postgres(plan, postgres).await?;
             takers.push(self.sink(&format!("{name}/{POSTGRES}"), sink).await?);
         }
         Ok(takers)
+    }
+
+    /// Tells whether rows of a table are in the quarantine, or are to come there, though its file says nothing of it any
+    /// more.
+    fn has_quarantined(&self, table: &str) -> bool {
+        let sink = format!("{table}/{QUARANTINE}");
+        let owed = |record: &CommitRecord| record.sinks.get(&sink).is_some_and(|prepared| prepared.handle.is_some());
+        let taken = self.portion.as_ref().is_some_and(|portion| portion.taken.contains_key(table));
+        taken || self.restored.undone.iter().any(owed)
     }
 
     async fn quarantine(&mut self, of: &str) -> Result<Sender<Item>> {
@@ -338,13 +402,20 @@ impl Wiring<'_> {
             open_partitions_max: 1,
             buffer_bytes: self.budget.sink,
         };
-        self.parquet(&format!("{of}/{QUARANTINE}"), settings).await
+        let taken = self.portion.as_ref().and_then(|portion| portion.taken.get(of));
+        let removes = taken.map(|taken| taken.files().to_vec()).unwrap_or_default();
+        self.parquet(&format!("{of}/{QUARANTINE}"), settings, removes).await
     }
 
-    async fn parquet(&mut self, sink: &str, settings: ParquetSettings) -> Result<Sender<Item>> {
+    async fn parquet(
+        &mut self,
+        sink: &str,
+        settings: ParquetSettings,
+        removes: Vec<RemovedFile>,
+    ) -> Result<Sender<Item>> {
         let ParquetPlace { table, staging, notes } =
             parquet_place(self.plan, &self.restored.store, &self.restored.encryption, sink).await?;
-        self.sink(sink, Box::new(ParquetSink::new(settings, table, staging, notes)?)).await
+        self.sink(sink, Box::new(ParquetSink::new(settings, table, staging, notes)?.removing(removes))).await
     }
 
     #[cfg(feature = "postgres")]

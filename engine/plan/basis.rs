@@ -4,7 +4,7 @@
 //! below it; remembered keys by the expressions of the key and of the event time, and the filters and joins below them.
 //! The old query is planned again over the columns of now, so that nothing that DataFusion may name otherwise in a later version is ever stored.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use datafusion::common::Column;
 use datafusion::common::tree_node::TreeNodeRecursion;
@@ -73,7 +73,7 @@ impl TablePlan {
             let found = StreamJoin::find(&optimised, &join.times);
             let (node, _) = found.ok_or_else(|| DataFusionError::Plan("the query has no join of streams".into()))?;
             Some(node.clone())
-        } else if self.window.is_some() || self.keys.is_some() {
+        } else if self.window.is_some() || self.keys.is_some() && self.newest.is_none() {
             let times = self.inputs.iter().map(|name| (name.clone(), None)).collect();
             let optimised = self.state.optimize(&logical)?;
             let aggregate = find_aggregate(&optimised, &times).ok().flatten();
@@ -82,13 +82,13 @@ impl TablePlan {
         } else {
             None
         };
-        let keys = match &self.unique {
-            Some((key, time, _)) => {
-                let columns = key
-                    .iter()
-                    .chain(Some(time).filter(|time| !key.contains(time)))
-                    .map(|index| self.column_of(&logical, *index));
-                let columns = columns.collect::<Result<Vec<_>>>()?;
+        let first = self.unique.as_ref().map(|(key, time, _)| [key.as_slice(), &[*time]].concat());
+        let newest = self.newest.as_ref().map(|newest| [newest.key.as_slice(), &[newest.time, newest.order]].concat());
+        let keys = match first.or(newest) {
+            Some(remembered) => {
+                let mut seen = BTreeSet::new();
+                let columns = remembered.iter().filter(|index| seen.insert(**index));
+                let columns = columns.map(|index| self.column_of(&logical, *index)).collect::<Result<Vec<_>>>()?;
                 let keys = LogicalPlanBuilder::from(logical.clone()).project(columns)?.build()?;
                 Some(self.state.optimize(&keys)?)
             }

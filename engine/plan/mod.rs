@@ -201,8 +201,7 @@ impl<'a> Planning<'a> {
             let changing = planned.iter().find(|plan| plan.keys.is_some() && read.contains(&plan.name()));
             if let Some(changing) = changing {
                 let message = format!("{name} reads {}, whose rows change", changing.name());
-                let hint =
-                    "an aggregate without a window is for its sinks; read what it reads, or put both into one query";
+                let hint = "such a table is for its sinks; read what it reads, or put both into one query";
                 self.refuse(&[tier.name(), table], codes::NOT_STREAMABLE, message, Some(hint.to_owned()));
                 continue;
             }

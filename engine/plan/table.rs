@@ -13,11 +13,13 @@ use datafusion::physical_plan::ExecutionPlan;
 use nexus_operators::clock::SharedClock;
 use nexus_operators::transform::Transform;
 use nexus_operators::transform::aggregate::WindowedAggregate;
+use nexus_operators::transform::corrected::CorrectedAggregate;
 use nexus_operators::transform::expect::{Otherwise, Rule};
 use nexus_operators::transform::join::Join;
 use nexus_operators::transform::keyed::{KeyedAggregate, with_sequence};
 use nexus_operators::transform::keys::KeyLimits;
 use nexus_operators::transform::leaf::{Leaf, StreamTable};
+use nexus_operators::transform::newest::{Newest, NewestSettings, is_order};
 use nexus_operators::transform::query::{Query, set_time};
 use nexus_operators::transform::rows::stored_schema;
 use nexus_operators::transform::states::StateLimits;
@@ -25,12 +27,12 @@ use nexus_operators::transform::unique::Unique;
 use nexus_operators::transform::window::{Extent, Width, Window};
 use nexus_operators::{Error, Result};
 
-use super::analyze::{EventTimes, Shape, Unfit, analyze, stream_name, without_window};
+use super::analyze::{EventTimes, Shape, Unfit, WindowShape, analyze, corrected_keys, stream_name, without_window};
 use super::join::JoinPlan;
 use super::reference::{ReferenceTable, ReferenceView};
 use super::{as_of, windows};
 use crate::spec::Tier;
-use crate::spec::model::{self, Late};
+use crate::spec::model::{self, Keep, Late};
 
 /// What a table may read.
 pub struct Readable<'a> {
@@ -62,7 +64,7 @@ pub struct TablePlan {
     pub event_time: Option<usize>,
     /// The window of the query's aggregate: its place among the keys, and how far it reaches.
     pub window: Option<(usize, Extent)>,
-    /// The keys of an aggregate without a window, as columns: a row replaces the one before of the same keys.
+    /// The keys of an aggregate whose rows change, as columns: a row replaces the one before of the same keys.
     pub keys: Option<Vec<usize>>,
     /// The query split at its join of two streams, if it has one.
     pub join: Option<Arc<JoinPlan>>,
@@ -72,6 +74,8 @@ pub struct TablePlan {
     pub rules: Vec<Rule>,
     /// Key columns, event-time column and bound in microseconds of deduplication.
     pub unique: Option<(Vec<usize>, usize, i64)>,
+    /// The same, where the newest row of a key is kept.
+    pub newest: Option<NewestSettings>,
     /// The query as a plan over its leaves.
     pub logical: LogicalPlan,
     /// The session, in which the inputs are known.
@@ -145,7 +149,12 @@ impl TablePlan {
             return Err(Refused::Sql { message: message.into(), at: None });
         }
         let times: EventTimes = inputs.iter().map(|name| (name.clone(), time_name(readable, name))).collect();
-        let Shape { window, keys, join, event_time } = analyze(&optimised, &times).map_err(Refused::Unfit)?;
+        let Shape { window, mut keys, join, mut event_time } = analyze(&optimised, &times).map_err(Refused::Unfit)?;
+        if let Late::Update(_) = spec.late {
+            check_corrected(spec, window.as_ref())?;
+            keys = Some(corrected_keys(&optimised, &times).map_err(Refused::Unfit)?);
+            event_time = None;
+        }
         let used: Vec<Arc<Leaf>> = inputs.iter().filter_map(|name| known.leaves.get(name).cloned()).collect();
         let starts = match (&window, &join) {
             (Some(window), _) => window.starts.clone(),
@@ -163,8 +172,27 @@ impl TablePlan {
             check_keyed(spec, &schema, keys, &times)?;
             schema = with_sequence(&schema);
         }
+        let newest = match &spec.unique {
+            Some(unique) if unique.keep == Keep::Newest => {
+                if window.is_some() || keys.is_some() {
+                    let message = "an aggregate has one row for each key already; make the rows that it reads unique";
+                    return Err(Refused::Option(vec!["unique".into()], Error::config(message)));
+                }
+                let newest = newest_plan(spec, unique, &schema, event_time)?;
+                keys = Some(newest.key.clone());
+                event_time = None;
+                schema = with_sequence(&schema);
+                Some(newest)
+            }
+            _ => None,
+        };
         check_columns(&schema)?;
-        let unique = spec.unique.as_ref().map(|unique| unique_plan(unique, &schema, event_time)).transpose()?;
+        if window.is_none() && join.is_none() && spec.errors.as_ref().is_some_and(|errors| errors.late) {
+            let message = "the query has no windows and no join of streams, so no row comes too late; remove `late`";
+            return Err(Refused::Option(vec!["errors".into(), "late".into()], Error::config(message)));
+        }
+        let first = spec.unique.as_ref().filter(|unique| unique.keep == Keep::First);
+        let unique = first.map(|unique| unique_plan(unique, &schema, event_time)).transpose()?;
         Ok(Self {
             tier,
             table: table.to_owned(),
@@ -179,6 +207,7 @@ impl TablePlan {
             join,
             late: spec.late,
             unique,
+            newest,
             logical,
             leaves: used,
             starts,
@@ -225,7 +254,14 @@ impl TablePlan {
             let names: Vec<_> = key.iter().map(|index| self.schema.field(*index).name().as_str()).collect();
             format!("; unique ({}) by {} within {within_us} us", names.join(", "), self.schema.field(*time).name())
         });
-        rule.unwrap_or_default()
+        let newest = self.newest.as_ref().map(|newest| {
+            let name = |index: &usize| self.schema.field(*index).name().as_str();
+            let (order, time) = (name(&newest.order), name(&newest.time));
+            let key = newest.key.iter().map(name).collect::<Vec<_>>().join(", ");
+            format!("; newest of ({key}) by {order}, of {time} within {} us", newest.within_us)
+        });
+        let corrected = if matches!(self.late, Late::Update(_)) { "; corrected by late rows" } else { "" };
+        format!("{}{corrected}", rule.or(newest).unwrap_or_default())
     }
 
     /// Gives the columns that a sink with a key keeps: all, but for the sequence that tells which row is newer.
@@ -257,7 +293,16 @@ impl TablePlan {
         }
         let query = self.query().await?;
         Ok(match self.window {
-            None if self.keys.is_some() => Transform::Keyed(Box::new(KeyedAggregate::new(query)?)),
+            Some((index, Extent::Width(width))) if self.keys.is_some() => {
+                let Late::Update(update) = self.late else {
+                    return Err(Error::internal(format!("the windows of {} change for no reason", self.name())));
+                };
+                let within_us = i64::try_from(update.within.0.as_micros()).unwrap_or(i64::MAX);
+                Transform::Corrected(Box::new(CorrectedAggregate::new(query, index, width, within_us)?))
+            }
+            None if self.keys.is_some() && self.newest.is_none() => {
+                Transform::Keyed(Box::new(KeyedAggregate::new(query)?))
+            }
             None => Transform::Stateless(Box::new(query)),
             Some((index, extent)) => {
                 Transform::Windowed(Box::new(WindowedAggregate::new(query, index, extent, limits)?))
@@ -269,6 +314,16 @@ impl TablePlan {
     pub fn unique(&self, limits: KeyLimits) -> Result<Option<Unique>> {
         let unique = self.unique.clone();
         unique.map(|(key, time, within_us)| Unique::new(&self.schema, key, time, within_us, limits)).transpose()
+    }
+
+    /// Makes what keeps the newest row of each key, if the table does.
+    pub fn newest(&self) -> Result<Option<Newest>> {
+        self.newest.clone().map(|settings| Newest::new(&self.keyed_schema(), settings)).transpose()
+    }
+
+    /// Gives the columns of the rows that come out of the query.
+    pub fn query_schema(&self) -> SchemaRef {
+        if self.newest.is_some() { self.keyed_schema() } else { self.schema.clone() }
     }
 
     /// Gives the window that a row of an input falls into; of a join, the row's time.
@@ -405,6 +460,23 @@ fn check_columns(schema: &SchemaRef) -> Result<(), Refused> {
     Ok(())
 }
 
+/// Checks that late rows can correct the windows of a table.
+fn check_corrected(spec: &model::Table, window: Option<&WindowShape>) -> Result<(), Refused> {
+    let at_update = || vec!["late".to_owned(), "update".to_owned()];
+    let message = match window.map(|window| window.extent) {
+        None => "the query has no windows, so no row comes too late for one; remove `late`",
+        Some(Extent::Session { .. }) => {
+            "a late row may make one session of two that were given out, and one of them would have to be taken back; \
+             choose `quarantine` or `drop`, or windows of a fixed width"
+        }
+        Some(_) if spec.postgres.as_ref().is_none_or(|postgres| postgres.key.is_empty()) => {
+            "a corrected row replaces the one before, which needs a sink that can: `postgres: { key: [...] }`"
+        }
+        Some(_) => return Ok(()),
+    };
+    Err(Refused::Option(at_update(), Error::config(message)))
+}
+
 /// Checks that a table whose rows change has a sink that keeps the newest of each key, and nothing that needs rows to
 /// stay.
 fn check_keyed(spec: &model::Table, schema: &SchemaRef, keys: &[usize], times: &EventTimes) -> Result<(), Refused> {
@@ -418,14 +490,14 @@ fn check_keyed(spec: &model::Table, schema: &SchemaRef, keys: &[usize], times: &
         return Err(Refused::Option(vec!["postgres".into(), "key".into()], Error::config(message)));
     }
     if spec.unique.is_some() {
-        let message = "the rows of an aggregate without a window change; make the rows that it reads unique";
+        let message = "the rows of the table change; make the rows that it reads unique";
         return Err(Refused::Option(vec!["unique".into()], Error::config(message)));
     }
     let leaves_out =
         |rule: &model::Expectation| !matches!(rule.otherwise, model::Otherwise::Keep | model::Otherwise::Fail);
     if let Some((name, _)) = spec.expect.iter().find(|(_, rule)| leaves_out(rule)) {
-        let message = "a row of an aggregate without a window replaces an older one, which would stay if it were left out; \
-                       only `keep` and `fail` are possible here";
+        let message = "a row of the table replaces an older one, which would stay if it were left out; only `keep` and \
+                       `fail` are possible here";
         return Err(Refused::Option(vec!["expect".into(), name.clone(), "else".into()], Error::config(message)));
     }
     Ok(())
@@ -472,6 +544,37 @@ fn unique_plan(
         Refused::Option(at(&["unique"]), Error::config(message))
     })?;
     Ok((key, time, i64::try_from(unique.within.0.as_micros()).unwrap_or(i64::MAX)))
+}
+
+/// Checks and plans that the newest row of each key is kept.
+fn newest_plan(
+    spec: &model::Table,
+    unique: &model::Unique,
+    schema: &SchemaRef,
+    event_time: Option<usize>,
+) -> Result<NewestSettings, Refused> {
+    let (key, time, within_us) = unique_plan(unique, schema, event_time)?;
+    let refused = |at: &str, message: String| {
+        Err(Refused::Option(vec!["unique".to_owned(), at.to_owned()], Error::config(message)))
+    };
+    let names = |names: &[String]| names.iter().cloned().collect::<BTreeSet<_>>();
+    let sink = spec.postgres.as_ref().map(|postgres| names(&postgres.key)).unwrap_or_default();
+    if sink != names(&unique.key) {
+        let key = unique.key.join(", ");
+        let message =
+            format!("a newer row replaces the one before, which needs a sink that can: `postgres: {{ key: [{key}] }}`");
+        return refused("keep", message);
+    }
+    let Some(order_by) = &unique.order_by else { return Ok(NewestSettings { key, order: time, time, within_us }) };
+    let Ok(order) = schema.index_of(order_by) else {
+        let known: Vec<_> = schema.fields().iter().map(|field| field.name().as_str()).collect();
+        return refused("order_by", format!("the table has no column `{order_by}`; it has {}", known.join(", ")));
+    };
+    if !is_order(schema.field(order).data_type()) {
+        let message = format!("`{order_by}` is neither a whole number of at most 63 bits nor a date nor a timestamp");
+        return refused("order_by", message);
+    }
+    Ok(NewestSettings { key, order, time, within_us })
 }
 
 fn sql_refused(error: &DataFusionError) -> Refused {

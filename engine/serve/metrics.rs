@@ -26,6 +26,7 @@ pub fn of(progress: Option<&Progress>) -> String {
         sources(&mut page, progress);
         tables(&mut page, progress);
         sinks(&mut page, progress);
+        errors(&mut page, progress);
         memory(&mut page, progress);
     }
     page.text
@@ -100,6 +101,7 @@ fn tables(page: &mut Page, progress: &Progress) {
         for (fate, rows) in [
             ("in", counts.rows_in),
             ("late", counts.late),
+            ("correcting", counts.correcting),
             ("sql", counts.rows_sql),
             ("dropped", counts.dropped),
             ("quarantined", counts.quarantined),
@@ -132,6 +134,21 @@ fn sinks(page: &mut Page, progress: &Progress) {
     page.family("nexus_sink_files_total", "counter", "Files stored by recorded epochs.");
     for (table, kind, counts) in sinks() {
         page.value("nexus_sink_files_total", &[("table", table), ("sink", kind)], counts.files);
+    }
+}
+
+fn errors(page: &mut Page, progress: &Progress) {
+    let report = progress.report();
+    if report.errors.is_empty() {
+        return;
+    }
+    page.family("nexus_error_budget_bad_rows", "gauge", "Rows that an error budget has counted as bad in its time.");
+    for (of, errors) in &report.errors {
+        page.value("nexus_error_budget_bad_rows", &[("of", of)], errors.bad);
+    }
+    page.family("nexus_error_budget_allowed_rows", "gauge", "Rows that may be bad in an error budget's time.");
+    for (of, errors) in &report.errors {
+        page.value("nexus_error_budget_allowed_rows", &[("of", of)], errors.allowed);
     }
 }
 

@@ -53,10 +53,10 @@ codes! {
     /// A value that is not among the choices.
     UNKNOWN_CHOICE = "N0104", "not one of the choices",
         "The key takes one of a few values, and this is none of them.";
-    /// A text that is not a duration or a size.
-    BAD_UNIT = "N0105", "not a length of time or a size",
+    /// A text that is not a duration, a size or a share.
+    BAD_UNIT = "N0105", "not a length of time, a size or a share",
         "A length of time is a number and `ms`, `s`, `m`, `h` or `d` (`10s`). A size is a number and `B`, `KiB`, `MiB`, \
-         `GiB`, `KB`, `MB` or `GB` (`128MiB`).";
+         `GiB`, `KB`, `MB` or `GB` (`128MiB`). A share is a number from 0 to 100 and `%` (`0.1%`).";
     /// A number or text out of its range.
     OUT_OF_RANGE = "N0106", "out of range",
         "The number is smaller or larger than the key allows, or the text shorter or longer.";
@@ -146,7 +146,8 @@ codes! {
         "`lake` gives each tier a root of its own and leaves out a tier that has stored tables.";
     /// A list of columns that is empty or names one twice.
     BAD_KEY = "N0504", "not a key",
-        "A key names at least one column, and each once.";
+        "A key names at least one column, and each once. `order_by` of `unique` says which row of a key is newer, and \
+         belongs to `keep: newest`.";
     /// A partition expression that does not parse.
     BAD_PARTITION = "N0505", "not a partition",
         "Tables are partitioned by columns, by `date(column)` and by `hour(column)`. Files do not hold the columns that their \
@@ -157,6 +158,11 @@ codes! {
     /// A rule without a condition.
     EMPTY_RULE = "N0507", "rule without a condition",
         "`that` holds a condition over the table's columns, such as `amount > 0`.";
+    /// An error budget that nothing could ever exceed.
+    BAD_ERRORS = "N0508", "error budget without effect",
+        "`errors` stops a run when more than `at_most` of the rows go to the quarantine. It has no effect where none ever \
+         does, or where all may: a table has a rule with `else: quarantine`, or counts late rows (`late: true`), and \
+         `at_most` is less than 100%. Rows come late to tables with windows, not to sources.";
     /// No table at all.
     NO_TABLES = "N0601", "no tables",
         "A pipeline has at least one table under `bronze`, `silver`, `gold` or `vibranium`.";

@@ -1,4 +1,4 @@
-//! Units as people write them: `10s`, `128MiB`.
+//! Units as people write them: `10s`, `128MiB`, `0.1%`.
 
 use std::fmt;
 use std::time::Duration;
@@ -17,6 +17,15 @@ pub struct Span(pub Duration);
 #[serde(try_from = "String")]
 #[schemars(with = "String", extend("format" = "byte-size", "pattern" = r"^\s*[0-9.]+\s*(B|[KMG]i?B)$"))]
 pub struct ByteSize(pub u64);
+
+/// A share of a whole: a number and `%`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Deserialize, JsonSchema)]
+#[serde(try_from = "String")]
+#[schemars(with = "String", extend("format" = "share", "pattern" = r"^\s*[0-9.]+\s*%$"))]
+pub struct Share {
+    /// Millionths of the whole: a share is exact, so that three of a thousand are not more than 0.3%.
+    pub millionths: u32,
+}
 
 impl Span {
     /// Makes a span of whole seconds.
@@ -80,6 +89,30 @@ impl TryFrom<String> for ByteSize {
     }
 }
 
+impl TryFrom<String> for Share {
+    type Error = String;
+
+    #[allow(
+        clippy::cast_possible_truncation,
+        clippy::cast_sign_loss,
+        reason = "the value has been checked to be in range"
+    )]
+    fn try_from(text: String) -> Result<Self, String> {
+        let wrong = || format!("`{text}` is not a share; write a number from 0 to 100 and `%`, such as `0.1%`, `5%`");
+        let percent = text.trim().strip_suffix('%').and_then(|number| number.trim().parse::<f64>().ok());
+        let percent = percent.filter(|percent| (0.0..=100.0).contains(percent)).ok_or_else(wrong)?;
+        let millionths = (percent * 1e4).round();
+        // Less than what can be counted would silently be nothing at all.
+        if millionths == 0.0 && percent > 0.0 { Err(wrong()) } else { Ok(Share { millionths: millionths as u32 }) }
+    }
+}
+
+impl fmt::Display for Share {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}%", f64::from(self.millionths) / 1e4)
+    }
+}
+
 impl fmt::Display for Span {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let ms = self.0.as_millis();
@@ -137,6 +170,17 @@ mod tests {
         }
         assert_eq!(Span::try_from("1.5 h".to_owned()), Span::try_from("90m".to_owned()));
         assert_eq!(ByteSize::try_from("2MB".to_owned()), Ok(ByteSize(2_000_000)));
+    }
+
+    #[test]
+    fn shares_are_exact() {
+        for (text, millionths) in [("0%", 0), ("0.1%", 1_000), ("0.0001%", 1), ("7.5%", 75_000), ("100%", 1_000_000)] {
+            let share = Share::try_from(text.to_owned()).expect(text);
+            assert_eq!((share.millionths, share.to_string().as_str()), (millionths, text));
+        }
+        for text in ["", "0.1", "%", "-1%", "101%", "NaN%", "0.00001%"] {
+            assert!(Share::try_from(text.to_owned()).is_err(), "{text}");
+        }
     }
 
     #[test]

@@ -13,7 +13,7 @@ use super::diagnostic::Diagnostic;
 use super::schema::{shared, tag};
 use super::source::{Extent, SourceText};
 use super::suggest;
-use super::units::{ByteSize, Span};
+use super::units::{ByteSize, Share, Span};
 use super::yaml::{Entry, Node, Plain, Scalar};
 
 /// What became of a file.
@@ -174,6 +174,7 @@ impl Validator<'_> {
         let unit = match schema.get("format").and_then(Value::as_str) {
             Some("time-span") => Span::try_from(scalar.text.clone()).map(drop),
             Some("byte-size") => ByteSize::try_from(scalar.text.clone()).map(drop),
+            Some("share") => Share::try_from(scalar.text.clone()).map(drop),
             _ => Ok(()),
         };
         if let Err(wrong) = unit {

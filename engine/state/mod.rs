@@ -31,7 +31,7 @@ pub mod snapshot;
 #[cfg(test)]
 mod tests;
 
-use record::{CommitRecord, EvolvedColumn, ReferenceVersion, TableState, VERSION};
+use record::{CommitRecord, Counted, EvolvedColumn, ReferenceVersion, TableState, VERSION};
 use schema::TableSchema;
 
 /// Records between two checkpoints. A start reads at most this many records;
@@ -60,6 +60,9 @@ pub struct State {
     pub watermarks_us: BTreeMap<String, i64>,
     /// State by table.
     pub tables: BTreeMap<String, TableState>,
+    /// What error budgets have counted, by source or table.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub errors: BTreeMap<String, Vec<Counted>>,
     /// All versions of the columns by table, oldest first.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub schemas: BTreeMap<String, Vec<TableSchema>>,
@@ -184,11 +187,7 @@ impl StateStore {
             generation,
             epoch,
             written_at_us: self.clock.now_us(),
-            sources: BTreeMap::new(),
-            tables: BTreeMap::new(),
-            sinks: BTreeMap::new(),
-            references: BTreeMap::new(),
-            reference_versions: BTreeMap::new(),
+            ..CommitRecord::default()
         }
     }
 
@@ -390,6 +389,9 @@ pub fn fold(state: &mut State, record: &CommitRecord) {
         if let Some(schema) = &table.schema {
             state.schemas.entry(name.clone()).or_default().push(schema.clone());
         }
+    }
+    if !record.errors.is_empty() {
+        state.errors.clone_from(&record.errors);
     }
 }
 

@@ -19,7 +19,7 @@ pub const VERSION: u32 = 1;
 pub const QUARANTINE: &str = "quarantine";
 
 /// All that has to be known of one epoch.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct CommitRecord {
     /// Version of this format.
     pub version: u32,
@@ -40,12 +40,26 @@ pub struct CommitRecord {
     /// What each sink has prepared, by `<table>/<kind>`.
     #[serde(default)]
     pub sinks: BTreeMap<String, Prepared>,
+    /// What error budgets have counted up to this epoch, oldest first, by the name of the source or table.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub errors: BTreeMap<String, Vec<Counted>>,
     /// The version of each reference table that the epoch's rows were joined with.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub references: BTreeMap<String, u64>,
     /// Of these, the versions that no epoch has used before.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub reference_versions: BTreeMap<String, ReferenceVersion>,
+}
+
+/// What an error budget has counted from a time on.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Counted {
+    /// In microseconds since the Unix epoch.
+    pub from_us: i64,
+    /// All rows.
+    pub rows: u64,
+    /// Of these, rows that went to the quarantine.
+    pub bad: u64,
 }
 
 /// A reference table as it was read at one time.
@@ -101,7 +115,7 @@ pub struct EvolvedColumn {
     pub found_in: u64,
 }
 
-/// What is counted of a source. `records = rows + quarantined`.
+/// What is counted of a source. `records + redriven = rows + quarantined`.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SourceCounts {
     /// Records read; rows where one record holds several.
@@ -112,6 +126,9 @@ pub struct SourceCounts {
     pub rows: u64,
     /// Records that went to the quarantine.
     pub quarantined: u64,
+    /// Records that were taken out of the quarantine.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub redriven: u64,
 }
 
 /// A table's part of an epoch.
@@ -131,15 +148,21 @@ pub struct TableRecord {
     pub schema: Option<TableSchema>,
 }
 
-/// What is counted of a table. `rows_sql = rows_out + dropped + quarantined + duplicates`.
+/// What is counted of a table. `rows_sql + redriven = rows_out + dropped + quarantined + duplicates`.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct TableCounts {
     /// Rows that arrived.
     pub rows_in: u64,
-    /// Of these, rows that came after their window was given out, or too late for a join.
+    /// Of these, rows that came too late for their window, or too late for a join.
     pub late: u64,
+    /// Rows that came after their window was given out, and have corrected it.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub correcting: u64,
     /// Rows that came out of the query.
     pub rows_sql: u64,
+    /// Rows that were taken out of the quarantine. They come to the rules as those of the query do.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub redriven: u64,
     /// Of these, rows that a rule dropped.
     pub dropped: u64,
     /// Of these, rows that a rule sent to the quarantine.
@@ -161,6 +184,9 @@ pub struct TableState {
     /// The time up to which windows have been given out, or before which a row is late for a join, in microseconds
     /// since the Unix epoch.
     pub closed_until_us: i64,
+    /// The time up to which windows cannot be corrected any more; nothing if none ever can.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub forgotten_until_us: Option<i64>,
     /// Files of accumulator states, by the epoch that added them.
     #[serde(default)]
     pub windows: BTreeMap<u64, String>,
@@ -185,6 +211,11 @@ impl TableState {
     }
 }
 
+#[allow(clippy::trivially_copy_pass_by_ref, reason = "serde passes a reference")]
+fn is_zero(number: &u64) -> bool {
+    *number == 0
+}
+
 /// What state rests on.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Basis {
@@ -204,6 +235,7 @@ impl SourceCounts {
         self.bytes = self.bytes.saturating_add(other.bytes);
         self.rows = self.rows.saturating_add(other.rows);
         self.quarantined = self.quarantined.saturating_add(other.quarantined);
+        self.redriven = self.redriven.saturating_add(other.redriven);
     }
 }
 
@@ -212,7 +244,9 @@ impl TableCounts {
     pub fn add(&mut self, other: &Self) {
         self.rows_in = self.rows_in.saturating_add(other.rows_in);
         self.late = self.late.saturating_add(other.late);
+        self.correcting = self.correcting.saturating_add(other.correcting);
         self.rows_sql = self.rows_sql.saturating_add(other.rows_sql);
+        self.redriven = self.redriven.saturating_add(other.redriven);
         self.dropped = self.dropped.saturating_add(other.dropped);
         self.quarantined = self.quarantined.saturating_add(other.quarantined);
         self.duplicates = self.duplicates.saturating_add(other.duplicates);
@@ -240,26 +274,34 @@ impl CommitRecord {
     /// Gives the first source or table whose rows are not accounted for, and its counts.
     pub fn imbalance(&self) -> Option<(&str, String)> {
         for (name, source) in &self.sources {
-            let SourceCounts { records, rows, quarantined, .. } = source.counts;
-            if records != rows.saturating_add(quarantined) {
-                return Some((name, format!("{records} records = {rows} rows + {quarantined} quarantined")));
+            let SourceCounts { records, rows, quarantined, redriven, .. } = source.counts;
+            if records.saturating_add(redriven) != rows.saturating_add(quarantined) {
+                let counts =
+                    format!("{records} records + {redriven} redriven = {rows} rows + {quarantined} quarantined");
+                return Some((name, counts));
             }
             for (sink, prepared) in self.sinks_of(name) {
                 if sink == QUARANTINE && prepared.rows != quarantined {
                     return Some((name, format!("{quarantined} quarantined, but {} prepared", prepared.rows)));
+                }
+                if sink == QUARANTINE && prepared.removed != redriven {
+                    return Some((name, format!("{redriven} redriven, but {} removed", prepared.removed)));
                 }
             }
         }
         for (name, table) in &self.tables {
             let counts = &table.counts;
             let left = counts.dropped.saturating_add(counts.quarantined).saturating_add(counts.duplicates);
-            if counts.rows_sql != counts.rows_out.saturating_add(left) || counts.late > counts.rows_in {
+            let came = counts.rows_sql.saturating_add(counts.redriven);
+            if came != counts.rows_out.saturating_add(left)
+                || counts.late.saturating_add(counts.correcting) > counts.rows_in
+            {
                 return Some((name, format!("{counts:?}")));
             }
             let quarantined = counts.quarantined..=counts.quarantined.saturating_add(counts.late);
             for (sink, prepared) in self.sinks_of(name) {
                 let fits = match sink {
-                    QUARANTINE => quarantined.contains(&prepared.rows),
+                    QUARANTINE => quarantined.contains(&prepared.rows) && prepared.removed == counts.redriven,
                     _ => prepared.rows == counts.rows_out,
                 };
                 if !fits {

@@ -48,6 +48,19 @@ pub struct Reject {
     pub raw: Bytes,
     /// What is wrong, for people: column, value, expected type.
     pub reason: String,
+    /// The record's key, if its source has one.
+    pub key: Option<String>,
+    /// The line that names the columns, if the record is a line that means nothing without.
+    pub header: Option<Bytes>,
+    /// Whether the bytes are the whole record, so that they may be decoded again after a fix.
+    pub redrivable: bool,
+}
+
+impl Reject {
+    /// Makes a reject of which not all bytes are known, or which mean nothing by themselves.
+    pub fn in_part(offset: String, raw: Bytes, reason: String) -> Self {
+        Self { offset, raw, reason, key: None, header: None, redrivable: false }
+    }
 }
 
 /// What became of some of a chunk's records.

@@ -27,6 +27,14 @@ impl Place<'_> {
         }
     }
 
+    /// Gives the record's key, if its source has one.
+    pub(super) fn key(&self) -> Option<String> {
+        match self {
+            Place::Offset(_) => None,
+            Place::Record(record) => record.key.clone(),
+        }
+    }
+
     fn number(&self) -> Result<i64> {
         let number = match self {
             Place::Offset(offset) => i64::try_from(*offset).ok(),

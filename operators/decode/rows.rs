@@ -35,6 +35,8 @@ pub(super) struct Rows<'a> {
     /// `_rescued`, if there is such a column.
     rescued: Option<Texts>,
     places: Places,
+    /// The line that names the columns of the records to come, if there is one.
+    pub(super) header: Option<Bytes>,
     /// Bytes of the records in the open batch.
     bytes: usize,
     rows: usize,
@@ -51,6 +53,7 @@ impl<'a> Rows<'a> {
             columns: plan.columns()?,
             rescued: plan.rescues.then(Texts::new),
             places: Places::new(plan.settings.offsets),
+            header: None,
             bytes: 0,
             rows: 0,
             reject_bytes: 0,
@@ -97,7 +100,14 @@ impl<'a> Rows<'a> {
             rescued.truncate(self.rows);
         }
         self.reject_bytes += raw.len() + reason.len() + REJECT_OVERHEAD_BYTES;
-        self.decoded.rejects.push(Reject { offset: place.text(), raw: Bytes::copy_from_slice(raw), reason });
+        self.decoded.rejects.push(Reject {
+            offset: place.text(),
+            raw: Bytes::copy_from_slice(raw),
+            reason,
+            key: place.key(),
+            header: self.header.clone(),
+            redrivable: true,
+        });
     }
 
     /// Rejects a record that is over the limit, with its first bytes.
@@ -109,6 +119,10 @@ impl<'a> Rows<'a> {
             self.plan.settings.record_bytes_max
         );
         self.reject(place, raw.get(..TOO_LONG_RAW_BYTES_MAX).unwrap_or(raw), reason);
+        // The source may have cut it already.
+        if let Some(reject) = self.decoded.rejects.last_mut() {
+            reject.redrivable = false;
+        }
     }
 
     pub(super) fn is_too_long(&self, record_bytes: usize) -> bool {

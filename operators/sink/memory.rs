@@ -105,7 +105,7 @@ impl Sink for MemorySink {
         let bytes = batches.iter().map(|batch| batch.get_array_memory_size() as u64).sum();
         self.landed.epochs().prepared.insert(id, batches);
         let handle = serde_json::to_value(id).map_err(|e| Error::internal("could not write a handle").because(e))?;
-        Ok(Prepared { handle: Some(handle), rows, bytes, files: 0 })
+        Ok(Prepared { handle: Some(handle), rows, bytes, ..Prepared::default() })
     }
 
     fn committer(&self) -> Arc<dyn Committer> {

@@ -28,7 +28,7 @@ pub type Handle = serde_json::Value;
 /// What a sink has made durable, but not visible.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct Prepared {
-    /// How to publish it; nothing if there were no rows.
+    /// How to publish it; nothing if there is nothing to do.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub handle: Option<Handle>,
     /// Rows prepared.
@@ -37,6 +37,14 @@ pub struct Prepared {
     pub bytes: u64,
     /// Files prepared.
     pub files: u64,
+    /// Rows of the sink's own files that its commit removes.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub removed: u64,
+}
+
+#[allow(clippy::trivially_copy_pass_by_ref, reason = "serde passes a reference")]
+fn is_zero(number: &u64) -> bool {
+    *number == 0
 }
 
 /// Takes the rows of one table, epoch by epoch, and makes them durable.
@@ -47,7 +55,7 @@ pub struct Prepared {
 ///   then [`prepare`](Sink::prepare) once; epochs come in order.
 /// - After `prepare` the rows are durable and invisible to every reader, and
 ///   the handle is enough to publish them from another process.
-/// - An epoch without rows prepares to no handle.
+/// - An epoch without rows prepares to no handle, unless its commit has files to remove.
 /// - A [`Data`](crate::ErrorKind::Data) error of `write` comes before any row of
 ///   the call was taken: the call may be made again without the bad rows.
 /// - Dropping a sink between calls leaves nothing visible; what it staged is

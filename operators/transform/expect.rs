@@ -50,8 +50,9 @@ pub struct Judged {
     pub broken: Vec<u64>,
 }
 
-/// Applies the rules to a batch. A row that breaks several is taken by the first that takes it.
-pub fn judge(table: &str, rules: &[Rule], rows: RecordBatch) -> Result<Judged> {
+/// Applies the rules to a batch of rows that have been sent again so often. A row that breaks several is taken by the
+/// first that takes it.
+pub fn judge(table: &str, rules: &[Rule], rows: RecordBatch, attempts: u32) -> Result<Judged> {
     let mut judged = Judged { kept: rows.clone(), dropped: 0, quarantined: Vec::new(), broken: vec![0; rules.len()] };
     if rows.num_rows() == 0 {
         return Ok(judged);
@@ -70,7 +71,12 @@ pub fn judge(table: &str, rules: &[Rule], rows: RecordBatch) -> Result<Judged> {
             Otherwise::Drop => judged.dropped += here.true_count() as u64,
             Otherwise::Quarantine => {
                 let reason = format!("the row does not meet `{}`: {}", rule.name, rule.text);
-                judged.quarantined.extend(quarantined(&filter_record_batch(&rows, &here)?, &rule.name, &reason)?);
+                judged.quarantined.extend(quarantined(
+                    &filter_record_batch(&rows, &here)?,
+                    &rule.name,
+                    &reason,
+                    attempts,
+                )?);
             }
         }
         taken = or(&taken, &breaks)?;
@@ -124,7 +130,7 @@ mod tests {
     fn each_row_is_taken_once_and_null_is_not_met() {
         let rules =
             [rule("keep", 2, Otherwise::Keep), rule("drop", 6, Otherwise::Drop), rule("q", 4, Otherwise::Quarantine)];
-        let judged = judge("silver.t", &rules, rows()).unwrap();
+        let judged = judge("silver.t", &rules, rows(), 0).unwrap();
         assert_eq!(judged.kept.num_rows(), 1);
         assert_eq!(judged.dropped, 2, "the NULL and the 9");
         assert_eq!(judged.quarantined.len(), 1, "the 5");
@@ -134,7 +140,7 @@ mod tests {
 
     #[test]
     fn fail_names_the_rule_and_a_row() {
-        let error = judge("silver.t", &[rule("all", 6, Otherwise::Fail)], rows()).unwrap_err();
+        let error = judge("silver.t", &[rule("all", 6, Otherwise::Fail)], rows(), 0).unwrap_err();
         assert!(error.to_string().contains("`all` of silver.t"), "{error}");
         assert!(error.to_string().contains("2 rows"), "{error}");
     }

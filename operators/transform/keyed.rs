@@ -3,61 +3,37 @@
 //! Each epoch gives the new row of every key that it has touched. A sink with a key keeps the newest; where rows are
 //! only added, the number of the epoch in [`SEQUENCE_COLUMN`] tells which is.
 
-use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
 
 use arrow::array::{ArrayRef, Int64Array, RecordBatch};
-use arrow::compute::interleave_record_batch;
 use arrow::datatypes::{DataType, Field, Schema, SchemaRef};
-use arrow::row::{OwnedRow, RowConverter, Rows, SortField};
 use datafusion::error::DataFusionError;
 use datafusion::execution::SendableRecordBatchStream;
 use datafusion::physical_plan::stream::RecordBatchStreamAdapter;
 use futures::StreamExt;
 
 use super::held::Held;
-use super::phases::{find, finish, reduce, start, state_schema};
+use super::phases::{find, finish, start, state_schema};
 use super::query::{Query, Running};
-use super::rows::STATE_BATCH_ROWS;
 use super::segments::{Segment, Snapshot};
+use super::versions::Versions;
 use crate::error::{Error, Result};
 
 /// The column with the number of the epoch that a row is as of.
 pub const SEQUENCE_COLUMN: &str = "_sequence";
 
-/// Segments that may lie side by side before the states are written as one: a restart reads so many files.
-const SEGMENTS_MAX: usize = 16;
-
 /// A query with one aggregate whose keys hold no window.
 pub struct KeyedAggregate {
     query: Query,
-    states: States,
+    states: Versions,
     arrived: Vec<RecordBatch>,
-}
-
-/// The newest state of each key.
-struct States {
-    converter: RowConverter,
-    keys: usize,
-    /// All states that have been kept, also those that a newer one has replaced.
-    kept: Vec<Kept>,
-    /// The newest state of each key: which of `kept`, and which row of it.
-    newest: HashMap<OwnedRow, (usize, usize)>,
-    key_bytes: usize,
-}
-
-/// States that were kept together.
-struct Kept {
-    /// The epoch that made them durable; none if they are not yet.
-    epoch: Option<u64>,
-    states: RecordBatch,
 }
 
 impl KeyedAggregate {
     /// Takes a query with one aggregate that has keys.
     pub fn new(query: Query) -> Result<Self> {
         let keys = find(query.physical())?.group_expr().expr().len();
-        let states = States::new(&state_schema(&query)?, keys)?;
+        let states = Versions::new(&state_schema(&query)?, keys)?;
         Ok(Self { query, states, arrived: Vec::new() })
     }
 
@@ -89,14 +65,7 @@ impl KeyedAggregate {
         if arrived.is_empty() {
             return Ok(None);
         }
-        let mut states = reduce(&self.query, arrived).await?;
-        let before = self.states.find(&states)?;
-        if !before.is_empty() {
-            states = reduce(&self.query, before.into_iter().chain(states).collect()).await?;
-        }
-        for batch in &states {
-            self.states.put(None, batch.clone())?;
-        }
+        let states = self.states.merge(&self.query, arrived).await?;
         numbered(finish(&self.query, states)?, epoch).map(Some)
     }
 
@@ -106,98 +75,13 @@ impl KeyedAggregate {
     }
 
     /// Goes on from a snapshot.
-    pub fn restore(&mut self, mut segments: Vec<Segment>) -> Result<()> {
-        segments.sort_by_key(|segment| segment.epoch);
-        for segment in segments {
-            for states in segment.rows {
-                self.states.put(Some(segment.epoch), states)?;
-            }
-        }
-        Ok(())
+    pub fn restore(&mut self, segments: Vec<Segment>) -> Result<()> {
+        self.states.restore(segments)
     }
 
     /// Gives the memory that the states take, in bytes.
     pub fn size_bytes(&self) -> usize {
         Held::of(&self.arrived).bytes() + self.states.size_bytes()
-    }
-}
-
-impl States {
-    fn new(schema: &SchemaRef, keys: usize) -> Result<Self> {
-        let fields = schema.fields().iter().take(keys).map(|field| SortField::new(field.data_type().clone()));
-        let converter = RowConverter::new(fields.collect())?;
-        Ok(Self { converter, keys, kept: Vec::new(), newest: HashMap::new(), key_bytes: 0 })
-    }
-
-    fn keys_of(&self, states: &RecordBatch) -> Result<Rows> {
-        let columns: Vec<ArrayRef> = states.columns().iter().take(self.keys).cloned().collect();
-        Ok(self.converter.convert_columns(&columns)?)
-    }
-
-    /// Gives the newest states of the keys of some states.
-    fn find(&self, states: &[RecordBatch]) -> Result<Vec<RecordBatch>> {
-        let mut places = Vec::new();
-        for batch in states {
-            let keys = self.keys_of(batch)?;
-            places.extend(keys.iter().filter_map(|key| self.newest.get(&key.owned()).copied()));
-        }
-        self.gather(&places)
-    }
-
-    fn gather(&self, places: &[(usize, usize)]) -> Result<Vec<RecordBatch>> {
-        let kept: Vec<&RecordBatch> = self.kept.iter().map(|kept| &kept.states).collect();
-        let chunks = places.chunks(STATE_BATCH_ROWS);
-        chunks.map(|places| Ok(interleave_record_batch(&kept, places)?)).collect()
-    }
-
-    /// Keeps states, in place of older ones of the same keys.
-    fn put(&mut self, epoch: Option<u64>, states: RecordBatch) -> Result<()> {
-        let place = self.kept.len();
-        for (row, key) in self.keys_of(&states)?.iter().enumerate() {
-            let bytes = key.as_ref().len();
-            if self.newest.insert(key.owned(), (place, row)).is_none() {
-                self.key_bytes += bytes;
-            }
-        }
-        self.kept.push(Kept { epoch, states });
-        Ok(())
-    }
-
-    /// Notes that all states are durable with this epoch, and tells which are not yet.
-    fn seal(&mut self, epoch: u64) -> Result<Snapshot> {
-        let rows: usize = self.kept.iter().map(|kept| kept.states.num_rows()).sum();
-        if self.live().len() >= SEGMENTS_MAX || rows > 2 * self.newest.len() + STATE_BATCH_ROWS {
-            self.compact()?;
-        }
-        let mut added = Vec::new();
-        for kept in &mut self.kept {
-            if kept.epoch.is_none() {
-                kept.epoch = Some(epoch);
-                added.push(kept.states.clone());
-            }
-        }
-        Ok(Snapshot { live: self.live().into_iter().collect(), added })
-    }
-
-    fn live(&self) -> BTreeSet<u64> {
-        self.kept.iter().filter_map(|kept| kept.epoch).collect()
-    }
-
-    /// Forgets the states that newer ones have replaced.
-    fn compact(&mut self) -> Result<()> {
-        let mut places: Vec<_> = self.newest.values().copied().collect();
-        places.sort_unstable();
-        let newest = self.gather(&places)?;
-        self.kept.clear();
-        for states in newest {
-            self.put(None, states)?;
-        }
-        Ok(())
-    }
-
-    fn size_bytes(&self) -> usize {
-        let kept: usize = self.kept.iter().map(|kept| kept.states.get_array_memory_size()).sum();
-        kept + self.key_bytes + self.newest.capacity() * size_of::<(OwnedRow, (usize, usize))>()
     }
 }
 
@@ -207,77 +91,18 @@ pub fn with_sequence(schema: &Schema) -> SchemaRef {
     Arc::new(Schema::new(schema.fields().iter().cloned().chain([sequence]).collect::<Vec<_>>()))
 }
 
-/// Adds the number of the epoch to rows.
-fn numbered(rows: SendableRecordBatchStream, epoch: u64) -> Result<SendableRecordBatchStream> {
+/// Adds the number of the epoch to a batch.
+pub(super) fn with_number(rows: &RecordBatch, epoch: u64) -> Result<RecordBatch> {
     let epoch = i64::try_from(epoch).map_err(|e| Error::internal("there are too many epochs").because(e))?;
-    let schema = with_sequence(&rows.schema());
-    let to = schema.clone();
-    let numbered = rows.map(move |batch| {
-        let batch = batch?;
-        let sequence: ArrayRef = Arc::new(Int64Array::from_value(epoch, batch.num_rows()));
-        let columns = batch.columns().iter().cloned().chain([sequence]).collect();
-        RecordBatch::try_new(to.clone(), columns).map_err(DataFusionError::from)
-    });
-    Ok(Box::pin(RecordBatchStreamAdapter::new(schema, numbered)))
+    let sequence: ArrayRef = Arc::new(Int64Array::from_value(epoch, rows.num_rows()));
+    let columns = rows.columns().iter().cloned().chain([sequence]).collect();
+    Ok(RecordBatch::try_new(with_sequence(&rows.schema()), columns)?)
 }
 
-#[cfg(test)]
-mod tests {
-    use arrow::array::AsArray;
-    use arrow::datatypes::Int64Type;
-
-    use super::*;
-
-    fn states(rows: &[(i64, i64)]) -> RecordBatch {
-        let column = |values: Vec<i64>| Arc::new(Int64Array::from(values)) as ArrayRef;
-        let (keys, values) = rows.iter().copied().unzip();
-        RecordBatch::try_from_iter([("key", column(keys)), ("value", column(values))]).unwrap()
-    }
-
-    fn newest(kept: &States, keys: &[i64]) -> Vec<i64> {
-        let asked: Vec<_> = keys.iter().map(|key| (*key, 0)).collect();
-        let found = kept.find(&[states(&asked)]).unwrap();
-        found.iter().flat_map(|batch| batch.column(1).as_primitive::<Int64Type>().values().to_vec()).collect()
-    }
-
-    fn none() -> States {
-        States::new(&states(&[]).schema(), 1).unwrap()
-    }
-
-    #[test]
-    fn the_newest_state_of_a_key_is_found() {
-        let mut kept = none();
-        kept.put(None, states(&[(1, 10), (2, 20)])).unwrap();
-        kept.put(None, states(&[(2, 21), (3, 30)])).unwrap();
-        assert_eq!(newest(&kept, &[1, 2, 3, 4]), [10, 21, 30]);
-    }
-
-    #[test]
-    fn a_snapshot_has_what_is_new_and_a_restart_finds_it_all() {
-        let mut kept = none();
-        kept.put(None, states(&[(1, 10), (2, 20)])).unwrap();
-        let first = kept.seal(1).unwrap();
-        kept.put(None, states(&[(2, 21)])).unwrap();
-        let second = kept.seal(2).unwrap();
-        assert_eq!((first.live, second.live), (vec![1], vec![1, 2]));
-        assert_eq!((first.added.len(), second.added.len()), (1, 1));
-        let mut again = none();
-        again.put(Some(1), first.added[0].clone()).unwrap();
-        again.put(Some(2), second.added[0].clone()).unwrap();
-        assert_eq!(newest(&again, &[1, 2]), [10, 21]);
-        assert_eq!(again.seal(3).unwrap().added, []);
-    }
-
-    #[test]
-    fn replaced_states_are_forgotten_in_time() {
-        let mut kept = none();
-        for epoch in 1..100 {
-            kept.put(None, states(&[(1, epoch), (epoch + 1, 0)])).unwrap();
-            let snapshot = kept.seal(epoch.unsigned_abs()).unwrap();
-            assert!(snapshot.live.len() <= SEGMENTS_MAX + 1);
-            let durable: usize = kept.kept.iter().map(|kept| kept.states.num_rows()).sum();
-            assert!(durable <= kept.newest.len() + SEGMENTS_MAX, "{durable} states of {} keys", kept.newest.len());
-        }
-        assert_eq!(newest(&kept, &[1, 50]), [99, 0]);
-    }
+/// Adds the number of the epoch to rows.
+pub(super) fn numbered(rows: SendableRecordBatchStream, epoch: u64) -> Result<SendableRecordBatchStream> {
+    let schema = with_sequence(&rows.schema());
+    let numbered =
+        rows.map(move |batch| with_number(&batch?, epoch).map_err(|error| DataFusionError::External(Box::new(error))));
+    Ok(Box::pin(RecordBatchStreamAdapter::new(schema, numbered)))
 }

@@ -9,6 +9,7 @@ use datafusion::execution::SendableRecordBatchStream;
 use futures::StreamExt;
 
 pub mod aggregate;
+pub mod corrected;
 pub mod expect;
 pub mod functions;
 mod held;
@@ -16,6 +17,7 @@ pub mod join;
 pub mod keyed;
 pub mod keys;
 pub mod leaf;
+pub mod newest;
 mod phases;
 pub mod query;
 pub mod rows;
@@ -25,10 +27,12 @@ mod session;
 pub mod states;
 mod tiers;
 pub mod unique;
+mod versions;
 pub mod window;
 
 use crate::error::Result;
 use aggregate::WindowedAggregate;
+use corrected::CorrectedAggregate;
 use join::Join;
 use keyed::KeyedAggregate;
 use query::{Query, Running, failed};
@@ -45,6 +49,8 @@ pub enum Transform {
     Stateless(Box<Query>),
     /// Rows in, and out when their window closes.
     Windowed(Box<WindowedAggregate>),
+    /// Rows in, and out when their window closes, and again when late rows have changed it.
+    Corrected(Box<CorrectedAggregate>),
     /// Rows in, and out the new row of each key.
     Keyed(Box<KeyedAggregate>),
     /// Rows of two streams in, and out as they meet.
@@ -57,6 +63,7 @@ impl Transform {
         match self {
             Transform::Stateless(query) => query.schema(),
             Transform::Windowed(aggregate) => aggregate.query().schema(),
+            Transform::Corrected(aggregate) => aggregate.query().schema(),
             Transform::Keyed(aggregate) => aggregate.query().schema(),
             Transform::Joined(join) => join.schema(),
         }
@@ -66,7 +73,7 @@ impl Transform {
     pub fn parts(&self) -> &'static [&'static str] {
         match self {
             Transform::Stateless(_) => &[],
-            Transform::Windowed(_) | Transform::Keyed(_) => &[WINDOWS],
+            Transform::Windowed(_) | Transform::Corrected(_) | Transform::Keyed(_) => &[WINDOWS],
             Transform::Joined(_) => &join::PARTS,
         }
     }
@@ -76,6 +83,7 @@ impl Transform {
         match self {
             Transform::Stateless(query) => query.refresh(),
             Transform::Windowed(aggregate) => aggregate.refresh(),
+            Transform::Corrected(aggregate) => aggregate.refresh(),
             Transform::Keyed(aggregate) => aggregate.refresh(),
             Transform::Joined(join) => join.refresh(),
         }
@@ -86,6 +94,7 @@ impl Transform {
         match self {
             Transform::Stateless(query) => query.start().await,
             Transform::Windowed(aggregate) => aggregate.start().await,
+            Transform::Corrected(aggregate) => aggregate.start().await,
             Transform::Keyed(aggregate) => aggregate.start().await,
             Transform::Joined(join) => join.start().await,
         }
@@ -96,6 +105,7 @@ impl Transform {
         match self {
             Transform::Stateless(query) => query.disconnect(),
             Transform::Windowed(aggregate) => aggregate.query().disconnect(),
+            Transform::Corrected(aggregate) => aggregate.query().disconnect(),
             Transform::Keyed(aggregate) => aggregate.query().disconnect(),
             Transform::Joined(join) => join.disconnect(),
         }
@@ -106,6 +116,7 @@ impl Transform {
         match self {
             Transform::Stateless(_) => return Ok(Some(batch)),
             Transform::Windowed(aggregate) => aggregate.absorb(batch)?,
+            Transform::Corrected(aggregate) => aggregate.absorb(batch),
             Transform::Keyed(aggregate) => aggregate.absorb(batch),
             Transform::Joined(join) => join.absorb(stream, batch),
         }
@@ -118,6 +129,7 @@ impl Transform {
         Ok(match self {
             Transform::Stateless(_) => Closing::Rows(None),
             Transform::Windowed(aggregate) => Closing::Windows(aggregate.close(watermark_us)?),
+            Transform::Corrected(aggregate) => Closing::Rows(aggregate.close(epoch, watermark_us).await?),
             Transform::Keyed(aggregate) => Closing::Rows(aggregate.close(epoch).await?),
             Transform::Joined(join) => Closing::Rows(join.close(watermark_us).await?),
         })
@@ -130,6 +142,7 @@ impl Transform {
         match self {
             Transform::Stateless(_) => Ok(Vec::new()),
             Transform::Windowed(aggregate) => Ok(vec![(WINDOWS, aggregate.seal(epoch).await?)]),
+            Transform::Corrected(aggregate) => Ok(vec![(WINDOWS, aggregate.snapshot(epoch)?.encode()?)]),
             Transform::Keyed(aggregate) => Ok(vec![(WINDOWS, aggregate.snapshot(epoch)?.encode()?)]),
             Transform::Joined(join) => join.seal(epoch),
         }
@@ -144,12 +157,21 @@ impl Transform {
     }
 
     /// Goes on from the files of each kind of state, by their epochs, oldest first.
-    pub fn restore(&mut self, mut kinds: BTreeMap<&'static str, Vec<(u64, File)>>, closed_until_us: i64) -> Result<()> {
+    pub fn restore(
+        &mut self,
+        mut kinds: BTreeMap<&'static str, Vec<(u64, File)>>,
+        closed_until_us: i64,
+        forgotten_until_us: Option<i64>,
+    ) -> Result<()> {
         let segments = |files: Vec<(u64, File)>| files.into_iter().map(Segment::read).collect::<Result<Vec<_>>>();
         match self {
             Transform::Stateless(_) => Ok(()),
             Transform::Windowed(aggregate) => {
                 aggregate.restore(kinds.remove(WINDOWS).unwrap_or_default(), closed_until_us)
+            }
+            Transform::Corrected(aggregate) => {
+                let segments = segments(kinds.remove(WINDOWS).unwrap_or_default())?;
+                aggregate.restore(segments, closed_until_us, forgotten_until_us)
             }
             Transform::Keyed(aggregate) => aggregate.restore(segments(kinds.remove(WINDOWS).unwrap_or_default())?),
             Transform::Joined(join) => {
@@ -168,7 +190,16 @@ impl Transform {
         match self {
             Transform::Stateless(_) | Transform::Keyed(_) => WATERMARK_START,
             Transform::Windowed(aggregate) => aggregate.closed_until_us(),
+            Transform::Corrected(aggregate) => aggregate.closed_until_us(),
             Transform::Joined(join) => join.passed_us(),
+        }
+    }
+
+    /// Gives the time up to which windows cannot be corrected any more; nothing if none ever can.
+    pub fn forgotten_until_us(&self) -> Option<i64> {
+        match self {
+            Transform::Corrected(aggregate) => Some(aggregate.forgotten_until_us()),
+            Transform::Stateless(_) | Transform::Keyed(_) | Transform::Windowed(_) | Transform::Joined(_) => None,
         }
     }
 
@@ -176,7 +207,7 @@ impl Transform {
     /// join lies that is still to come out.
     pub fn earliest_open_us(&self, watermark_us: i64) -> Result<i64> {
         match self {
-            Transform::Stateless(_) | Transform::Keyed(_) => Ok(watermark_us),
+            Transform::Stateless(_) | Transform::Keyed(_) | Transform::Corrected(_) => Ok(watermark_us),
             Transform::Windowed(aggregate) => aggregate.earliest_open_us(watermark_us),
             Transform::Joined(join) => Ok(join.earliest_open_us(watermark_us)),
         }
@@ -187,6 +218,7 @@ impl Transform {
         match self {
             Transform::Stateless(_) => 0,
             Transform::Windowed(aggregate) => aggregate.size_bytes(),
+            Transform::Corrected(aggregate) => aggregate.size_bytes(),
             Transform::Keyed(aggregate) => aggregate.size_bytes(),
             Transform::Joined(join) => join.size_bytes(),
         }
@@ -195,7 +227,7 @@ impl Transform {
     /// Gives the part of it that the barrier of the open epoch may free, in bytes.
     pub fn open_bytes(&self) -> usize {
         match self {
-            Transform::Stateless(_) | Transform::Keyed(_) | Transform::Joined(_) => 0,
+            Transform::Stateless(_) | Transform::Keyed(_) | Transform::Corrected(_) | Transform::Joined(_) => 0,
             Transform::Windowed(aggregate) => aggregate.open_bytes(),
         }
     }

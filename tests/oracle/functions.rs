@@ -98,6 +98,16 @@ pub fn in_batch(table: &str, sql: &str) -> String {
              WHERE w + INTERVAL '25 minutes' > ts GROUP BY w, kind HAVING count(*) > 1"
                 .to_owned()
         }
+        "newest_of_sites" | "newest_by_number" => format!(
+            "SELECT id, ts, site, kind, v, n FROM (SELECT *, row_number() OVER (PARTITION BY site, kind ORDER BY {} DESC, id) AS place
+             FROM events WHERE site IS NOT NULL AND kind IS NOT NULL AND n IS NOT NULL) WHERE place = 1",
+            if table == "newest_of_sites" { "ts" } else { "n" }
+        ),
+        "corrected_hops" => "SELECT w, count(*) AS c, min(id) AS first, avg(n) AS n
+             FROM (SELECT *, date_bin(INTERVAL '20 minutes', ts) - back AS w FROM events CROSS JOIN (
+                 VALUES (INTERVAL '0 minutes'), (INTERVAL '20 minutes'), (INTERVAL '40 minutes')) AS b(back))
+             WHERE ts IS NOT NULL GROUP BY w"
+            .to_owned(),
         "hop_twice" => "SELECT w, w + INTERVAL '2 days' AS e, sum(n) AS s FROM (
                  SELECT date_bin(INTERVAL '1 day', ts) - back AS w, n FROM events
                  CROSS JOIN (VALUES (INTERVAL '0 days'), (INTERVAL '1 day')) AS b(back)

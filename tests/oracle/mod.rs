@@ -14,14 +14,17 @@ mod shapes;
 
 use std::collections::BTreeSet;
 use std::path::Path;
+use std::sync::Arc;
 
 use arrow::array::{Array, AsArray, BooleanArray, Int64Array, RecordBatch, TimestampMicrosecondArray, UInt64Array};
 use arrow::compute::{cast, filter_record_batch, take_record_batch};
-use arrow::datatypes::DataType;
+use arrow::datatypes::{DataType, Int64Type};
+use datafusion::catalog::MemTable;
+use datafusion::prelude::SessionContext;
 use nexus::Pipeline;
 use nexus::operators::source::memory::MemorySource;
 
-use crate::world::Random;
+use crate::world::{Random, table_files};
 use compare::difference;
 use data::{NOTHING_CSV, SITES_CSV, Stream, below, streams};
 use functions::{FUNCTIONS, MISUSED};
@@ -141,6 +144,154 @@ async fn duplicates_and_rules_mean_the_same_over_restarts() {
         }
     }
     assert!(repeated > 0 && broken > 0, "{repeated} repeated, {broken} broken: the test shows nothing");
+}
+
+/// Windows that late rows correct, with their keys.
+const CORRECTED: &[(Table, &str)] = &[
+    (
+        (
+            "gold",
+            "corrected_hours",
+            "SELECT date_bin(INTERVAL '1 hour', ts) AS w, site, count(*) AS c, sum(v) AS s, count(DISTINCT kind) AS k,
+                    sum(n) FILTER (WHERE ok) AS n FROM events WHERE ts IS NOT NULL AND site IS NOT NULL GROUP BY 1, 2",
+        ),
+        "w, site",
+    ),
+    (
+        (
+            "gold",
+            "corrected_hops",
+            "SELECT hop(ts, INTERVAL '20 minutes', INTERVAL '1 hour') AS w, count(*) AS c, min(id) AS first, avg(n) AS n
+             FROM events WHERE ts IS NOT NULL GROUP BY 1",
+        ),
+        "w",
+    ),
+    (
+        (
+            "gold",
+            "corrected_months",
+            "SELECT kind, date_trunc('month', ts) AS w, max(id) AS last, count(*) AS c FROM events
+             WHERE ts IS NOT NULL AND kind IS NOT NULL GROUP BY 1, 2",
+        ),
+        "kind, w",
+    ),
+];
+
+#[tokio::test(flavor = "multi_thread")]
+async fn late_rows_correct_their_windows_until_these_are_forgotten() {
+    let mut random = Random::seeded();
+    let (mut late, mut correcting) = (0, 0);
+    for case in 0..3 * cases() {
+        let [mut events, _] = streams(&mut random);
+        events.lateness /= 10;
+        let (table, keys) = CORRECTED[case % CORRECTED.len()];
+        let within = ["1ms", "2h", "3d", "3000d"][below(&mut random, 4)];
+        let options = format!(
+            "\n    late: {{ update: {{ within: {within} }} }}\n    postgres: {{ url: pg, table: corrected, key: [{keys}] }}"
+        );
+        let server = crate::servers::postgres::shared();
+        let url = crate::servers::postgres::url(server.port, &server.database());
+        let trial = Trial::new(&mut random, &[(table, options.as_str())]).with_postgres(&url);
+        let streams = [events];
+        for report in trial.run(&mut random, &streams).await {
+            correcting += report.tables.values().map(|table| table.counts.correcting).sum::<u64>();
+        }
+        let quarantine = stored(&trial.lake().join(format!("_quarantine/{}.{}", table.0, table.1))).await;
+        let ids = quarantined_ids(&quarantine, None);
+        late += ids.len();
+        let accepted = without(&streams[0].rows, &ids);
+        for (name, wanted) in batch_answer(&[("events", accepted)], &[table]).await {
+            let newest = newest(trial.landed(&name), keys).await;
+            assert_eq!(difference(&newest, &wanted), None, "{name}, {} late rows, within {within}", ids.len());
+            let rows: i64 = wanted.iter().map(|batch| batch.num_rows() as i64).sum();
+            let found = crate::servers::postgres::ask(&url, "SELECT count(*), count(DISTINCT c) FROM corrected");
+            assert_eq!(found[0][0], serde_json::json!(rows), "{name}: windows in Postgres");
+        }
+    }
+    assert!(late > 0 && correcting > 0, "{late} late, {correcting} correcting: the test shows nothing");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_newest_row_of_each_key_is_kept() {
+    const SQL: &str = "SELECT id, ts, site, kind, v, n FROM events
+        WHERE site IS NOT NULL AND kind IS NOT NULL AND n IS NOT NULL";
+    let mut random = Random::seeded();
+    let (mut quarantined, mut older) = (0, 0);
+    for case in 0..3 * cases() {
+        let [mut events, _] = streams(&mut random);
+        events.lateness /= 10;
+        let (name, order) = [("newest_of_sites", ""), ("newest_by_number", ", order_by: n")][case % 2];
+        // By another column than the time, what is forgotten might have been the newest.
+        let within = if case % 2 == 0 { ["1ms", "2h", "3d"][below(&mut random, 3)] } else { "90000d" };
+        let options = format!(
+            "\n    unique: {{ key: [kind, site], within: {within}, keep: newest{order} }}\n    expect: {{ warm: {{ that: \
+             v > -20 }} }}\n    postgres: {{ url: pg, table: newest, key: [site, kind] }}"
+        );
+        let server = crate::servers::postgres::shared();
+        let url = crate::servers::postgres::url(server.port, &server.database());
+        let table = ("silver", name, SQL);
+        let trial = Trial::new(&mut random, &[(table, options.as_str())]).with_postgres(&url);
+        let streams = [events];
+        for report in trial.run(&mut random, &streams).await {
+            older += report.tables.values().map(|table| table.counts.duplicates).sum::<u64>();
+        }
+        let ids = quarantined_ids(&stored(&trial.lake().join(format!("_quarantine/silver.{name}"))).await, None);
+        quarantined += ids.len();
+        let accepted = without(&streams[0].rows, &ids);
+        for (name, wanted) in batch_answer(&[("events", accepted)], &[table]).await {
+            let newest = newest(trial.landed(&name), "kind, site").await;
+            assert_eq!(difference(&newest, &wanted), None, "{name}, {} quarantined, within {within}", ids.len());
+            let sum = "SELECT count(*), coalesce(sum(id), 0)::bigint FROM newest";
+            let ids = wanted.iter().flat_map(|batch| batch.column(0).as_primitive::<Int64Type>().values().to_vec());
+            let ids: Vec<i64> = ids.collect();
+            let found = crate::servers::postgres::ask(&url, sum);
+            assert_eq!(found, [serde_json::json!([ids.len(), ids.iter().sum::<i64>()])], "{name} in Postgres");
+        }
+    }
+    assert!(quarantined > 0 && older > 0, "{quarantined} quarantined, {older} older: the test shows nothing");
+}
+
+/// Gives the newest row of each key.
+async fn newest(changes: Vec<RecordBatch>, keys: &str) -> Vec<RecordBatch> {
+    let Some(first) = changes.first() else { return Vec::new() };
+    let schema = first.schema();
+    let columns = schema.fields().iter().map(|field| field.name().as_str()).filter(|name| *name != "_sequence");
+    let columns = columns.collect::<Vec<_>>().join(", ");
+    let session = SessionContext::new();
+    let table = MemTable::try_new(first.schema(), vec![changes]).expect("the columns fit");
+    session.register_table("changes", Arc::new(table)).expect("the name is free");
+    let sql = format!(
+        "SELECT {columns} FROM (SELECT *, row_number() OVER (PARTITION BY {keys} ORDER BY _sequence DESC) AS place \
+         FROM changes) WHERE place = 1"
+    );
+    session.sql(&sql).await.expect("it is a query").collect().await.expect("the rows are there")
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn rows_that_are_sent_again_are_where_they_would_have_been() {
+    const ONCE: Table = ("silver", "once", "SELECT id, ts, site, v, n FROM events");
+    let mut random = Random::seeded();
+    let mut sent = 0;
+    for _ in 0..2 * cases() {
+        let [mut events, _] = streams(&mut random);
+        let original = events.rows.clone();
+        let within_ms = repeat_some(&mut random, &mut events);
+        let options = format!(
+            "\n    unique: {{ key: [id], within: {within_ms}ms }}\n    expect:\n      \
+             low: {{ that: n < 5 AND v > -20, else: quarantine }}"
+        );
+        let trial = Trial::new(&mut random, &[(ONCE, options.as_str())]);
+        let streams = [events];
+        trial.run(&mut random, &streams).await;
+        let quarantine = trial.lake().join("_quarantine/silver.once");
+        sent += quarantined_ids(&stored(&quarantine).await, None).len();
+        trial.redrive(&mut random, &streams, ("n < 5 AND v > -20", "id >= 0")).await;
+        assert_eq!(table_files(&quarantine, ""), 0, "files of the quarantine are left");
+        for (name, wanted) in batch_answer(&[("events", original.clone())], &[ONCE]).await {
+            assert_eq!(difference(&trial.landed(&name), &wanted), None, "{name} with keys kept for {within_ms} ms");
+        }
+    }
+    assert!(sent > 0, "no row was in the quarantine: the test shows nothing");
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -9,6 +9,7 @@ use std::time::Duration;
 use arrow::array::RecordBatch;
 use datafusion::catalog::{MemTable, MemorySchemaProvider};
 use datafusion::prelude::SessionContext;
+use nexus::job::redrive::Redrive;
 use nexus::operators::clock::SystemClock;
 use nexus::operators::sink::memory::{Landed, MemorySink};
 use nexus::operators::source::memory::MemorySource;
@@ -66,6 +67,14 @@ impl Trial {
         Self { folder, file, tables: landed.collect() }
     }
 
+    /// Adds a database by the name `pg`.
+    pub fn with_postgres(mut self, url: &str) -> Self {
+        let at = self.folder.path().join("pg");
+        std::fs::write(&at, url).expect("could not write a file");
+        let _ = writeln!(self.file, "secrets:\n  pg: {{ file: {} }}", at.display());
+        self
+    }
+
     /// Gives the folder of the lake.
     pub fn lake(&self) -> std::path::PathBuf {
         self.folder.path().join("lake")
@@ -77,7 +86,11 @@ impl Trial {
     }
 
     async fn start(&self, random: &mut Random, streams: &[Stream]) -> Job {
-        let mut pipeline = Pipeline::parse(&self.file).unwrap_or_else(|e| panic!("{e}"));
+        self.pipeline(&self.file, random, streams).start().await.unwrap_or_else(|e| panic!("{e}"))
+    }
+
+    fn pipeline(&self, file: &str, random: &mut Random, streams: &[Stream]) -> Pipeline {
+        let mut pipeline = Pipeline::parse(file).unwrap_or_else(|e| panic!("{e}"));
         for stream in streams {
             let columns = stream.columns().iter().map(|field| field.as_ref().clone()).collect();
             let source = MemorySource::batches(stream.partitions(random), Arc::new(SystemClock));
@@ -87,7 +100,24 @@ impl Trial {
         for (table, landed) in &self.tables {
             pipeline = pipeline.with_sink(table, "memory", Box::new(MemorySink::over(landed.clone())));
         }
-        pipeline.start().await.unwrap_or_else(|e| panic!("{e}"))
+        pipeline
+    }
+
+    /// Sends quarantined rows again through the file with a correction, dropping some of the jobs on the way.
+    pub async fn redrive(&self, random: &mut Random, streams: &[Stream], (wrong, right): (&str, &str)) {
+        let file = self.file.replace(wrong, right);
+        loop {
+            let redrive = Redrive { of: None, upto: u64::MAX };
+            let pipeline = self.pipeline(&file, random, streams).redriving(redrive);
+            let mut job = pipeline.start().await.unwrap_or_else(|e| panic!("{e}"));
+            if below(random, 3) == 0 {
+                tokio::time::sleep(Duration::from_millis(below(random, 20) as u64)).await;
+                continue;
+            }
+            if ended(&mut job, |_| false).await.is_some_and(|report| report.epochs == 0) {
+                return;
+            }
+        }
     }
 
     /// Runs to the end of input, stopping or dropping the job up to three times on the way. Gives the reports of those

@@ -90,11 +90,17 @@ pub fn analyze(plan: &LogicalPlan, times: &EventTimes) -> Result<Shape, Unfit> {
     }
 }
 
+/// Finds the columns of the result that are the keys of an aggregate over windows whose rows change.
+pub fn corrected_keys(plan: &LogicalPlan, times: &EventTimes) -> Result<Vec<usize>, Unfit> {
+    let aggregate = find_aggregate(plan, times)?;
+    aggregate.map_or_else(|| Ok(Vec::new()), |aggregate| key_columns(plan, aggregate, times))
+}
+
 fn event_time(plan: &LogicalPlan, times: &EventTimes, window: Option<&WindowShape>) -> Option<usize> {
     (0..plan.schema().fields().len()).find(|index| carries_time(plan, *index, times, window))
 }
 
-/// Finds the columns of the result that are the keys of an aggregate without a window.
+/// Finds the columns of the result that are the keys of an aggregate whose rows change.
 ///
 /// A row that has been given out cannot be taken back: above the aggregate, nothing may leave a row out.
 fn key_columns(plan: &LogicalPlan, aggregate: &Aggregate, times: &EventTimes) -> Result<Vec<usize>, Unfit> {
@@ -107,8 +113,8 @@ fn key_columns(plan: &LogicalPlan, aggregate: &Aggregate, times: &EventTimes) ->
     while !matches!(above, LogicalPlan::Aggregate(_)) {
         if !matches!(above, LogicalPlan::Projection(_) | LogicalPlan::SubqueryAlias(_)) {
             return Err(Unfit::new(
-                "HAVING, a filter or a join over an aggregate without a window",
-                "its rows change, and one that has been written would have to be taken back; write all rows, and filter \
+                "HAVING, a filter or a join over an aggregate whose rows change",
+                "the rows of an aggregate without a window change, and those of windows that late rows correct, and one that has been written would have to be taken back; write all rows, and filter \
                  where they are read",
             ));
         }
@@ -124,7 +130,7 @@ fn key_columns(plan: &LogicalPlan, aggregate: &Aggregate, times: &EventTimes) ->
                     "`{}` is grouped by and not selected",
                     aggregate.group_expr.get(key).map(ToString::to_string).unwrap_or_default()
                 ),
-                "without a window, the keys tell which row a later one replaces: select each of them",
+                "the keys tell which row a later one replaces: select each of them",
             )
         })
     });

@@ -11,7 +11,7 @@ use std::collections::{BTreeSet, HashSet};
 use super::codes;
 use super::diagnostic::Diagnostic;
 use super::loaded::{Loaded, is_url};
-use super::model::Spec;
+use super::model::{ErrorBudget, Spec};
 use super::tier::Tier;
 
 /// How many mistakes are gathered: more than anybody reads, and a bound on the work.
@@ -86,6 +86,22 @@ impl<'a> Check<'a> {
             self.error(path, codes::BAD_KEY, "the key names no column", "name the columns that tell rows apart");
         }
         self.once_each(path, key, codes::BAD_KEY);
+    }
+
+    /// Checks an error budget, as far as it is the same for sources and tables.
+    fn errors(&mut self, path: &[&str], errors: &ErrorBudget) {
+        if errors.at_most.millionths >= 1_000_000 {
+            let place = [path, &["at_most"]].concat();
+            self.error(&place, codes::BAD_ERRORS, "all rows may be bad", "write a smaller share: `0.1%`");
+        }
+        if errors.time.0.is_zero() {
+            let place = [path, &["in"]].concat();
+            self.error(&place, codes::BAD_LIMIT, "no row would be counted", "write a time: `5m`");
+        }
+        if errors.of_at_least == Some(0) {
+            let place = [path, &["of_at_least"]].concat();
+            self.error(&place, codes::BAD_LIMIT, "a share of no rows is none", "at least 1");
+        }
     }
 
     fn once_each(&mut self, path: &[&str], items: &[String], code: &'static str) {

@@ -36,6 +36,15 @@ pub(super) fn check(check: &mut Check<'_>) {
         if let Some(event_time) = &source.event_time {
             self::event_time(check, &path, source, event_time);
         }
+        if let Some(errors) = &source.errors {
+            let place = [&path[..], &["errors"]].concat();
+            check.errors(&place, errors);
+            if errors.late {
+                let place = [&place[..], &["late"]].concat();
+                let hint = "count them where the windows are: under `errors` of the table";
+                check.error(&place, codes::BAD_ERRORS, "no row comes late to a source", hint);
+            }
+        }
     }
     for (name, reference) in &spec.reference {
         let path = ["reference", name.as_str()];

@@ -6,7 +6,7 @@ use super::Check;
 use super::names::NAME_BYTES_MAX;
 use crate::spec::codes;
 use crate::spec::loaded::is_url;
-use crate::spec::model::{PostgresSink, Table};
+use crate::spec::model::{ErrorBudget, Keep, Late, Otherwise, PostgresSink, Table};
 use crate::spec::partition::Partition;
 use crate::spec::suggest;
 use crate::spec::tier::Tier;
@@ -29,11 +29,26 @@ pub(super) fn check(check: &mut Check<'_>) {
         }
         if let Some(unique) = &table.unique {
             check.key(&[&path[..], &["unique", "key"]].concat(), &unique.key);
+            if unique.order_by.is_some() && unique.keep == Keep::First {
+                let place = [&path[..], &["unique", "order_by"]].concat();
+                let message = "of the rows that came first, none is newer";
+                check.error(&place, codes::BAD_KEY, message, "add `keep: newest`, or remove `order_by`");
+            }
             if unique.within.0.is_zero() {
                 let place = [&path[..], &["unique", "within"]].concat();
                 let hint = "write how late a repeated row can come: `1d`";
                 check.error(&place, codes::BAD_LIMIT, "no key would be remembered", hint);
             }
+        }
+        if let Late::Update(update) = table.late
+            && update.within.0.is_zero()
+        {
+            let place = [&path[..], &["late", "update", "within"]].concat();
+            let hint = "write how long behind its end a window is corrected: `1d`";
+            check.error(&place, codes::BAD_LIMIT, "no window would be corrected", hint);
+        }
+        if let Some(errors) = &table.errors {
+            table_errors(check, &[&path[..], &["errors"]].concat(), table, errors);
         }
         partitions(check, &path, table);
         if let Some(postgres) = &table.postgres {
@@ -110,6 +125,15 @@ fn cycles(check: &mut Check<'_>) {
         let Some((tier, name)) = cycle.first().and_then(|table| table.split_once('.')) else { continue };
         let message = format!("the table reads itself: {} <- {tier}.{name}", cycle.join(" <- "));
         check.error(&[tier, name, "from"], codes::CYCLE, message, "let one of them read a source, or a lower tier");
+    }
+}
+
+fn table_errors(check: &mut Check<'_>, path: &[&str], table: &Table, errors: &ErrorBudget) {
+    check.errors(path, errors);
+    let quarantines = table.expect.values().any(|rule| rule.otherwise == Otherwise::Quarantine);
+    if !quarantines && !errors.late {
+        let hint = "add a rule with `else: quarantine`, count late rows (`late: true`), or remove `errors`";
+        check.error(path, codes::BAD_ERRORS, "no rule of the table sends rows to the quarantine", hint);
     }
 }
 

@@ -10,7 +10,7 @@ mod source;
 
 pub use source::*;
 
-use super::units::{ByteSize, Span};
+use super::units::{ByteSize, Share, Span};
 
 /// One pipeline: sources, the tables of four tiers, and where they are stored.
 #[derive(Debug, Clone, Deserialize, JsonSchema)]
@@ -212,6 +212,9 @@ pub struct Table {
     /// Rules that a row must meet, by name.
     #[serde(default)]
     pub expect: BTreeMap<String, Expectation>,
+    /// How many rows may go to the quarantine before the run stops; any number if not given.
+    #[serde(default)]
+    pub errors: Option<ErrorBudget>,
     /// Rows with the same key are kept once.
     #[serde(default)]
     pub unique: Option<Unique>,
@@ -259,20 +262,86 @@ pub enum Otherwise {
     Fail,
 }
 
+/// How many rows may go to the quarantine before the run stops: at most a share of those that came in a time.
+///
+/// It is looked at when an epoch is to be committed. When it is exceeded, the epoch is not: the next start reads its
+/// rows again, and counts on from what was committed before.
+#[derive(Debug, Clone, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct ErrorBudget {
+    /// The largest share of rows that may go to the quarantine, such as `0.1%`.
+    pub at_most: Share,
+    /// The time over which rows are counted, by the clock of the machine.
+    #[serde(rename = "in", default = "ErrorBudget::time_default")]
+    pub time: Span,
+    /// The share is taken of at least so many rows, so that the first bad ones do not stop a run. If not given: 100, or
+    /// as many as make one bad row `at_most` of them (1000 for `0.1%`).
+    #[serde(default)]
+    pub of_at_least: Option<u64>,
+    /// Also hold the rows that come too late for their window to the share, of the rows that arrive; only of a table.
+    #[serde(default)]
+    pub late: bool,
+}
+
 /// Rows with the same key are kept once.
 #[derive(Debug, Clone, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Unique {
     /// The columns that make the key.
     pub key: Vec<String>,
-    /// How long a key is remembered, in event time. A key takes 24 bytes of disk and some two of memory.
+    /// How long a key is remembered, in event time. Of the first rows, a key takes 24 bytes of disk and some two of
+    /// memory; of the newest, itself and some hundred bytes of memory.
     pub within: Span,
+    /// Which row of a key is kept.
+    #[serde(default)]
+    pub keep: Keep,
+    /// With `keep: newest`, the column whose greatest value is the newest: a whole number, a date or a timestamp. The
+    /// event time if not given.
+    #[serde(default)]
+    pub order_by: Option<String>,
+}
+
+/// Which row of a key is kept.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum Keep {
+    /// The one that came first.
+    #[default]
+    First,
+    /// The newest: it replaces the one before in `postgres: { key: [...] }`. The lake gets it as a further row, with the
+    /// epoch's number in `_sequence`.
+    Newest,
 }
 
 /// What becomes of late rows.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Late {
+    /// They go to the quarantine table.
+    #[default]
+    Quarantine,
+    /// They are dropped, and counted.
+    Drop,
+    /// They correct their window: its new row replaces the one before in `postgres: { key: [...] }`. The lake gets it as
+    /// a further row, with the epoch's number in `_sequence`.
+    Update(LateUpdate),
+}
+
+/// How late rows correct windows.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct LateUpdate {
+    /// How long behind its end a window can be corrected, in event time. Its state is kept for so long.
+    pub within: Span,
+    /// What becomes of rows that come later still.
+    #[serde(default, rename = "else")]
+    pub otherwise: TooLate,
+}
+
+/// What becomes of rows that come too late to correct their window.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum TooLate {
     /// They go to the quarantine table.
     #[default]
     Quarantine,
@@ -380,6 +449,23 @@ pub enum Expected {
 pub struct ExpectedCount {
     /// The number of rows.
     pub rows: u64,
+}
+
+impl Late {
+    /// Tells whether rows go to the quarantine that are late for good.
+    pub fn quarantines(self) -> bool {
+        match self {
+            Late::Quarantine => true,
+            Late::Drop => false,
+            Late::Update(update) => update.otherwise == TooLate::Quarantine,
+        }
+    }
+}
+
+impl ErrorBudget {
+    fn time_default() -> Span {
+        Span::from_secs(5 * 60)
+    }
 }
 
 impl Commit {

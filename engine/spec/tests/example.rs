@@ -60,6 +60,7 @@ sources:
     columns: { id: int64 not null, at: timestamp, tags: "map<string, list<int8>>" }
     on_unknown_column: reject
     event_time: { column: at, lateness: 2h, idle: 1m }
+    errors: { at_most: 5 % }
   uploads:
     s3:
       queue: https://sqs.us-west-2.amazonaws.com/123456789012/nexus-dev-uploads
@@ -84,7 +85,11 @@ sources:
 bronze:
   intake: { from: intake, compression: snappy, partition_by: [date(at), "hour(at)", id] }
   uploads: { from: uploads, store: false }
-  trial: { sql: SELECT * FROM trial, late: drop, unique: { key: [id], within: 7d } }
+  trial: { sql: SELECT * FROM trial, late: drop, unique: { key: [id], within: 7d, keep: newest, order_by: n } }
+  hours:
+    sql: SELECT date_bin(INTERVAL '1 hour', at) AS hour FROM trial GROUP BY 1
+    late: { update: { within: 1d, else: drop } }
+    errors: { at_most: 0.1%, in: 1h, of_at_least: 50, late: true }
 gold:
   intake:
     description: The same.

@@ -4,6 +4,7 @@ mod split;
 
 use std::str;
 
+use bytes::Bytes;
 use split::Field;
 pub(super) use split::Splitter;
 
@@ -55,6 +56,7 @@ impl Records for Lines<'_> {
     fn read(&mut self, rows: &mut Rows<'_>) -> Result<bool> {
         match self {
             Lines::Framed { offset, lines, layout } => {
+                rows.header.clone_from(&layout.header);
                 lines.decode(rows, layout, |start| Place::Offset(*offset + start as u64))
             }
             Lines::Records { plan, dialect, left, open } => {
@@ -68,10 +70,12 @@ impl Records for Lines<'_> {
                             let layout = lines.layout();
                             (lines, layout)
                         });
+                        rows.header.clone_from(&layout.header);
                         if lines.decode(rows, layout, |_| place)? {
                             return Ok(true);
                         }
                         if lines.found == 0 {
+                            rows.header = None;
                             let what = if dialect.header { "no line behind its header" } else { "no line" };
                             rows.reject(place, &record.data, format!("the record holds {what}"));
                         }
@@ -92,8 +96,8 @@ pub(super) struct Layout {
     targets: Vec<Target>,
     /// Declared columns that the lines do not have.
     missing: Vec<usize>,
-    /// What gives the number of fields, for reasons.
-    by_header: bool,
+    /// The line that names the columns; nothing if the declaration does.
+    header: Option<Bytes>,
 }
 
 enum Target {
@@ -137,13 +141,15 @@ impl<'a> Stretch<'a> {
             return self.header();
         }
         let targets = (0..self.plan.declared.len()).map(Target::Column).collect();
-        Layout { targets, missing: Vec::new(), by_header: false }
+        Layout { targets, missing: Vec::new(), header: None }
     }
 
     /// Reads the next line as the names of the columns. Of a name that comes twice, the last counts.
     fn header(&mut self) -> Layout {
         let mut names = Vec::new();
-        if self.splitter.next_line(&mut self.fields).is_some() {
+        let mut header = Bytes::new();
+        if let Some(line) = self.splitter.next_line(&mut self.fields) {
+            header = Bytes::copy_from_slice(self.splitter.bytes_of(&line));
             for field in &self.fields {
                 let name = self.splitter.text(field, &mut self.text);
                 names.push(String::from_utf8_lossy(name).into_owned());
@@ -164,7 +170,7 @@ impl<'a> Stretch<'a> {
             }
         }
         let missing = sources.iter().enumerate().filter(|(_, source)| source.is_none()).map(|(column, _)| column);
-        Layout { targets, missing: missing.collect(), by_header: true }
+        Layout { targets, missing: missing.collect(), header: Some(header) }
     }
 
     /// Decodes lines into `rows` until these are full; tells whether there may be more.
@@ -195,7 +201,7 @@ impl<'a> Stretch<'a> {
     fn line(&mut self, rows: &mut Rows<'_>, layout: &Layout) -> Result<(), String> {
         let (is, want) = (self.fields.len(), layout.targets.len());
         if is != want {
-            let what = if layout.by_header { "the header has" } else { "the declared columns are" };
+            let what = if layout.header.is_some() { "the header has" } else { "the declared columns are" };
             return Err(format!("the record has {is} fields, but {what} {want}"));
         }
         self.rescued.clear();

@@ -235,7 +235,8 @@ impl Batch<'_> {
         let raws = json_lines(&take_record_batch(self.batch, &rows)?)?;
         for ((row, reason), raw) in bad.into_iter().zip(raws) {
             let offset = (self.first_row + row).to_string();
-            decoded.rejects.push(Reject { offset, raw: raw.into(), reason: reason.clone() });
+            // As JSON it is for people: it does not say the types that the file has.
+            decoded.rejects.push(Reject::in_part(offset, raw.into(), reason.clone()));
         }
         Ok(())
     }

@@ -11,7 +11,7 @@ use parquet::arrow::async_reader::MetadataFetch;
 use parquet::errors::ParquetError;
 use parquet::file::metadata::ParquetMetaDataReader;
 
-use super::commit::{Staged, epoch_of_file, epoch_of_note, read};
+use super::commit::{RemovedFile, Staged, epoch_of_file, epoch_of_note, read};
 use crate::error::{Error, Result};
 use crate::sink::{EpochId, Handle};
 use crate::store::{Backend, Entry, Store};
@@ -48,6 +48,15 @@ pub fn named_files(handle: &Handle) -> Result<Vec<NamedFile>> {
         },
     });
     Ok(named.collect())
+}
+
+/// Gives the files that the commit of a handle of a [`ParquetSink`](super::ParquetSink) removes.
+///
+/// # Errors
+///
+/// [`Internal`](crate::ErrorKind::Internal) if it is not such a handle.
+pub fn removed_files(handle: &Handle) -> Result<Vec<RemovedFile>> {
+    Ok(read(handle)?.removes)
 }
 
 /// The folders of one [`ParquetSink`](super::ParquetSink), as they are given to it.

@@ -24,6 +24,18 @@ const COMPLETIONS_MAX: usize = 16;
 #[derive(Debug, Serialize, Deserialize)]
 pub(super) struct Files {
     pub(super) files: Vec<PreparedFile>,
+    /// Files of earlier epochs that go when this one is committed.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub(super) removes: Vec<RemovedFile>,
+}
+
+/// A committed file whose rows an epoch has taken out of the table.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RemovedFile {
+    /// Path relative to the table's folder.
+    pub path: String,
+    /// Rows in it.
+    pub rows: u64,
 }
 
 /// A file that is durable, but not visible.
@@ -62,10 +74,14 @@ pub(super) struct ParquetCommitter {
 #[async_trait]
 impl Committer for ParquetCommitter {
     async fn commit(&self, id: EpochId, handle: &Handle) -> Result<()> {
-        let files = read(handle)?.files;
+        let Files { files, removes } = read(handle)?;
         let done = match &self.place {
             Place::Disk { table, staging } => rename_all(table.clone(), staging.clone(), files).await,
             Place::Objects(objects) => objects.complete_all(files).await,
+        };
+        let done = match done {
+            Ok(()) => self.remove(removes).await,
+            Err(error) => Err(error),
         };
         done.map_err(|e| e.while_doing(format!("could not commit epoch {}", id.epoch)))
     }
@@ -98,6 +114,24 @@ impl Committer for ParquetCommitter {
                 objects.abort_all(found.into_iter().filter(|entry| stale(&entry.name)).collect()).await
             }
         }
+    }
+}
+
+impl ParquetCommitter {
+    /// Removes files; those that an earlier call has removed are gone.
+    async fn remove(&self, files: Vec<RemovedFile>) -> Result<()> {
+        for file in files {
+            fail::point("before_removal")?;
+            match &self.place {
+                Place::Disk { table, .. } => remove_durably(table.join(&file.path)).await?,
+                Place::Objects(objects) => match objects.objects.delete(&join(&objects.prefix, &file.path)).await {
+                    Ok(()) | Err(object_store::Error::NotFound { .. }) => {}
+                    Err(e) => return Err(Error::from(e).while_doing(format!("could not remove {}", file.path))),
+                },
+            }
+            fail::point("after_removal")?;
+        }
+        Ok(())
     }
 }
 
@@ -243,6 +277,22 @@ async fn remove_all(staging: PathBuf, names: Vec<String>) -> Result<u64> {
             }
         }
         Ok(names.len() as u64)
+    })
+    .await
+}
+
+/// Removes a file so that it is gone after a power failure too: its rows would be there twice.
+async fn remove_durably(path: PathBuf) -> Result<()> {
+    blocking(move || {
+        match std::fs::remove_file(&path) {
+            Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(e),
+            _ => {}
+        }
+        match path.parent().map(std::fs::File::open) {
+            Some(Ok(folder)) => folder.sync_all(),
+            Some(Err(e)) if e.kind() != io::ErrorKind::NotFound => Err(e),
+            _ => Ok(()),
+        }
     })
     .await
 }

@@ -82,6 +82,7 @@ use parquet::basic::{Compression, GzipLevel, ZstdLevel};
 use parquet::file::metadata::KeyValue;
 use parquet::file::properties::{EnabledStatistics, WriterProperties};
 
+pub use self::commit::RemovedFile;
 use self::commit::{Files, ParquetCommitter, PreparedFile, Staged, blocking};
 use self::file::{FinishedFile, OpenFile, Output, Parts};
 use self::partition::{Group, Router};
@@ -167,6 +168,8 @@ pub struct ParquetSink {
     /// Open files, by the number of their folder.
     open: HashMap<usize, OpenFile>,
     finished: Vec<FinishedFile>,
+    /// Files of earlier epochs that go when the next one is committed.
+    removes: Vec<RemovedFile>,
     /// Files started in this epoch.
     files: u64,
     /// Calls of `write`, for telling which file was used least recently.
@@ -207,11 +210,20 @@ impl ParquetSink {
             uploads,
             open: HashMap::new(),
             finished: Vec::new(),
+            removes: Vec::new(),
             files: 0,
             writes: 0,
             staging_made: false,
             broken: None,
         })
+    }
+
+    /// Has the commit of the next epoch that is prepared remove files of the table: its rows stand for theirs.
+    ///
+    /// Every sink must have committed the epochs that wrote them, for good: their commits find the files no more.
+    #[must_use]
+    pub fn removing(self, files: Vec<RemovedFile>) -> Self {
+        Self { removes: files, ..self }
     }
 
     /// Encodes rows. It is all CPU work and writes to the disk's cache.
@@ -396,20 +408,22 @@ impl Sink for ParquetSink {
                 uploads.advance(self.settings.buffer_bytes / 2).await?;
             }
         }
-        if self.finished.is_empty() {
+        if self.finished.is_empty() && self.removes.is_empty() {
             return Ok(Prepared::default());
         }
         self.settle().await?;
         let mut files = self.prepared_files(id)?;
         files.sort_by(|a, b| a.path.cmp(&b.path));
-        let mut prepared = Prepared { files: files.len() as u64, ..Prepared::default() };
+        let removed = self.removes.iter().map(|file| file.rows).sum();
+        let mut prepared = Prepared { files: files.len() as u64, removed, ..Prepared::default() };
         for file in &files {
             prepared.rows += file.rows;
             prepared.bytes += file.bytes;
         }
-        let handle = serde_json::to_value(Files { files });
+        let handle = serde_json::to_value(Files { files, removes: self.removes.clone() });
         prepared.handle = Some(handle.map_err(|e| Error::internal("could not write a handle").because(e))?);
         self.finished.clear();
+        self.removes.clear();
         self.files = 0;
         self.router.reset();
         if let Some(uploads) = &mut self.uploads {

@@ -194,7 +194,7 @@ impl Sink for PostgresSink {
         let count = files.len() as u64;
         let handle = serde_json::to_value(Spooled { files, rows })
             .map_err(|e| Error::internal("could not write a handle").because(e))?;
-        Ok(Prepared { handle: Some(handle), rows, bytes, files: count })
+        Ok(Prepared { handle: Some(handle), rows, bytes, files: count, ..Prepared::default() })
     }
 
     fn committer(&self) -> Arc<dyn Committer> {

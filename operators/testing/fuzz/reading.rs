@@ -130,7 +130,7 @@ pub(in crate::testing) fn decode(
             Err(error) => {
                 assert_eq!(error.kind(), ErrorKind::Data, "{error}");
                 let (offset, raw) = (chunk.offset_behind(0), chunk.raw());
-                rejects.push(Reject { offset, raw, reason: error.to_string() });
+                rejects.push(Reject::in_part(offset, raw, error.to_string()));
                 return;
             }
         };
