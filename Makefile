@@ -15,8 +15,9 @@ SOAK_CRASHES ?= 500
 SOAK_MINUTES ?= 60
 FUZZ_SECONDS ?= 120
 SOAK_FAULT_RUNS ?= 25
+SOAK_CASES ?= 50
 
-.PHONY: help run check build test test-env test-rust test-suites soak soak-hour fuzz bombs state restart golden lint fmt fmt-check doc bench deny clean
+.PHONY: help run check build test test-env test-rust test-suites soak soak-hour fuzz bombs state nexmark restart golden lint fmt fmt-check doc bench deny clean
 
 help: ## Lists these targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -44,11 +45,12 @@ test-rust:
 	$(CARGO) test --workspace --all-features --locked --benches
 	$(CARGO) test --workspace --all-features --locked --lib --bins --examples --tests --no-fail-fast
 
-soak: test-env ## Kills and restarts pipelines 500 times (SOAK_CRASHES), runs them 25 times in each hostile environment (SOAK_FAULT_RUNS), and proves each time that nothing is lost or doubled
+soak: test-env ## Kills and restarts pipelines 500 times (SOAK_CRASHES), runs them 25 times in each hostile environment (SOAK_FAULT_RUNS), asks each query of the oracle 50 times (SOAK_CASES), and proves each time that nothing is lost or doubled
 	NEXUS_TEST_CRASHES=$(SOAK_CRASHES) $(CARGO) test --workspace --all-features --locked --test nexus \
 		fail_points::killed_at_every_step -- --nocapture
 	NEXUS_TEST_FAULT_RUNS=$(SOAK_FAULT_RUNS) $(CARGO) test --workspace --all-features --locked --test nexus hostile:: \
 		-- --nocapture --test-threads 3
+	NEXUS_TEST_CASES=$(SOAK_CASES) $(CARGO) test --workspace --all-features --locked --test nexus oracle:: -- --nocapture
 
 test-suites: ## Reads public suites: JSON_TEST_SUITE=<JSONTestSuite> PARQUET_TEST_DATA=<parquet-testing>/data
 	$(CARGO) test --workspace --all-features --locked --lib -- --ignored --nocapture suites
@@ -73,6 +75,10 @@ soak-hour: test-env build ## Runs two pipelines under faults for an hour (SOAK_M
 state: test-env build ## Measures ten million remembered keys within 564 MiB, and a million open windows within 114 MiB
 	NEXUS_TEST_KEYS=10000000 NEXUS_TEST_WINDOWS=1000000 NEXUS_TEST_COMMAND="$${CARGO_TARGET_DIR:-target}/release/nexus" \
 		$(CARGO) test --workspace --all-features --locked --test nexus outgrow -- --nocapture --test-threads 1
+
+nexmark: test-env build ## Runs the queries of Nexmark over a million events and compares with a batch
+	NEXUS_TEST_NEXMARK=1000000 NEXUS_TEST_COMMAND="$${CARGO_TARGET_DIR:-target}/release/nexus" \
+		$(CARGO) test --workspace --all-features --locked --test nexus nexmark -- --nocapture
 
 restart: test-env build ## Measures a restart with 10 000 commit records and 1 GiB of state behind it (some ten minutes)
 	NEXUS_TEST_RESTART=full NEXUS_TEST_COMMAND="$${CARGO_TARGET_DIR:-target}/release/nexus" \

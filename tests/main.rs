@@ -24,6 +24,7 @@ mod inputs;
 mod keyed;
 mod lineage;
 mod memory;
+mod nexmark;
 mod oracle;
 mod panics;
 mod pressure;

@@ -33,7 +33,7 @@ use shapes::{REFUSED, ROWS, Shape, Table, WINDOWS};
 const SHAPES_AT_ONCE: usize = 14;
 
 /// How often each query is asked.
-const CASES: usize = 5;
+const CASES: usize = 8;
 
 fn cases() -> usize {
     let given = std::env::var("NEXUS_TEST_CASES").ok();
