@@ -171,3 +171,30 @@ fn a_column_that_a_query_has_already_stays_rescued() {
     assert_eq!(ask(&world.path("lake"), sql), [json!([ROWS + 2])]);
     world.nexus(&["audit", "evolve.yaml"]).expect_code(0);
 }
+
+#[test]
+fn a_postgres_table_gets_the_columns_if_it_may_be_altered() {
+    for create in [true, false] {
+        let world = World::new().with_postgres();
+        let text = PIPELINE.replace(
+            "    unique:",
+            &format!("    postgres: {{ url: pg, table: rows, key: [id], create: {create} }}\n    unique:"),
+        ) + "secrets: { pg: { env: DATABASE_URL } }\n";
+        // The first run makes the table.
+        let pipeline = world.file("evolve.yaml", &text.replace("create: false", "create: true"));
+        write_input(&world, 0);
+        run(&world, &pipeline).expect_code(0);
+        world.file("evolve.yaml", &text);
+        (1..4).for_each(|number| write_input(&world, number));
+        let said = run(&world, &pipeline).expect_code(0).said();
+        assert_eq!(said.contains("cannot become a column"), !create, "{said}");
+        let sql = "SELECT count(*) FROM information_schema.columns WHERE table_name = 'rows' AND column_name = 'size'";
+        assert_eq!(world.ask_postgres(sql), [json!([u8::from(create)])]);
+        let rescued = "(_rescued::json->>'size')::int";
+        let size = if create { format!("coalesce(size, {rescued})") } else { rescued.to_owned() };
+        let sql = format!("SELECT count(*), sum({size})::int FROM rows");
+        let sum: usize = (ROWS..4 * ROWS).sum();
+        assert_eq!(world.ask_postgres(&sql), [json!([4 * ROWS, sum])]);
+        world.nexus(&["audit", "evolve.yaml"]).expect_code(0);
+    }
+}

@@ -50,6 +50,7 @@ fn a_dead_postgres_makes_a_run_not_ready_until_it_is_back() {
 
     running.until("it is ready", || status("/ready") == Some(200));
     running.until("it has committed", || table_files(&lake, "bronze/ticks") >= 2);
+    running.until("all sinks have", || metrics(port).contains_key("nexus_last_commit_timestamp_seconds"));
     let before = metrics(port);
     assert_eq!(before["nexus_up"], 1.0);
     assert!(before["nexus_epochs_total"] >= 1.0 && before["nexus_generation"] == 1.0);

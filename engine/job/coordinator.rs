@@ -10,7 +10,6 @@ use std::time::Duration;
 
 use arrow::datatypes::Field;
 use nexus_operators::clock::SharedClock;
-use nexus_operators::decode::FOUND_MAX;
 use nexus_operators::position::Cut;
 use nexus_operators::sink::{EpochId, Handle, Prepared};
 use nexus_operators::{Error, ErrorKind, Result, fail};
@@ -21,8 +20,7 @@ use super::channel::closed;
 use super::progress::{Progress, Standing};
 use super::source::{Closing, Command, EpochLoad};
 use crate::plan::reference::ReferenceTable;
-use crate::spec::columns::type_name;
-use crate::state::record::{CommitRecord, EvolvedColumn, SourceCounts, TableRecord};
+use crate::state::record::{CommitRecord, SourceCounts, TableRecord};
 use crate::state::schema::TableSchema;
 use crate::state::{State, StateStore, history};
 
@@ -402,23 +400,6 @@ impl Coordinator {
             }
         }
         Ok(record)
-    }
-
-    /// Gives the columns that a source gets behind an epoch, of those that were found.
-    fn evolved(&mut self, source: &str, epoch: u64, found: &[Field]) -> Vec<EvolvedColumn> {
-        let known = self.state.evolved.get(source).map_or(&[][..], Vec::as_slice);
-        let is_new = |field: &&Field| known.iter().all(|column| !column.name.eq_ignore_ascii_case(field.name()));
-        let column =
-            |field: &Field| EvolvedColumn { name: field.name().clone(), data_type: type_name(field), found_in: epoch };
-        let room = FOUND_MAX.saturating_sub(known.len());
-        let evolved: Vec<_> = found.iter().filter(is_new).take(room).map(column).collect();
-        for EvolvedColumn { name, data_type, .. } in &evolved {
-            tracing::info!(source, epoch, "found the column {name}: {data_type}");
-        }
-        if self.may_evolve && !evolved.is_empty() {
-            self.evolved_since = Some(Instant::now());
-        }
-        evolved
     }
 
     /// Takes a report that is not part of the epoch being closed.

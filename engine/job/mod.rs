@@ -28,6 +28,7 @@ pub mod budget;
 pub mod channel;
 pub mod coordinator;
 mod decode;
+mod evolve;
 mod guard;
 pub mod place;
 pub mod progress;
@@ -39,10 +40,9 @@ mod table;
 mod wiring;
 
 use crate::lineage::RunEvents;
-use crate::plan::{Plan, Surroundings, evolve};
-use crate::spec::Loaded;
-use crate::state::StateStore;
+use crate::plan::{Plan, Surroundings};
 use coordinator::{Coordinator, Ended};
+use evolve::Again;
 use guard::guard;
 use progress::{Limits, Progress, Report};
 pub use start::{encryption, state_store};
@@ -172,52 +172,6 @@ impl Stopper {
     }
 }
 
-/// What a job is started from again, once sources have got columns.
-struct Again {
-    loaded: Loaded,
-    until_idle: Option<Duration>,
-    surroundings: Surroundings,
-    progress: Arc<Progress>,
-    stopped: watch::Receiver<bool>,
-}
-
-impl Again {
-    /// Runs a job to its end, planned anew whenever sources get columns.
-    async fn run(&self, wired: Option<Wired>, events: &mut Option<RunEvents>) -> Result<()> {
-        let Some(mut wired) = wired else { return Ok(()) };
-        loop {
-            let (store, generation) = (wired.coordinator.store.clone(), wired.coordinator.generation);
-            match followed(supervise(wired), events).await? {
-                Ended::Whole => return Ok(()),
-                Ended::Evolved => {
-                    wired = Box::pin(guard("the start", self.start(&store, generation, events))).await?;
-                }
-            }
-        }
-    }
-
-    /// Plans the pipeline with the columns that its sources have got, and starts it.
-    async fn start(&self, store: &StateStore, generation: u64, events: &mut Option<RunEvents>) -> Result<Wired> {
-        // A process that has taken over meanwhile must not be stopped by this one.
-        store.check_fence(generation).await?;
-        let state = store.load().await?;
-        let planned = evolve::plan(&self.loaded, &self.surroundings, &state).await;
-        let plan = planned.map_err(|wrong| Error::config(wrong.to_string()))?;
-        if let Some(events) = events {
-            events.describe(&plan).await;
-        }
-        let settings = RunSettings {
-            until_idle: self.until_idle,
-            surroundings: self.surroundings.clone(),
-            sources: BTreeMap::new(),
-            sinks: Vec::new(),
-        };
-        tracing::info!("planned anew with the columns that were found");
-        self.progress.forget_channels();
-        start::start_anyway(plan, settings, self.progress.clone(), self.stopped.clone()).await
-    }
-}
-
 /// All tasks of a job, not yet running.
 pub struct Wired {
     /// Runs the stages.
@@ -256,24 +210,6 @@ impl Drop for CpuRuntime {
     fn drop(&mut self) {
         if let Some(runtime) = self.0.take() {
             runtime.shutdown_background();
-        }
-    }
-}
-
-/// Does some work, and tells meanwhile how far the run has come.
-async fn followed<T>(work: impl Future<Output = T>, events: &mut Option<RunEvents>) -> T {
-    let mut work = std::pin::pin!(work);
-    loop {
-        let follow = async {
-            match events {
-                Some(events) => events.follow().await,
-                None => std::future::pending().await,
-            }
-        };
-        // Cancel-safe: the work is polled by reference, and `follow` is by its contract.
-        tokio::select! {
-            done = &mut work => return done,
-            () = follow => {}
         }
     }
 }

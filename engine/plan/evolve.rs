@@ -8,6 +8,7 @@
 use std::collections::BTreeMap;
 
 use super::changes::compare;
+use super::table::TablePlan;
 use super::{Plan, Surroundings};
 use crate::spec::model::UnknownColumn;
 use crate::spec::{Diagnostics, Loaded};
@@ -24,14 +25,15 @@ pub fn evolves(loaded: &Loaded) -> bool {
 
 /// Plans a pipeline with the columns that its sources have got, as far as the file works with them.
 ///
-/// A column may stand in the way of the file: a query gives a column of that name already, or state would not survive.
-/// Then its values stay in `_rescued`.
+/// A column may stand in the way of the file: a query gives a column of that name already, state would not survive, or a
+/// Postgres table would need a column that Nexus may not make. Then its values stay in `_rescued`.
 pub async fn plan(loaded: &Loaded, surroundings: &Surroundings, state: &State) -> Result<Plan, Diagnostics> {
     // A plan, and how many of its tables what is stored does not survive.
     let planned = async |evolved: &Evolved| {
         let surroundings = Surroundings { evolved: evolved.clone(), ..surroundings.clone() };
         let plan = Plan::new(loaded.clone(), &surroundings).await?;
         let refused = compare(&plan, state).await.err().map_or(0, |refusals| refusals.len());
+        let refused = refused + fixed_tables_with_new_columns(&plan, state);
         Ok::<_, Diagnostics>((plan, refused))
     };
     let mut evolved = state.evolved.clone();
@@ -67,11 +69,23 @@ pub async fn plan(loaded: &Loaded, surroundings: &Surroundings, state: &State) -
         tracing::warn!(
             source,
             column,
-            "the field cannot become a column, since a query or its state does not work with it; its values stay in \
-             _rescued"
+            "the field cannot become a column, since a query, its state or a Postgres table with `create: false` does not \
+             work with it; its values stay in _rescued"
         );
     }
     Ok(fitting)
+}
+
+/// Counts the tables of Postgres that may not be altered, and would have to be.
+fn fixed_tables_with_new_columns(plan: &Plan, state: &State) -> usize {
+    let is_fixed = |table: &&TablePlan| {
+        plan.spec_of(table).is_some_and(|spec| spec.postgres.as_ref().is_some_and(|postgres| !postgres.create))
+    };
+    let has_more = |table: &&TablePlan| {
+        let known = state.schema_of(&table.name());
+        known.is_some_and(|known| table.schema.fields().iter().any(|field| known.column(field.name()).is_none()))
+    };
+    plan.tables.iter().filter(is_fixed).filter(has_more).count()
 }
 
 fn pop_newest(evolved: &mut Evolved) -> Option<(String, EvolvedColumn)> {

@@ -1,6 +1,7 @@
 //! State as a log of segments: what an epoch added is one segment, so that a
 //! snapshot writes only what is new.
 
+use std::collections::BTreeSet;
 use std::fs::File;
 use std::io::{BufReader, Seek};
 
@@ -11,16 +12,13 @@ use arrow::ipc::writer::StreamWriter;
 
 use super::held::Held;
 use super::sealed::Sealed;
+use super::tiers;
 use crate::error::{Error, Result};
 
 /// Segments that may lie side by side before they are merged into one. More
 /// would make a restart read many small files; fewer would write merged state
 /// more often.
 const SEGMENTS_MAX: usize = 16;
-
-/// Segments of about the same size that may lie side by side before they are merged into one: so many times four of
-/// them hold any number of rows in few files, and each row is written once for each size.
-const ALIKE_MAX: usize = 4;
 
 /// The rows of a stateful transform, by the epoch that added them.
 #[derive(Debug, Default)]
@@ -122,17 +120,21 @@ impl Segments {
         all
     }
 
-    /// Takes out the newest segments, the open one among them, if several are about as large as one another or smaller;
-    /// they come back merged through [`add`](Self::add).
+    /// Takes out segments of about the same size, the open one among them, if there are enough of them; they come back
+    /// merged through [`add`](Self::add).
     pub fn take_alike(&mut self) -> Vec<RecordBatch> {
-        let size = |segment: &Segment| segment.rows.iter().map(RecordBatch::num_rows).sum::<usize>().max(1).ilog(4);
-        let Some(newest) = self.sealed.last().map(size) else { return Vec::new() };
-        let alike = self.sealed.iter().rev().take_while(|segment| size(segment) <= newest).count();
-        if alike < ALIKE_MAX {
-            return Vec::new();
+        let count = |rows: &[RecordBatch]| rows.iter().map(|batch| batch.num_rows() as u64).sum();
+        let sizes: Vec<u64> = self.sealed.iter().map(|segment| count(&segment.rows)).collect();
+        let picked = tiers::alike(count(&self.open), &sizes, u64::MAX, BTreeSet::new());
+        let (mut rows, mut kept) = (Vec::new(), Vec::new());
+        for (place, segment) in std::mem::take(&mut self.sealed).into_iter().enumerate() {
+            if picked.contains(&place) { rows.extend(segment.rows) } else { kept.push(segment) }
         }
-        let taken = self.sealed.split_off(self.sealed.len() - alike);
-        taken.into_iter().flat_map(|segment| segment.rows).chain(std::mem::take(&mut self.open)).collect()
+        self.sealed = kept;
+        if !rows.is_empty() {
+            rows.append(&mut self.open);
+        }
+        rows
     }
 
     /// Takes out the rows of the open segment; they come back merged through [`add`](Self::add).

@@ -186,7 +186,7 @@ pub struct Reference {
     /// Column name to type; inferred if not given.
     #[serde(default)]
     pub columns: Option<Columns>,
-    /// Read it again when it is older than this.
+    /// Read it again when it is older than this and its files have changed; it is taken up by the next epoch.
     #[serde(default)]
     pub refresh: Option<Span>,
 }

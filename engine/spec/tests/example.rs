@@ -39,7 +39,7 @@ fn the_schema_takes_the_example() {
     let validated = validate(&yaml::parse(FLIGHTS, &source).unwrap(), &source);
     assert!(validated.wrong.is_empty(), "{:?}", validated.wrong);
     let keys = json_schema()["properties"].as_object().unwrap().len();
-    assert_eq!(validated.value.unwrap().as_object().unwrap().len(), keys - 2, "all but state and encryption");
+    assert_eq!(validated.value.unwrap().as_object().unwrap().len(), keys - 3, "all but state, encryption and lineage");
 }
 
 #[test]
@@ -53,6 +53,7 @@ state: s3://b/state
 encryption: { kms: alias/nexus }
 commit: { every: 1.5s, bytes: 1GiB, rows: 1000000 }
 limits: { memory: 1GiB, record: 1MiB, open_partitions: 8, spool: 1GiB }
+lineage: { url: "http://marquez:5000/api/v1/lineage", namespace: north, every: 5m }
 sources:
   intake:
     kinesis: { stream: nexus-dev-intake, start: 2026-11-21T08:00:00Z, mode: poll, aggregated: never, on_data_loss: continue }

@@ -22,6 +22,7 @@ pub use as_of::{AsOf, AsOfSide};
 pub use bounded::{Bounded, JoinKind};
 pub use side::{Meetings, Partners, ROW_COLUMN, Side, with_row};
 
+use super::held::Held;
 use super::query::{Query, Running};
 use super::rows::conform;
 use super::sealed::Sealed;
@@ -183,7 +184,7 @@ impl Join {
 
     /// Gives the memory that the kept rows take, in bytes.
     pub fn size_bytes(&self) -> usize {
-        let arrived: usize = self.arrived.iter().flatten().map(RecordBatch::get_array_memory_size).sum();
+        let arrived = Held::of(self.arrived.iter().flatten()).bytes();
         let kept = match &self.parts.meeting {
             Meeting::Bounded(bounded) => bounded.size_bytes(),
             Meeting::AsOf(as_of) => as_of.size_bytes(),

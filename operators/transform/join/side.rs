@@ -298,7 +298,7 @@ mod tests {
                 files = files.max(saved.len());
             }
             let rows = 2 * usize::try_from(EPOCHS).unwrap();
-            assert!(written < 8 * rows && files <= 24, "{written} rows were written in up to {files} files");
+            assert!(written < 8 * rows && files <= 40, "{written} rows were written in up to {files} files");
             let mut again = Side::new(until(reach), None);
             again.restore(saved, Vec::new(), 3 * (EPOCHS - 1)).unwrap();
             assert_eq!(count(&again.rows()), count(&whole.rows()));
