@@ -496,11 +496,11 @@ impl Wiring<'_> {
         let Restored { store, state, generation, .. } = self.restored;
         let known = state.tables.get(&name).cloned().unwrap_or_default();
         let folder = store.folder().below(&format!("snapshots/{name}"));
-        let basis = plan.basis().await;
         let snapshots = |kind: &'static str| {
             let files = known.files(kind).cloned().unwrap_or_default();
             (kind, Snapshots::new(folder.below(kind), "arrow", *generation, files))
         };
+        let basis = plan.basis().await;
         Ok(Memory {
             query: plan.fingerprint(),
             basis: basis

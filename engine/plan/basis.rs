@@ -2,7 +2,8 @@
 //!
 //! Windows and rows by key are made by the aggregate and what lies below it; rows that are kept by the join and what lies
 //! below it; remembered keys by the expressions of the key and of the event time, and the filters and joins below them.
-//! The old query is planned again over the columns of now, so that nothing that DataFusion may name otherwise in a later version is ever stored.
+//! The old query is planned again over the columns of now, so that nothing that DataFusion may name otherwise in a
+//! later version is ever stored.
 
 use std::collections::{BTreeMap, BTreeSet};
 

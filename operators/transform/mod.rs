@@ -224,11 +224,12 @@ impl Transform {
         }
     }
 
-    /// Gives the part of it that the barrier of the open epoch may free, in bytes.
+    /// Gives the part of it that the barrier of the open epoch may free, in bytes, with what is built of it then.
     pub fn open_bytes(&self) -> usize {
         match self {
-            Transform::Stateless(_) | Transform::Keyed(_) | Transform::Corrected(_) | Transform::Joined(_) => 0,
+            Transform::Stateless(_) | Transform::Keyed(_) | Transform::Corrected(_) => 0,
             Transform::Windowed(aggregate) => aggregate.open_bytes(),
+            Transform::Joined(join) => join.open_bytes(),
         }
     }
 }

@@ -182,6 +182,12 @@ impl Join {
         watermark_us.saturating_sub(self.parts.behind_us)
     }
 
+    /// Gives the memory that the rows of the open epoch take, in bytes, and with it the hash table that they go into at
+    /// its barrier, which takes about as much again.
+    pub fn open_bytes(&self) -> usize {
+        2 * self.arrived.iter().flatten().map(RecordBatch::get_array_memory_size).sum::<usize>()
+    }
+
     /// Gives the memory that the kept rows take, in bytes.
     pub fn size_bytes(&self) -> usize {
         let arrived = Held::of(self.arrived.iter().flatten()).bytes();
