@@ -31,6 +31,7 @@ mod decode;
 mod errors;
 mod evolve;
 mod guard;
+mod ledger;
 pub mod place;
 pub mod progress;
 pub mod redrive;

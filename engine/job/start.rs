@@ -14,7 +14,7 @@ use nexus_operators::{Error, Result, fail};
 use tokio::sync::watch;
 use tokio::time::Instant;
 
-use super::coordinator::{Ledger, OpenEpoch};
+use super::ledger::{Ledger, OpenEpoch};
 use super::progress::Progress;
 use super::redrive::{self, Portion, Redrive};
 use super::wiring::{Restored, wire};

@@ -16,7 +16,9 @@ pub mod evolve;
 mod graph;
 pub mod join;
 pub mod lineage;
+mod options;
 pub mod reference;
+pub mod refused;
 pub mod session;
 pub mod source;
 pub mod table;
@@ -25,9 +27,10 @@ mod windows;
 use crate::spec::{self, Diagnostic, Diagnostics, Loaded, Severity, Tier, codes, model};
 use crate::state::record::EvolvedColumn;
 use reference::{ReferenceSettings, ReferenceTable};
+use refused::Refused;
 use session::Functions;
 use source::SourcePlan;
-use table::{Readable, Refused, TablePlan, mentioned};
+use table::{Readable, TablePlan, mentioned};
 
 /// The share of `limits.memory` that queries get for what they build in an epoch (joins, groups, sorts).
 const QUERY_SHARE: u64 = 4;

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use arrow::datatypes::{DataType, Schema, SchemaRef};
+use arrow::datatypes::{Schema, SchemaRef};
 use datafusion::catalog::{CatalogProvider, MemorySchemaProvider, SchemaProvider, TableProvider};
 use datafusion::common::{DFSchema, TableReference};
 use datafusion::error::DataFusionError;
@@ -14,12 +14,12 @@ use nexus_operators::clock::SharedClock;
 use nexus_operators::transform::Transform;
 use nexus_operators::transform::aggregate::WindowedAggregate;
 use nexus_operators::transform::corrected::CorrectedAggregate;
-use nexus_operators::transform::expect::{Otherwise, Rule};
+use nexus_operators::transform::expect::Rule;
 use nexus_operators::transform::join::Join;
 use nexus_operators::transform::keyed::{KeyedAggregate, with_sequence};
 use nexus_operators::transform::keys::KeyLimits;
 use nexus_operators::transform::leaf::{Leaf, StreamTable};
-use nexus_operators::transform::newest::{Newest, NewestSettings, is_order};
+use nexus_operators::transform::newest::{Newest, NewestSettings};
 use nexus_operators::transform::query::{Query, set_time};
 use nexus_operators::transform::rows::stored_schema;
 use nexus_operators::transform::states::StateLimits;
@@ -27,9 +27,11 @@ use nexus_operators::transform::unique::Unique;
 use nexus_operators::transform::window::{Extent, Width, Window};
 use nexus_operators::{Error, Result};
 
-use super::analyze::{EventTimes, Shape, Unfit, WindowShape, analyze, corrected_keys, stream_name, without_window};
+use super::analyze::{EventTimes, Shape, analyze, corrected_keys, stream_name};
 use super::join::JoinPlan;
+use super::options::{check_columns, check_corrected, check_keyed, newest_plan, rules, unique_plan};
 use super::reference::{ReferenceTable, ReferenceView};
+use super::refused::{Refused, sql_refused};
 use super::{as_of, windows};
 use crate::spec::Tier;
 use crate::spec::model::{self, Keep, Late};
@@ -83,29 +85,6 @@ pub struct TablePlan {
     clock: SharedClock,
     leaves: Vec<Arc<Leaf>>,
     starts: BTreeMap<String, Expr>,
-}
-
-/// Why a table cannot be planned.
-#[derive(Debug)]
-pub enum Refused {
-    /// The SQL is wrong, perhaps at a line and column of it.
-    Sql {
-        /// What is wrong.
-        message: String,
-        /// Line and column, from 1.
-        at: Option<(usize, usize)>,
-    },
-    /// The SQL reads what is not there.
-    Unknown {
-        /// The name in the SQL.
-        input: String,
-        /// Line and column, from 1.
-        at: Option<(usize, usize)>,
-    },
-    /// The SQL does not work on a stream.
-    Unfit(Unfit),
-    /// Something beside the SQL is wrong: the key under the table, and what.
-    Option(Vec<String>, Error),
 }
 
 impl TablePlan {
@@ -443,178 +422,4 @@ pub fn mentioned(state: &SessionState, sql: &str) -> Result<BTreeSet<String>, Re
     let statement = state.sql_to_statement(sql, &dialect).map_err(|e| sql_refused(&e))?;
     let tables: Vec<TableReference> = state.resolve_table_references(&statement).map_err(|e| sql_refused(&e))?;
     Ok(tables.iter().map(stream_name).collect())
-}
-
-fn check_columns(schema: &SchemaRef) -> Result<(), Refused> {
-    let mut seen = BTreeSet::new();
-    for field in schema.fields() {
-        if !seen.insert(field.name()) {
-            let message = format!("two columns are named `{}`; give one another name with AS", field.name());
-            return Err(Refused::Sql { message, at: None });
-        }
-        if field.data_type() == &DataType::Null {
-            let message = format!("column `{}` is always NULL and has no type; write CAST(NULL AS ...)", field.name());
-            return Err(Refused::Sql { message, at: None });
-        }
-    }
-    Ok(())
-}
-
-/// Checks that late rows can correct the windows of a table.
-fn check_corrected(spec: &model::Table, window: Option<&WindowShape>) -> Result<(), Refused> {
-    let at_update = || vec!["late".to_owned(), "update".to_owned()];
-    let message = match window.map(|window| window.extent) {
-        None => "the query has no windows, so no row comes too late for one; remove `late`",
-        Some(Extent::Session { .. }) => {
-            "a late row may make one session of two that were given out, and one of them would have to be taken back; \
-             choose `quarantine` or `drop`, or windows of a fixed width"
-        }
-        Some(_) if spec.postgres.as_ref().is_none_or(|postgres| postgres.key.is_empty()) => {
-            "a corrected row replaces the one before, which needs a sink that can: `postgres: { key: [...] }`"
-        }
-        Some(_) => return Ok(()),
-    };
-    Err(Refused::Option(at_update(), Error::config(message)))
-}
-
-/// Checks that a table whose rows change has a sink that keeps the newest of each key, and nothing that needs rows to
-/// stay.
-fn check_keyed(spec: &model::Table, schema: &SchemaRef, keys: &[usize], times: &EventTimes) -> Result<(), Refused> {
-    let Some(postgres) = spec.postgres.as_ref().filter(|postgres| !postgres.key.is_empty()) else {
-        return Err(Refused::Unfit(without_window(times)));
-    };
-    let names: BTreeSet<&str> = keys.iter().map(|key| schema.field(*key).name().as_str()).collect();
-    if postgres.key.iter().map(String::as_str).collect::<BTreeSet<_>>() != names {
-        let names = names.into_iter().collect::<Vec<_>>().join(", ");
-        let message = format!("the query has one row for each ({names}): so must the table; write `key: [{names}]`");
-        return Err(Refused::Option(vec!["postgres".into(), "key".into()], Error::config(message)));
-    }
-    if spec.unique.is_some() {
-        let message = "the rows of the table change; make the rows that it reads unique";
-        return Err(Refused::Option(vec!["unique".into()], Error::config(message)));
-    }
-    let leaves_out =
-        |rule: &model::Expectation| !matches!(rule.otherwise, model::Otherwise::Keep | model::Otherwise::Fail);
-    if let Some((name, _)) = spec.expect.iter().find(|(_, rule)| leaves_out(rule)) {
-        let message = "a row of the table replaces an older one, which would stay if it were left out; only `keep` and \
-                       `fail` are possible here";
-        return Err(Refused::Option(vec!["expect".into(), name.clone(), "else".into()], Error::config(message)));
-    }
-    Ok(())
-}
-
-fn rules(state: &SessionState, schema: &SchemaRef, spec: &model::Table) -> Result<Vec<Rule>, Refused> {
-    let columns = DFSchema::try_from(schema.as_ref().clone()).map_err(|e| sql_refused(&e))?;
-    let rule = |(name, rule): (&String, &model::Expectation)| {
-        let planned = state.create_logical_expr(&rule.that, &columns);
-        let planned = planned.and_then(|expr| state.create_physical_expr(expr, &columns));
-        let at = vec!["expect".to_owned(), name.clone(), "that".to_owned()];
-        let condition = planned.map_err(|e| Refused::Option(at.clone(), Error::config(sql_text(&e))))?;
-        if condition.data_type(schema).ok() != Some(DataType::Boolean) {
-            return Err(Refused::Option(at, Error::config("a rule is a condition, such as `x > 0`")));
-        }
-        let otherwise = match rule.otherwise {
-            model::Otherwise::Keep => Otherwise::Keep,
-            model::Otherwise::Drop => Otherwise::Drop,
-            model::Otherwise::Quarantine => Otherwise::Quarantine,
-            model::Otherwise::Fail => Otherwise::Fail,
-        };
-        Ok(Rule { name: name.clone(), text: rule.that.clone(), condition, otherwise })
-    };
-    spec.expect.iter().map(rule).collect()
-}
-
-fn unique_plan(
-    unique: &model::Unique,
-    schema: &SchemaRef,
-    event_time: Option<usize>,
-) -> Result<(Vec<usize>, usize, i64), Refused> {
-    let at = |keys: &[&str]| keys.iter().map(|key| (*key).to_owned()).collect::<Vec<_>>();
-    let column = |(place, name): (usize, &String)| {
-        schema.index_of(name).map_err(|_| {
-            let known: Vec<_> = schema.fields().iter().map(|field| field.name().as_str()).collect();
-            let message = format!("the table has no column `{name}`; it has {}", known.join(", "));
-            Refused::Option(at(&["unique", "key", &place.to_string()]), Error::config(message))
-        })
-    };
-    let key = unique.key.iter().enumerate().map(column).collect::<Result<Vec<_>, _>>()?;
-    let time = event_time.ok_or_else(|| {
-        let message = "the table has no column with the event time, so keys could never be forgotten; select the \
-                       event-time column of the source, and give the source an `event_time`";
-        Refused::Option(at(&["unique"]), Error::config(message))
-    })?;
-    Ok((key, time, i64::try_from(unique.within.0.as_micros()).unwrap_or(i64::MAX)))
-}
-
-/// Checks and plans that the newest row of each key is kept.
-fn newest_plan(
-    spec: &model::Table,
-    unique: &model::Unique,
-    schema: &SchemaRef,
-    event_time: Option<usize>,
-) -> Result<NewestSettings, Refused> {
-    let (key, time, within_us) = unique_plan(unique, schema, event_time)?;
-    let refused = |at: &str, message: String| {
-        Err(Refused::Option(vec!["unique".to_owned(), at.to_owned()], Error::config(message)))
-    };
-    let names = |names: &[String]| names.iter().cloned().collect::<BTreeSet<_>>();
-    let sink = spec.postgres.as_ref().map(|postgres| names(&postgres.key)).unwrap_or_default();
-    if sink != names(&unique.key) {
-        let key = unique.key.join(", ");
-        let message =
-            format!("a newer row replaces the one before, which needs a sink that can: `postgres: {{ key: [{key}] }}`");
-        return refused("keep", message);
-    }
-    let Some(order_by) = &unique.order_by else { return Ok(NewestSettings { key, order: time, time, within_us }) };
-    let Ok(order) = schema.index_of(order_by) else {
-        let known: Vec<_> = schema.fields().iter().map(|field| field.name().as_str()).collect();
-        return refused("order_by", format!("the table has no column `{order_by}`; it has {}", known.join(", ")));
-    };
-    if !is_order(schema.field(order).data_type()) {
-        let message = format!("`{order_by}` is neither a whole number of at most 63 bits nor a date nor a timestamp");
-        return refused("order_by", message);
-    }
-    Ok(NewestSettings { key, order, time, within_us })
-}
-
-fn sql_refused(error: &DataFusionError) -> Refused {
-    let (message, at) = (sql_text(error), place(error));
-    // DataFusion has no error of its own for this; it names the catalog, which users do not know of.
-    let input = message.strip_prefix("table 'datafusion.").and_then(|rest| rest.strip_suffix("' not found"));
-    match input {
-        Some(input) => Refused::Unknown { input: input.trim_start_matches("public.").to_owned(), at },
-        None => Refused::Sql { message, at },
-    }
-}
-
-/// Gives what DataFusion says without the layers that mean nothing to the user.
-fn sql_text(error: &DataFusionError) -> String {
-    let text = match error.find_root() {
-        DataFusionError::SQL(parser, _) => parser.to_string(),
-        DataFusionError::Collection(all) => {
-            return all.first().map_or_else(|| error.to_string(), sql_text);
-        }
-        root => root.strip_backtrace(),
-    };
-    let prefixes =
-        ["SQL error: ", "sql parser error: ", "Error during planning: ", "Schema error: ", "Invalid function "];
-    let mut text = text.as_str();
-    while let Some(rest) = prefixes.iter().take(4).find_map(|prefix| text.strip_prefix(prefix)) {
-        text = rest;
-    }
-    let end = text.find(" at Line: ").unwrap_or(text.len());
-    text[..end].trim_end_matches(['.', '\n']).to_owned()
-}
-
-/// Finds the line and column that an error names.
-fn place(error: &DataFusionError) -> Option<(usize, usize)> {
-    if let Some(span) = error.diagnostic().and_then(|diagnostic| diagnostic.span) {
-        let at = |number: u64| usize::try_from(number).ok();
-        return Some((at(span.start.line)?, at(span.start.column)?));
-    }
-    let text = error.to_string();
-    let (_, rest) = text.split_once(" at Line: ")?;
-    let (line, rest) = rest.split_once(", Column: ")?;
-    let column: String = rest.chars().take_while(char::is_ascii_digit).collect();
-    Some((line.parse().ok()?, column.parse().ok()?))
 }

@@ -1,0 +1,168 @@
+//! The sinks of a job: of tables, and of what comes to the quarantine.
+
+use nexus_operators::quarantine;
+use nexus_operators::sink::parquet::{ParquetCompression, ParquetSettings, ParquetSink, PartitionBy, RemovedFile};
+use nexus_operators::sink::{EpochId, Sink};
+use nexus_operators::{Error, Result, fail};
+use tokio::sync::mpsc;
+
+use super::{Restored, Wiring};
+use crate::job::channel::{Item, Receiver, Sender};
+#[cfg(feature = "postgres")]
+use crate::job::place::spool_place;
+use crate::job::place::{PARQUET, POSTGRES, ParquetPlace, parquet_place};
+use crate::job::sink::{CommitStage, SinkStage};
+use crate::job::start::handles_of;
+use crate::plan::changes::stored_schema;
+use crate::plan::table::TablePlan;
+use crate::spec::{Partition, model};
+use crate::state::record::{CommitRecord, QUARANTINE};
+
+impl Wiring<'_> {
+    /// Makes the sinks that the file asks for, and gives their channels.
+    pub(super) async fn stored(&mut self, plan: &TablePlan, spec: &model::Table) -> Result<Vec<Sender<Item>>> {
+        let name = plan.name();
+        let mut takers = Vec::new();
+        if spec.store {
+            let partition_by = spec.partition_by.iter().map(|text| partition_by(text)).collect::<Result<_>>()?;
+            let settings = ParquetSettings {
+                pipeline: self.plan.loaded.spec.name.clone(),
+                tier: plan.tier.to_string(),
+                table: plan.table.clone(),
+                schema: stored_schema(&plan.schema, self.restored.schemas.get(&name)),
+                partition_by,
+                compression: compression(spec.compression),
+                open_partitions_max: self.plan.loaded.spec.limits.open_partitions,
+                buffer_bytes: self.budget.sink,
+            };
+            takers.push(self.parquet(&format!("{name}/{PARQUET}"), settings, Vec::new()).await?);
+        }
+        if let Some(postgres) = &spec.postgres {
+            let sink = self.postgres(plan, postgres).await?;
+            takers.push(self.sink(&format!("{name}/{POSTGRES}"), sink).await?);
+        }
+        Ok(takers)
+    }
+
+    /// Tells whether rows of a table are in the quarantine, or are to come there, though its file says nothing of it any
+    /// more.
+    pub(super) fn has_quarantined(&self, table: &str) -> bool {
+        let sink = format!("{table}/{QUARANTINE}");
+        let owed = |record: &CommitRecord| record.sinks.get(&sink).is_some_and(|prepared| prepared.handle.is_some());
+        let taken = self.portion.as_ref().is_some_and(|portion| portion.taken.contains_key(table));
+        taken || self.restored.undone.iter().any(owed)
+    }
+
+    /// Makes the sink of what comes to the quarantine of a table or source, and gives its channel.
+    pub(super) async fn quarantine(&mut self, of: &str) -> Result<Sender<Item>> {
+        let settings = ParquetSettings {
+            pipeline: self.plan.loaded.spec.name.clone(),
+            tier: "quarantine".to_owned(),
+            table: of.to_owned(),
+            schema: quarantine::schema(),
+            partition_by: Vec::new(),
+            compression: ParquetCompression::Zstd,
+            open_partitions_max: 1,
+            buffer_bytes: self.budget.sink,
+        };
+        let taken = self.portion.as_ref().and_then(|portion| portion.taken.get(of));
+        let removes = taken.map(|taken| taken.files().to_vec()).unwrap_or_default();
+        self.parquet(&format!("{of}/{QUARANTINE}"), settings, removes).await
+    }
+
+    async fn parquet(
+        &mut self,
+        sink: &str,
+        settings: ParquetSettings,
+        removes: Vec<RemovedFile>,
+    ) -> Result<Sender<Item>> {
+        let ParquetPlace { table, staging, notes } =
+            parquet_place(self.plan, &self.restored.store, &self.restored.encryption, sink).await?;
+        self.sink(sink, Box::new(ParquetSink::new(settings, table, staging, notes)?.removing(removes))).await
+    }
+
+    #[cfg(feature = "postgres")]
+    async fn postgres(&mut self, plan: &TablePlan, spec: &model::PostgresSink) -> Result<Box<dyn Sink>> {
+        use nexus_operators::sink::postgres::{PostgresSettings, PostgresSink};
+        let secret = self.plan.loaded.secret_ref(&spec.url);
+        let secret = secret.ok_or_else(|| Error::config(format!("there is no secret `{}`", spec.url)))?;
+        let settings = PostgresSettings {
+            pipeline: self.plan.loaded.spec.name.clone(),
+            sink_name: plan.name(),
+            state_id: self.restored.state.id.clone(),
+            schema: spec.schema.clone(),
+            table: spec.table.clone(),
+            key: spec.key.clone(),
+            append: spec.append,
+            create: spec.create,
+            rows: plan.keyed_schema(),
+        };
+        let spool = spool_place(&self.restored.store, &plan.name());
+        let sink = PostgresSink::new(settings, secret, spool)?;
+        match sink.check().await {
+            Err(error) if error.kind() == nexus_operators::ErrorKind::Unavailable => {
+                tracing::warn!(table = plan.name(), %error, "Postgres is away; rows are spooled until it is back");
+            }
+            checked => checked?,
+        }
+        Ok(Box::new(sink))
+    }
+
+    #[cfg(not(feature = "postgres"))]
+    #[allow(clippy::unused_async, reason = "the same call awaits where Postgres is built in")]
+    async fn postgres(&mut self, plan: &TablePlan, _: &model::PostgresSink) -> Result<Box<dyn Sink>> {
+        let name = plan.name();
+        Err(Error::config(format!(
+            "{name} needs Postgres, which this build leaves out; build it with feature `postgres`"
+        )))
+    }
+
+    /// Adds the stages of a sink, and gives its channel.
+    pub(super) async fn sink(&mut self, name: &str, sink: Box<dyn Sink>) -> Result<Sender<Item>> {
+        let committer = sink.committer();
+        let Restored { state, generation, undone, .. } = self.restored;
+        fail::point("before_sweep")?;
+        let oldest_kept = if fail::mutated("no_sweep") { 0 } else { *generation };
+        let swept = committer.sweep(oldest_kept, &handles_of(undone, name)).await;
+        let swept = swept.map_err(|e| e.while_doing(format!("could not clear what a crash left behind in {name}")))?;
+        fail::point("after_sweep")?;
+        if swept > 0 {
+            tracing::info!(sink = name, swept, "removed what a crash had left behind");
+        }
+        let (sender, from): (Sender<Item>, Receiver<Item>) = self.channel(format!("sink {name}"));
+        let (queue, epochs) = mpsc::unbounded_channel();
+        for record in undone {
+            if let Some(prepared) = record.sinks.get(name) {
+                let id = EpochId { generation: record.generation, epoch: record.epoch };
+                queue.send((id, prepared.handle.clone())).map_err(|_| Error::internal("a new queue is closed"))?;
+            }
+        }
+        let open = EpochId { generation: *generation, epoch: state.epoch + 1 };
+        let reports = self.reports.clone();
+        let stage = SinkStage { name: name.to_owned(), sink, from, reports: reports.clone(), open };
+        let commit = CommitStage { name: name.to_owned(), committer, from: epochs, reports };
+        self.queues.insert(name.to_owned(), queue);
+        self.stages.push((format!("sink {name}"), Box::pin(stage.run())));
+        self.commits.push((format!("commit {name}"), Box::pin(commit.run())));
+        Ok(sender)
+    }
+}
+
+fn partition_by(text: &str) -> Result<PartitionBy> {
+    let partition = text.parse::<Partition>().map_err(|e| Error::config(format!("`partition_by`: {e}")))?;
+    Ok(match partition {
+        Partition::Column(column) => PartitionBy::Column(column),
+        Partition::Date(column) => PartitionBy::Date(column),
+        Partition::Hour(column) => PartitionBy::Hour(column),
+    })
+}
+
+fn compression(spec: model::Compression) -> ParquetCompression {
+    match spec {
+        model::Compression::Zstd => ParquetCompression::Zstd,
+        model::Compression::Snappy => ParquetCompression::Snappy,
+        model::Compression::Lz4 => ParquetCompression::Lz4,
+        model::Compression::Gzip => ParquetCompression::Gzip,
+        model::Compression::None => ParquetCompression::Uncompressed,
+    }
+}
