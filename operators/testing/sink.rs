@@ -2,11 +2,15 @@
 
 use std::future::Future;
 use std::sync::Arc;
+use std::task::Poll;
 
 use arrow::array::{Array, AsArray, Int64Array, RecordBatch, StringViewArray};
 use arrow::datatypes::{DataType, Field, Int64Type, Schema, SchemaRef};
 
 use crate::sink::{EpochId, Handle, Sink};
+
+/// How often a commit may wait before it ends.
+const BREAKS_MAX: u64 = 200;
 
 /// A sink under test, and what a reader of its target sees.
 pub trait Target: Send {
@@ -57,6 +61,7 @@ pub async fn conforms<T: Target, F: Future<Output = T>>(target: impl Fn() -> F) 
     epochs_without_rows_prepare_nothing(target().await).await;
     a_fresh_process_commits(target().await).await;
     commits_are_idempotent(target().await).await;
+    a_commit_that_breaks_off_is_done_again(target().await).await;
     sweep_removes_what_no_record_names(target().await).await;
     sweep_spares_its_own_generation(target().await).await;
     many_epochs_land_whole(target().await).await;
@@ -124,6 +129,42 @@ async fn commits_are_idempotent(target: impl Target) {
     }
     target.sink().await.committer().commit(id(1, 2), &second).await.expect("another process commits again");
     sees(&target, 0..20).await;
+}
+
+/// Breaks commits off at each place where they wait, and has another process do them again.
+async fn a_commit_that_breaks_off_is_done_again(target: impl Target) {
+    let mut sink = target.sink().await;
+    let committer = sink.committer();
+    let mut end = 0;
+    for polls in 0..BREAKS_MAX {
+        let number = id(1, polls + 1);
+        let handle = prepared(sink.as_mut(), number, end..end + 4).await;
+        end += 4;
+        let done = within_polls(polls, committer.commit(number, &handle)).await;
+        let again = target.sink().await.committer().commit(number, &handle).await;
+        again.expect("a commit that has broken off is done again");
+        sees(&target, 0..end).await;
+        if let Some(done) = done {
+            done.expect("an epoch is committed");
+            assert_eq!(target.staged().await, 0, "commits leave nothing staged");
+            return;
+        }
+    }
+    panic!("a commit does not end within {BREAKS_MAX} polls");
+}
+
+/// Waits for a future, and drops it after some polls.
+async fn within_polls<T>(polls: u64, future: impl Future<Output = T>) -> Option<T> {
+    let mut future = std::pin::pin!(future);
+    let mut left = polls;
+    std::future::poll_fn(move |context| {
+        if left == 0 {
+            return Poll::Ready(None);
+        }
+        left -= 1;
+        future.as_mut().poll(context).map(Some)
+    })
+    .await
 }
 
 async fn sweep_removes_what_no_record_names(target: impl Target) {
