@@ -186,22 +186,23 @@ fn rows_of_a_join_above_their_share_are_named() {
 
 #[test]
 fn state_above_its_share_is_named() {
-    const ROWS: usize = 600_000;
+    const ROWS: usize = 1_200_000;
     let source = format!(
         "    generate:\n      rows: {ROWS}\n      columns:\n        n: {{ sequence: {{}} }}\n        \
          ts: {{ time: {{ start: \"2026-11-01T00:00:00Z\", step: 1ms }} }}\n    \
          event_time: {{ column: ts, lateness: 1s }}\n"
     );
-    let table = "    from: events\ngold:\n  sites:\n    sql: SELECT date_bin(INTERVAL '1 day', ts) AS day, n % 500000 AS k, \
+    let table = "    from: events\ngold:\n  sites:\n    sql: SELECT date_bin(INTERVAL '1 day', ts) AS day, n % 1000000 AS k, \
                  count(*) AS events, array_agg(n) AS all FROM events GROUP BY 1, 2\n";
     let world = World::new();
-    let pipeline = pipeline(&world, "memory: 64MiB", &source, table);
+    let pipeline = pipeline(&world, "memory: 128MiB", &source, table);
     let (finished, peak, _) = run(&world, &pipeline);
-    assert!(peak < 80 << 20, "{} MiB of memory", peak >> 20);
+    // Accumulators take more than they say, and the process itself some 30 MiB; the states of all windows would take more.
+    assert!(peak < 160 << 20, "{} MiB of memory", peak >> 20);
     if finished.status.success() {
         // What does not fit in memory may have found its place on the disk; then nothing is missing.
         let found = ask(&world.path("lake"), "SELECT count(*), sum(events) FROM gold.sites");
-        assert_eq!(found, [json!([500_000, ROWS])]);
+        assert_eq!(found, [json!([1_000_000, ROWS])]);
     } else {
         let said = finished.expect_code(1).said();
         assert!(said.contains("error: table gold.sites: the state of all tables takes"), "{said}");

@@ -16,8 +16,11 @@ const STATE: u64 = 4;
 /// Of a table's states of windows a quarter is kept in memory beside their files, and as much is merged or given out.
 const KEYS: u64 = 4;
 
-/// Under this, state would lie in very many files: the price of a little memory is paid while they are merged.
-const STATE_FILE_BYTES_MIN: usize = 8 * 1024 * 1024;
+/// Under this, keys would lie in very many files: the price of a little memory is paid while they are merged.
+const KEY_FILE_BYTES_MIN: usize = 8 * 1024 * 1024;
+
+/// Under this, so would states of windows, which take several times as much while they are merged.
+const STATE_PIECE_BYTES_MIN: usize = 2 * 1024 * 1024;
 
 /// A quarter for what sinks encode.
 const SINKS: u64 = 4;
@@ -67,14 +70,13 @@ impl Budget {
         }
         let share = |part: u64, among: usize| usize::try_from(memory / part).unwrap_or(usize::MAX) / among.max(1);
         let part_of_state = share(KEYS * STATE, stateful);
-        let file = part_of_state.max(STATE_FILE_BYTES_MIN);
         Self {
             channel: share(CHANNELS, channels).max(CHANNEL_BYTES_MIN),
             sink: share(SINKS, sinks).max(SINK_BYTES_MIN),
             state: share(STATE, 1),
             state_of_epoch: share(2 * STATE, stateful),
-            keys: KeyLimits { map_bytes: part_of_state, file_bytes: file },
-            windows: StateLimits { cached_bytes: part_of_state, piece_bytes: file },
+            keys: KeyLimits { map_bytes: part_of_state, file_bytes: part_of_state.max(KEY_FILE_BYTES_MIN) },
+            windows: StateLimits { cached_bytes: part_of_state, piece_bytes: part_of_state.max(STATE_PIECE_BYTES_MIN) },
         }
     }
 }

@@ -3,7 +3,7 @@
 
 use std::sync::Arc;
 
-use arrow::array::{Array, ArrayRef, RecordBatch};
+use arrow::array::{Array, ArrayRef, RecordBatch, RecordBatchOptions};
 use arrow::compute::{BatchCoalescer, cast};
 use arrow::datatypes::{DataType, Schema, SchemaRef, TimeUnit};
 use arrow::json::ReaderBuilder;
@@ -25,7 +25,14 @@ pub fn coalesced(batches: Vec<RecordBatch>) -> Result<Vec<RecordBatch>> {
         coalescer.push_batch(batch)?;
     }
     coalescer.finish_buffered_batch()?;
-    Ok(std::iter::from_fn(|| coalescer.next_completed_batch()).collect())
+    std::iter::from_fn(|| coalescer.next_completed_batch()).map(shrunk).collect()
+}
+
+/// Gives back the memory that was reserved for rows that did not come: a few rows would hold as much as a whole batch.
+fn shrunk(batch: RecordBatch) -> Result<RecordBatch> {
+    let (schema, mut columns, rows) = batch.into_parts();
+    columns.iter_mut().for_each(Array::shrink_to_fit);
+    Ok(RecordBatch::try_new_with_options(schema, columns, &RecordBatchOptions::new().with_row_count(Some(rows)))?)
 }
 
 /// Makes quarantine entries of rows that broke `rule`, and have been sent again so often.

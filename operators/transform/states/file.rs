@@ -71,14 +71,17 @@ impl BlockFile {
     }
 }
 
-/// Makes a file of states in order; nothing if there is none.
-pub fn encode(schema: &SchemaRef, blocks: &[Block]) -> Result<Option<Bytes>> {
+/// Makes a file of states in order; nothing if there is none. Unless they are to be kept, they leave the memory on the way.
+pub fn encode(schema: &SchemaRef, blocks: &mut [Block], keep: bool) -> Result<Option<Bytes>> {
     if blocks.is_empty() {
         return Ok(None);
     }
-    let mut writer = FileWriter::try_new(Vec::new(), schema)?;
-    for rows in blocks.iter().filter_map(|block| block.rows.as_ref()) {
-        writer.write(rows)?;
+    // In a file they take about what they take in memory; what is too little would be taken twice while it grows.
+    let bytes: usize = blocks.iter().map(|block| block.bytes).sum();
+    let mut writer = FileWriter::try_new(Vec::with_capacity(bytes), schema)?;
+    for block in blocks.iter_mut() {
+        let rows = if keep { block.rows.clone() } else { block.rows.take() };
+        rows.iter().try_for_each(|rows| writer.write(rows))?;
     }
     let entry = |block: &Block| (block.first.end_us, block.first.key, block.last.end_us, block.last.key, block.bytes);
     let index: Vec<_> = blocks.iter().map(entry).collect();

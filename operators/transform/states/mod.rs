@@ -134,8 +134,9 @@ impl States {
     pub fn seal(&mut self, epoch: u64) -> Result<Sealed> {
         self.settle()?;
         let mut live: Vec<u64> = self.segments.iter().map(|segment| segment.epoch).collect();
-        let blocks = std::mem::take(&mut self.fresh).blocks;
-        let added = encode(self.order.plain_schema(), &blocks)?;
+        let mut blocks = std::mem::take(&mut self.fresh).blocks;
+        let bytes: usize = blocks.iter().map(|block| block.bytes).sum();
+        let added = encode(self.order.plain_schema(), &mut blocks, bytes <= self.limits.cached_bytes)?;
         if added.is_some() {
             self.segments.push(Segment { epoch, file: None, blocks });
             live.push(epoch);
@@ -179,9 +180,10 @@ impl States {
         kept.sum::<usize>() + self.open_held.bytes()
     }
 
-    /// Gives the part of it that the open epoch has added: what its barrier may free.
+    /// Gives the part of it that the open epoch has added, and that is taken once more while it is put in order: what its
+    /// barrier may free.
     pub fn open_bytes(&self) -> usize {
-        self.open_held.bytes()
+        2 * self.open_held.bytes()
     }
 
     /// Puts what has come in order, and leaves out what has been given out.
