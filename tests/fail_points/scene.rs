@@ -351,10 +351,18 @@ impl Scene {
             return Err(format!("the audit is not whole:\n{}", audit.said()));
         }
         let lake = self.lake();
-        let empty =
-            ["bronze/events", "silver/events", "gold/hours", "gold/followed", "gold/preceded", "_quarantine/events"]
-                .into_iter()
-                .find(|table| table_files(&lake, table) == 0);
+        let tables: &[&str] = match self.kind.source {
+            Source::Generated => &["bronze/ticks", "gold/seconds"],
+            _ => &[
+                "bronze/events",
+                "silver/events",
+                "gold/hours",
+                "gold/followed",
+                "gold/preceded",
+                "_quarantine/events",
+            ],
+        };
+        let empty = tables.iter().find(|table| table_files(&lake, table) == 0);
         if let Some(table) = empty {
             return Err(format!("{table} is empty"));
         }
