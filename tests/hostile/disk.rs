@@ -9,8 +9,8 @@ use std::process::{Child, Command, Stdio};
 use super::{FILES, Input, assert_same, audit, each_run, epoch_bytes, lake_rows, path, pipeline, write_pipeline};
 use crate::world::{Finished, Random, World};
 
-/// Size of the small disk: less than a run needs, and more than its first epochs.
-const DISK_KIB: usize = 96;
+/// Size of the small disk: more than the first epochs of a run need, and less than a run with an epoch for each file.
+const DISK_KIB: usize = 64;
 
 /// A file system of its own in memory, in a mount namespace of its own. It goes when this is dropped.
 struct SmallDisk {
@@ -141,7 +141,8 @@ fn on_a_failing_disk(seed: u64, failure: Failure) {
         world.set("NEXUS_FAIL_POINT", "");
         disk.remount("ro");
     }
-    let file = write(&world, epoch_bytes(&mut random));
+    let bytes = if matches!(failure, Failure::Full(_)) { 1 } else { epoch_bytes(&mut random) };
+    let file = write(&world, bytes);
     ended_well(&world.nexus(&["run", path(&file)]), failure);
     // It is no better a second time.
     ended_well(&world.nexus(&["run", path(&file)]), failure);
