@@ -14,7 +14,7 @@ use super::query::{Query, Running, failed};
 use super::sealed::Sealed;
 use super::segments::{Segment, Segments};
 use super::session::Sessions;
-use super::states::{Pieces, StateLimits, States};
+use super::states::{Ends, Pieces, StateLimits, States};
 use super::window::{Extent, WATERMARK_END, WATERMARK_START, Window};
 use crate::error::{Error, Result};
 
@@ -55,7 +55,9 @@ impl WindowedAggregate {
         let windows = match extent {
             Extent::Width(width) => {
                 let width = Window { start: Arc::new(Column::new(name, group_index)), width };
-                Windows::Fixed { states: States::new(state_schema(&query)?, keys.len(), width.clone(), limits)?, width }
+                let ends = Ends::Window(width.clone());
+                let states = States::new(state_schema(&query)?, (0..keys.len()).collect(), ends, limits)?;
+                Windows::Fixed { states, width }
             }
             Extent::Session { gap_us, last_index } => Windows::Sessions {
                 sessions: Sessions::new(group_index, last_index, keys.len(), gap_us),

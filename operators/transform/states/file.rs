@@ -12,7 +12,7 @@ use bytes::Bytes;
 use super::order::{Order, Place};
 use crate::error::{Error, Result};
 
-/// Under this name the footer holds the index: for each block the ends of the windows and the hashes of the keys of its
+/// Under this name the footer holds the index: for each block the ends and the hashes of the keys of its
 /// first and its last state, and its size in memory, as JSON.
 const INDEX: &str = "nexus.blocks";
 
@@ -115,5 +115,5 @@ fn read(reader: &mut FileReader<BufReader<File>>, block: usize) -> Result<Record
 }
 
 fn damaged(cause: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> Error {
-    Error::config("a file of windows' state is damaged; restore it from a copy of the state").because(cause)
+    Error::config("a file of state is damaged; restore it from a copy of the state").because(cause)
 }

@@ -1,14 +1,15 @@
-//! States of windows: what fits in memory, and files for the rest.
+//! States that outlive an epoch: what fits in memory, and files for the rest.
 //!
-//! What an epoch adds becomes a file, ordered by window and key. Files of about the same size are merged. A file is
-//! never changed: a window that has been given out is skipped until all windows of its file have been. To give windows
-//! out is to go through all files side by side in their order, a piece at a time that fits in memory.
+//! What an epoch adds becomes a file, ordered by the time at which states end (with their window, say) and by key. Files
+//! of about the same size are merged. A file is never changed: what has been given out is skipped until all of its file
+//! has been. To give states out, or to look some up by their keys, is to go through all files side by side in their
+//! order, a piece at a time that fits in memory.
 
 use std::collections::BTreeSet;
 use std::fs::File;
 
-use arrow::array::RecordBatch;
-use arrow::compute::{filter_record_batch, not};
+use arrow::array::{BooleanArray, RecordBatch};
+use arrow::compute::filter_record_batch;
 use arrow::datatypes::SchemaRef;
 
 mod file;
@@ -20,11 +21,12 @@ mod tests;
 use super::held::Held;
 use super::sealed::Sealed;
 use super::tiers;
-use super::window::{WATERMARK_END, WATERMARK_START, Window};
+use super::window::{WATERMARK_END, WATERMARK_START};
 use crate::error::{Error, Result};
 use file::{Block, BlockFile, Found, encode};
 use order::Order;
-pub use pieces::Pieces;
+pub use order::{Ends, Place};
+pub use pieces::{Pieces, Wanted};
 
 /// What the states of a table may take, in bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -36,7 +38,7 @@ pub struct StateLimits {
     pub piece_bytes: usize,
 }
 
-/// Accumulator states by window and key.
+/// States by the time at which they end, and by key.
 pub struct States {
     order: Order,
     limits: StateLimits,
@@ -48,7 +50,7 @@ pub struct States {
     open: Vec<RecordBatch>,
     /// What that takes.
     open_held: Held,
-    /// Windows that end at or before this have been given out.
+    /// States that end at or before this have been given out.
     closed_until_us: i64,
     /// Whether everything has been given out.
     ended: bool,
@@ -64,14 +66,14 @@ struct Segment {
 }
 
 impl States {
-    /// Keeps nothing yet. The first `keys` columns of `schema` are the keys, the window's start among them.
-    pub fn new(schema: SchemaRef, keys: usize, window: Window, limits: StateLimits) -> Result<Self> {
-        let order = Order::new(schema, keys, window)?;
+    /// Keeps nothing yet. `keys` are the columns of `schema` by which states are put together, and found.
+    pub fn new(schema: SchemaRef, keys: Vec<usize>, ends: Ends, limits: StateLimits) -> Result<Self> {
+        let order = Order::new(schema, keys, ends)?;
         let (segments, fresh, open, open_held) = Default::default();
         Ok(Self { order, limits, segments, fresh, open, open_held, closed_until_us: WATERMARK_START, ended: false })
     }
 
-    /// Gives the time up to which windows have been given out.
+    /// Gives the time up to which states have been given out.
     pub fn closed_until_us(&self) -> i64 {
         self.closed_until_us
     }
@@ -86,11 +88,11 @@ impl States {
         Ok(())
     }
 
-    /// Gives the states of windows that end at or before `bound_us` and have not been given out; [`WATERMARK_END`]
-    /// gives all there are.
+    /// Gives the states that end at or before `bound_us` and have not been given out; [`WATERMARK_END`] gives all there
+    /// are.
     ///
     /// From now on they count as given out, so all pieces must be taken. Input that ends leaves no trace beyond its last
-    /// window, so that later input is not late as a whole.
+    /// end, so that later input is not late as a whole.
     pub fn close(&mut self, bound_us: i64) -> Result<Pieces<'_>> {
         self.settle()?;
         let span = (self.closed_until_us, bound_us.max(self.closed_until_us));
@@ -100,7 +102,41 @@ impl States {
             self.closed_until_us = span.1;
         }
         let segments = self.segments.iter_mut().chain([&mut self.fresh]);
-        Ok(Pieces::new(&self.order, segments, span, self.limits.piece_bytes, &mut self.closed_until_us))
+        let wanted = Wanted::span(span.0, span.1);
+        Ok(Pieces::new(&self.order, segments, wanted, self.limits.piece_bytes, &mut self.closed_until_us))
+    }
+
+    /// Gives the states that are asked for and have not been given out, and raises `last_us` to the last of their ends.
+    /// They stay.
+    ///
+    /// States with equal keys stand at the same place; those of other keys may stand there too.
+    pub fn find<'a>(&'a mut self, wanted: Wanted, last_us: &'a mut i64) -> Result<Pieces<'a>> {
+        self.settle()?;
+        let mut wanted = Wanted { after_us: wanted.after_us.max(self.closed_until_us), ..wanted };
+        wanted.places.retain(|place| place.end_us > self.closed_until_us);
+        let segments = self.segments.iter_mut().chain([&mut self.fresh]);
+        Ok(Pieces::new(&self.order, segments, wanted, self.limits.piece_bytes, last_us))
+    }
+
+    /// Gives the places of the states that the open epoch has added.
+    pub fn fresh_places(&mut self) -> Result<Vec<Place>> {
+        self.settle()?;
+        let rows = self.fresh.blocks.iter().filter_map(|block| block.rows.as_ref());
+        let mut places = Vec::new();
+        for rows in rows {
+            places.extend(self.order.places(rows)?);
+        }
+        Ok(places)
+    }
+
+    /// Gives the places where states stand, or would.
+    pub fn places(&self, states: &RecordBatch) -> Result<Vec<Place>> {
+        self.order.places(&self.order.plain(states)?)
+    }
+
+    /// Forgets the states that end at or before `bound_us`.
+    pub fn forget(&mut self, bound_us: i64) {
+        self.closed_until_us = self.closed_until_us.max(bound_us);
     }
 
     /// Takes out the states that should be merged; they come back through [`add`](Self::add).
@@ -120,7 +156,7 @@ impl States {
         for mut segment in merged.into_iter().map(|(_, segment)| segment).chain([fresh]) {
             for block in 0..segment.blocks.len() {
                 let rows = segment.read(block)?;
-                let windows = self.order.windows(&rows)?;
+                let windows = self.order.ends(&rows)?;
                 let from = windows.partition_point(|place| place.end_us <= self.closed_until_us);
                 taken.push(self.order.typed(&rows.slice(from, rows.num_rows() - from))?);
             }
@@ -164,8 +200,9 @@ impl States {
                 Found::Ordered(file, blocks) => self.segments.push(Segment { epoch, file: Some(file), blocks }),
                 Found::Rows(rows) => {
                     for rows in rows {
-                        let given = self.order.window().closed(&rows, closed_until_us)?;
-                        self.add(&filter_record_batch(&rows, &not(&given)?)?)?;
+                        let ends = self.order.ends(&rows)?;
+                        let open: BooleanArray = ends.iter().map(|place| place.end_us > closed_until_us).collect();
+                        self.add(&filter_record_batch(&rows, &open)?)?;
                     }
                 }
             }
@@ -203,7 +240,7 @@ impl States {
         let mut fresh: Vec<_> = fresh.filter_map(|block| block.rows).collect();
         if let Some(first) = fresh.first_mut() {
             // Blocks are in order: only in the first there may be windows on both sides.
-            let windows = self.order.windows(first)?;
+            let windows = self.order.ends(first)?;
             let from = windows.partition_point(|place| place.end_us <= closed_until_us);
             *first = first.slice(from, first.num_rows() - from);
         }

@@ -1,4 +1,4 @@
-//! The order of states: by the end of their window, then by a hash of their keys.
+//! The order of states: by the time at which they end, then by a hash of their keys.
 
 use std::sync::Arc;
 
@@ -13,17 +13,30 @@ use crate::transform::held::Held;
 use crate::transform::rows::conform;
 use crate::transform::window::{WATERMARK_END, Window};
 
-/// Bytes of states that are read at once: enough for a disk, and little enough that dozens of files can be read side by
-/// side.
+/// Bytes of states that are read at once, where all are read in their order: enough for a disk, and little enough that
+/// dozens of files can be read side by side.
 const BLOCK_BYTES: usize = 256 * 1024;
+
+/// Bytes of states that are read at once, where they are looked up: little, since most of it is not asked for, and
+/// enough that the index, with some fifty bytes of each block, stays small beside them.
+const SOUGHT_BLOCK_BYTES: usize = 32 * 1024;
 
 /// Rows of small states that are read at once.
 const BLOCK_ROWS_MAX: usize = 8192;
 
-/// Where a state stands in the order. States of the same window and key stand at the same place.
+/// When states end.
+#[derive(Debug, Clone)]
+pub enum Ends {
+    /// With their window.
+    Window(Window),
+    /// Not by time: they are looked up by their keys.
+    Never,
+}
+
+/// Where a state stands in the order. States with the same end and key stand at the same place.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Place {
-    /// The end of the window in microseconds; [`WATERMARK_END`] of a state without one.
+    /// The end in microseconds; [`WATERMARK_END`] of a state without one.
     pub end_us: i64,
     /// A hash of the keys.
     pub key: u64,
@@ -39,28 +52,24 @@ pub struct Order {
     schema: SchemaRef,
     /// The columns as they are kept: dictionaries, which differ from batch to batch, are resolved.
     plain: SchemaRef,
-    window: Window,
-    keys: usize,
+    ends: Ends,
+    keys: Vec<usize>,
     converter: RowConverter,
 }
 
 impl Order {
-    /// Takes the columns of states, of which the first `keys` are the keys.
-    pub fn new(schema: SchemaRef, keys: usize, window: Window) -> Result<Self> {
+    /// Takes the columns of states, and which of them are the keys.
+    pub fn new(schema: SchemaRef, keys: Vec<usize>, ends: Ends) -> Result<Self> {
         let plain = Arc::new(Schema::new(schema.fields().iter().map(|field| resolved(field)).collect::<Vec<_>>()));
-        let fields = plain.fields().iter().take(keys).map(|field| SortField::new(field.data_type().clone()));
+        let fields = plain.project(&keys)?;
+        let fields = fields.fields().iter().map(|field| SortField::new(field.data_type().clone()));
         let converter = RowConverter::new(fields.collect())?;
-        Ok(Self { schema, plain, window, keys, converter })
+        Ok(Self { schema, plain, ends, keys, converter })
     }
 
     /// Gives the columns as they are kept.
     pub fn plain_schema(&self) -> &SchemaRef {
         &self.plain
-    }
-
-    /// Gives how windows lie in time.
-    pub fn window(&self) -> &Window {
-        &self.window
     }
 
     /// Gives states as they are kept.
@@ -73,17 +82,22 @@ impl Order {
         conform(states, &self.schema)
     }
 
-    /// Gives the first place of each state's window.
-    pub fn windows(&self, states: &RecordBatch) -> Result<Vec<Place>> {
-        let ends = self.window.ends_us(states)?.into_iter();
-        Ok(ends.map(|end| Place { end_us: end.unwrap_or(WATERMARK_END), key: 0 }).collect())
+    /// Gives the first place with each state's end.
+    pub fn ends(&self, states: &RecordBatch) -> Result<Vec<Place>> {
+        let place = |end: Option<i64>| Place { end_us: end.unwrap_or(WATERMARK_END), key: 0 };
+        match &self.ends {
+            Ends::Window(window) => Ok(window.ends_us(states)?.into_iter().map(place).collect()),
+            Ends::Never => Ok(vec![place(None); states.num_rows()]),
+        }
     }
 
     /// Gives the place of each state.
     pub fn places(&self, states: &RecordBatch) -> Result<Vec<Place>> {
-        let columns: Vec<ArrayRef> = states.columns().iter().take(self.keys).cloned().collect();
-        let keys = self.converter.convert_columns(&columns)?;
-        let mut places = self.windows(states)?;
+        let mut places = self.ends(states)?;
+        if self.keys.is_empty() {
+            return Ok(places);
+        }
+        let keys = self.converter.convert_columns(states.project(&self.keys)?.columns())?;
         for (place, key) in places.iter_mut().zip(keys.iter()) {
             // Half of a hash is one.
             place.key = u64::try_from(twox_hash::XxHash3_128::oneshot(key.as_ref()) >> 64).unwrap_or_default();
@@ -99,7 +113,8 @@ impl Order {
         }
         order.sort_unstable();
         let row_bytes = Held::of(states).bytes() / order.len().max(1) + 1;
-        let rows_max = (BLOCK_BYTES / row_bytes).clamp(1, BLOCK_ROWS_MAX);
+        let block_bytes = if matches!(self.ends, Ends::Never) { SOUGHT_BLOCK_BYTES } else { BLOCK_BYTES };
+        let rows_max = (block_bytes / row_bytes).clamp(1, BLOCK_ROWS_MAX);
         let batches: Vec<&RecordBatch> = states.iter().collect();
         let mut blocks = Vec::with_capacity(order.len() / rows_max + 1);
         for part in order.chunks(rows_max) {
