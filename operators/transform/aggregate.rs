@@ -27,7 +27,7 @@ pub struct WindowedAggregate {
 /// How states belong to windows.
 enum Windows {
     /// Each state has the start of its window.
-    Fixed { states: States, width: Window },
+    Fixed { states: Box<States>, width: Window },
     /// A session is what its states make it.
     Sessions { sessions: Sessions, states: Segments, closed_until_us: i64 },
 }
@@ -57,7 +57,7 @@ impl WindowedAggregate {
                 let width = Window { start: Arc::new(Column::new(name, group_index)), width };
                 let ends = Ends::Window(width.clone());
                 let states = States::new(state_schema(&query)?, (0..keys.len()).collect(), ends, limits)?;
-                Windows::Fixed { states, width }
+                Windows::Fixed { states: Box::new(states), width }
             }
             Extent::Session { gap_us, last_index } => Windows::Sessions {
                 sessions: Sessions::new(group_index, last_index, keys.len(), gap_us),
