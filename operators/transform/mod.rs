@@ -131,7 +131,7 @@ impl Transform {
             Transform::Windowed(aggregate) => Closing::Windows(aggregate.close(watermark_us)?),
             Transform::Corrected(aggregate) => Closing::Rows(aggregate.close(epoch, watermark_us).await?),
             Transform::Keyed(aggregate) => Closing::Rows(aggregate.close(epoch).await?),
-            Transform::Joined(join) => Closing::Rows(join.close(watermark_us).await?),
+            Transform::Joined(join) => Closing::Joined(join.close(watermark_us)?),
         })
     }
 
@@ -152,6 +152,7 @@ impl Transform {
     pub fn adopt(&mut self, kind: &'static str, epoch: u64, file: File) -> Result<()> {
         match self {
             Transform::Windowed(aggregate) if kind == WINDOWS => aggregate.adopt(epoch, file),
+            Transform::Joined(join) => join.adopt(kind, epoch, file),
             _ => Ok(()),
         }
     }
@@ -174,13 +175,7 @@ impl Transform {
                 aggregate.restore(segments, closed_until_us, forgotten_until_us)
             }
             Transform::Keyed(aggregate) => aggregate.restore(segments(kinds.remove(WINDOWS).unwrap_or_default())?),
-            Transform::Joined(join) => {
-                let mut kept = BTreeMap::new();
-                for (kind, files) in kinds {
-                    kept.insert(kind, segments(files)?);
-                }
-                join.restore(kept, closed_until_us)
-            }
+            Transform::Joined(join) => join.restore(kinds, closed_until_us),
         }
     }
 
@@ -240,6 +235,8 @@ pub enum Closing<'a> {
     Rows(Option<SendableRecordBatchStream>),
     /// Of windows.
     Windows(aggregate::Closing<'a>),
+    /// Of a join.
+    Joined(join::Closing<'a>),
 }
 
 impl Closing<'_> {
@@ -249,6 +246,7 @@ impl Closing<'_> {
             Closing::Rows(None) => Ok(None),
             Closing::Rows(Some(rows)) => rows.next().await.transpose().map_err(failed),
             Closing::Windows(windows) => windows.next().await,
+            Closing::Joined(join) => join.next().await,
         }
     }
 }

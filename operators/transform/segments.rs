@@ -1,7 +1,6 @@
 //! State as a log of segments: what an epoch added is one segment, so that a
 //! snapshot writes only what is new.
 
-use std::collections::BTreeSet;
 use std::fs::File;
 use std::io::{BufReader, Seek};
 
@@ -12,7 +11,6 @@ use arrow::ipc::writer::StreamWriter;
 
 use super::held::Held;
 use super::sealed::Sealed;
-use super::tiers;
 use crate::error::{Error, Result};
 
 /// Segments that may lie side by side before they are merged into one. More
@@ -118,23 +116,6 @@ impl Segments {
         let mut all: Vec<_> = sealed.collect();
         all.append(&mut self.open);
         all
-    }
-
-    /// Takes out segments of about the same size, the open one among them, if there are enough of them; they come back
-    /// merged through [`add`](Self::add).
-    pub fn take_alike(&mut self) -> Vec<RecordBatch> {
-        let count = |rows: &[RecordBatch]| rows.iter().map(|batch| batch.num_rows() as u64).sum();
-        let sizes: Vec<u64> = self.sealed.iter().map(|segment| count(&segment.rows)).collect();
-        let picked = tiers::alike(count(&self.open), &sizes, u64::MAX, BTreeSet::new());
-        let (mut rows, mut kept) = (Vec::new(), Vec::new());
-        for (place, segment) in std::mem::take(&mut self.sealed).into_iter().enumerate() {
-            if picked.contains(&place) { rows.extend(segment.rows) } else { kept.push(segment) }
-        }
-        self.sealed = kept;
-        if !rows.is_empty() {
-            rows.append(&mut self.open);
-        }
-        rows
     }
 
     /// Takes out the rows of the open segment; they come back merged through [`add`](Self::add).

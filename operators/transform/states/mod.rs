@@ -7,11 +7,15 @@
 
 use std::collections::BTreeSet;
 use std::fs::File;
+use std::sync::Arc;
 
-use arrow::array::{BooleanArray, RecordBatch};
+use arrow::array::{ArrayRef, BooleanArray, RecordBatch};
 use arrow::compute::filter_record_batch;
 use arrow::datatypes::SchemaRef;
+use datafusion::physical_expr::PhysicalExpr;
+use datafusion::physical_expr::expressions::Column;
 
+mod blocks;
 mod file;
 mod order;
 mod pieces;
@@ -23,6 +27,7 @@ use super::sealed::Sealed;
 use super::tiers;
 use super::window::{WATERMARK_END, WATERMARK_START};
 use crate::error::{Error, Result};
+pub use blocks::Blocks;
 use file::{Block, BlockFile, Found, encode};
 use order::Order;
 pub use order::{Ends, Place};
@@ -68,9 +73,27 @@ struct Segment {
 impl States {
     /// Keeps nothing yet. `keys` are the columns of `schema` by which states are put together, and found.
     pub fn new(schema: SchemaRef, keys: Vec<usize>, ends: Ends, limits: StateLimits) -> Result<Self> {
+        let column =
+            |index: usize| -> Arc<dyn PhysicalExpr> { Arc::new(Column::new(schema.field(index).name(), index)) };
+        let keys = keys.into_iter().map(column).collect();
+        Self::with_keys(schema, keys, ends, limits)
+    }
+
+    /// Keeps nothing yet. `keys` give from states that by which they are put together, and found.
+    pub fn with_keys(
+        schema: SchemaRef,
+        keys: Vec<Arc<dyn PhysicalExpr>>,
+        ends: Ends,
+        limits: StateLimits,
+    ) -> Result<Self> {
         let order = Order::new(schema, keys, ends)?;
         let (segments, fresh, open, open_held) = Default::default();
         Ok(Self { order, limits, segments, fresh, open, open_held, closed_until_us: WATERMARK_START, ended: false })
+    }
+
+    /// Gives the columns of states.
+    pub fn schema(&self) -> &SchemaRef {
+        self.order.schema()
     }
 
     /// Gives the time up to which states have been given out.
@@ -112,10 +135,24 @@ impl States {
     /// States with equal keys stand at the same place; those of other keys may stand there too.
     pub fn find<'a>(&'a mut self, wanted: Wanted, last_us: &'a mut i64) -> Result<Pieces<'a>> {
         self.settle()?;
-        let mut wanted = Wanted { after_us: wanted.after_us.max(self.closed_until_us), ..wanted };
-        wanted.places.retain(|place| place.end_us > self.closed_until_us);
+        let wanted = self.not_given(wanted);
         let segments = self.segments.iter_mut().chain([&mut self.fresh]);
         Ok(Pieces::new(&self.order, segments, wanted, self.limits.piece_bytes, last_us))
+    }
+
+    /// Gives the states that are asked for and have not been given out, block by block. They stay.
+    pub fn blocks(&mut self, wanted: Wanted) -> Result<Blocks<'_>> {
+        self.settle()?;
+        let wanted = self.not_given(wanted);
+        let segments = self.segments.iter_mut().chain([&mut self.fresh]);
+        Ok(Blocks::new(&self.order, segments, wanted))
+    }
+
+    /// Gives the last end of the states that have not been given out.
+    pub fn last_us(&mut self) -> Result<Option<i64>> {
+        self.settle()?;
+        let segments = self.segments.iter().chain([&self.fresh]);
+        Ok(segments.filter_map(|segment| segment.blocks.last()).map(|block| block.last.end_us).max())
     }
 
     /// Gives the places of the states that the open epoch has added.
@@ -132,6 +169,11 @@ impl States {
     /// Gives the places where states stand, or would.
     pub fn places(&self, states: &RecordBatch) -> Result<Vec<Place>> {
         self.order.places(&self.order.plain(states)?)
+    }
+
+    /// Gives the places where states with these keys stand that do not end.
+    pub fn places_of(&self, keys: &[ArrayRef], rows: usize) -> Result<Vec<Place>> {
+        self.order.places_of(keys, rows)
     }
 
     /// Forgets the states that end at or before `bound_us`.
@@ -221,6 +263,12 @@ impl States {
     /// barrier may free.
     pub fn open_bytes(&self) -> usize {
         2 * self.open_held.bytes()
+    }
+
+    fn not_given(&self, mut wanted: Wanted) -> Wanted {
+        wanted.after_us = wanted.after_us.max(self.closed_until_us);
+        wanted.places.retain(|place| place.end_us > self.closed_until_us);
+        wanted
     }
 
     /// Puts what has come in order, and leaves out what has been given out.

@@ -3,13 +3,15 @@
 use std::sync::Arc;
 
 use arrow::array::{ArrayRef, AsArray, RecordBatch};
-use arrow::compute::interleave_record_batch;
+use arrow::compute::{cast, interleave_record_batch};
 use arrow::datatypes::{DataType, Field, Schema, SchemaRef};
 use arrow::row::{RowConverter, SortField};
+use datafusion::physical_expr::PhysicalExpr;
 
 use super::file::Block;
 use crate::error::Result;
 use crate::transform::held::Held;
+use crate::transform::query::failed;
 use crate::transform::rows::conform;
 use crate::transform::window::{WATERMARK_END, Window};
 
@@ -53,18 +55,24 @@ pub struct Order {
     /// The columns as they are kept: dictionaries, which differ from batch to batch, are resolved.
     plain: SchemaRef,
     ends: Ends,
-    keys: Vec<usize>,
+    keys: Vec<Arc<dyn PhysicalExpr>>,
+    /// What the keys are as they are kept.
+    key_types: Vec<DataType>,
     converter: RowConverter,
 }
 
 impl Order {
-    /// Takes the columns of states, and which of them are the keys.
-    pub fn new(schema: SchemaRef, keys: Vec<usize>, ends: Ends) -> Result<Self> {
+    /// Takes the columns of states, and what gives their keys.
+    pub fn new(schema: SchemaRef, keys: Vec<Arc<dyn PhysicalExpr>>, ends: Ends) -> Result<Self> {
         let plain = Arc::new(Schema::new(schema.fields().iter().map(|field| resolved(field)).collect::<Vec<_>>()));
-        let fields = plain.project(&keys)?;
-        let fields = fields.fields().iter().map(|field| SortField::new(field.data_type().clone()));
-        let converter = RowConverter::new(fields.collect())?;
-        Ok(Self { schema, plain, ends, keys, converter })
+        let key_types = keys.iter().map(|key| key.data_type(&plain).map_err(failed)).collect::<Result<Vec<_>>>()?;
+        let converter = RowConverter::new(key_types.iter().cloned().map(SortField::new).collect())?;
+        Ok(Self { schema, plain, ends, keys, key_types, converter })
+    }
+
+    /// Gives the columns of states.
+    pub fn schema(&self) -> &SchemaRef {
+        &self.schema
     }
 
     /// Gives the columns as they are kept.
@@ -93,11 +101,23 @@ impl Order {
 
     /// Gives the place of each state.
     pub fn places(&self, states: &RecordBatch) -> Result<Vec<Place>> {
-        let mut places = self.ends(states)?;
-        if self.keys.is_empty() {
+        let key = |key: &Arc<dyn PhysicalExpr>| key.evaluate(states).and_then(|key| key.into_array(states.num_rows()));
+        let keys = self.keys.iter().map(|expr| key(expr).map_err(failed)).collect::<Result<Vec<_>>>()?;
+        self.with_keys(self.ends(states)?, &keys)
+    }
+
+    /// Gives the places of states that do not end, by their keys.
+    pub fn places_of(&self, keys: &[ArrayRef], rows: usize) -> Result<Vec<Place>> {
+        let keys =
+            keys.iter().zip(&self.key_types).map(|(key, kept)| Ok(cast(key, kept)?)).collect::<Result<Vec<_>>>()?;
+        self.with_keys(vec![Place { end_us: WATERMARK_END, key: 0 }; rows], &keys)
+    }
+
+    fn with_keys(&self, mut places: Vec<Place>, keys: &[ArrayRef]) -> Result<Vec<Place>> {
+        if keys.is_empty() {
             return Ok(places);
         }
-        let keys = self.converter.convert_columns(states.project(&self.keys)?.columns())?;
+        let keys = self.converter.convert_columns(keys)?;
         for (place, key) in places.iter_mut().zip(keys.iter()) {
             // Half of a hash is one.
             place.key = u64::try_from(twox_hash::XxHash3_128::oneshot(key.as_ref()) >> 64).unwrap_or_default();

@@ -44,7 +44,7 @@ struct Cursor<'a> {
 }
 
 /// States in memory that have not been given.
-struct Loaded {
+pub(super) struct Loaded {
     rows: RecordBatch,
     places: Vec<Place>,
     from: usize,
@@ -68,16 +68,21 @@ impl Wanted {
         place.end_us > self.after_us && place.end_us <= self.until_us
     }
 
+    /// Tells whether states are asked for by key too.
+    pub(super) fn is_by_key(&self) -> bool {
+        !self.places.is_empty()
+    }
+
     /// Tells whether a block may hold states that are asked for.
-    fn may_be_in(&self, block: &Block) -> bool {
+    pub(super) fn may_be_in(&self, block: &Block) -> bool {
         let from = self.places.partition_point(|place| *place < block.first);
         (block.last.end_us > self.after_us && block.first.end_us <= self.until_us)
             || self.places.get(from).is_some_and(|place| *place <= block.last)
     }
 
     /// Leaves of states, which are in order, those that are asked for.
-    fn of(&self, rows: RecordBatch, mut places: Vec<Place>) -> Result<Loaded> {
-        if self.places.is_empty() {
+    pub(super) fn of(&self, rows: RecordBatch, mut places: Vec<Place>) -> Result<Loaded> {
+        if !self.is_by_key() {
             let from = places.partition_point(|place| place.end_us <= self.after_us);
             let to = places.partition_point(|place| place.end_us <= self.until_us);
             return Ok(Loaded { rows, places, from, to });
@@ -89,6 +94,13 @@ impl Wanted {
         let rows = filter_record_batch(&rows, &BooleanArray::from(wanted))?;
         let to = places.len();
         Ok(Loaded { rows, places, from: 0, to })
+    }
+}
+
+impl Loaded {
+    /// Gives the states.
+    pub(super) fn into_rows(self) -> RecordBatch {
+        self.rows.slice(self.from, self.to.saturating_sub(self.from))
     }
 }
 
@@ -105,7 +117,7 @@ impl<'a> Pieces<'a> {
         let cursor = |segment| Cursor { segment, wanted: wanted.clone(), next: 0, by_key: true, loaded: None };
         let mut cursors: Vec<_> = segments.map(cursor).collect();
         let fits = cursors.iter().map(Cursor::bytes).sum::<usize>() <= piece_bytes;
-        let by_key = !fits || !wanted.places.is_empty();
+        let by_key = !fits || wanted.is_by_key();
         cursors.iter_mut().for_each(|cursor| cursor.by_key = by_key);
         Self { order, cursors, piece_bytes, fits, last_us }
     }
