@@ -90,14 +90,12 @@ impl Bounded {
                 out.give(&rows).await?;
             }
         }
-        self.left.keep(left)?;
-        self.right.keep(right)?;
         let bound_us = match time_us {
             Some(time_us) => time_us,
-            None => self.last_alone_us()?.map_or(passed_us, |last| last.max(passed_us)),
+            None => self.last_alone_us([&left, &right])?.map_or(passed_us, |last| last.max(passed_us)),
         };
-        self.left.expire(bound_us, alone).await?;
-        self.right.expire(bound_us, alone).await?;
+        self.left.keep(left, bound_us, alone).await?;
+        self.right.keep(right, bound_us, alone).await?;
         Ok(bound_us)
     }
 
@@ -124,10 +122,10 @@ impl Bounded {
     }
 
     /// Gives the time at which the last row passes that waits to come out alone.
-    fn last_alone_us(&mut self) -> Result<Option<i64>> {
+    fn last_alone_us(&mut self, [left, right]: [&[RecordBatch]; 2]) -> Result<Option<i64>> {
         if self.kind == JoinKind::Semi {
             return Ok(None);
         }
-        Ok(self.left.last_alone_us()?.max(self.right.last_alone_us()?))
+        Ok(self.left.last_alone_us(left)?.max(self.right.last_alone_us(right)?))
     }
 }

@@ -23,6 +23,8 @@ mod meetings;
 mod numbers;
 mod seek;
 mod side;
+#[cfg(test)]
+mod tests;
 
 pub use as_of::{AsOf, AsOfSide};
 pub use bounded::{Bounded, JoinKind};

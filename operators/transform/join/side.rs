@@ -5,7 +5,7 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use arrow::array::{ArrayRef, AsArray, BooleanArray, RecordBatch, UInt64Array};
-use arrow::compute::filter_record_batch;
+use arrow::compute::{filter_record_batch, not};
 use arrow::datatypes::{DataType, Field, FieldRef, Schema, SchemaRef, UInt64Type};
 use futures::TryStreamExt;
 
@@ -44,6 +44,9 @@ pub struct Partners {
     found: Numbers,
     /// The numbers and times of kept rows that have found a partner, as long as their files may hold them.
     log: States,
+    until: Window,
+    /// The numbers and times of those that have found one in the open epoch.
+    fresh_found: Vec<RecordBatch>,
     /// The number of the first row of the open epoch.
     fresh_row: u64,
     next_row: u64,
@@ -55,20 +58,31 @@ impl Partners {
     /// row leaves its side once it has found a partner.
     pub fn new(meetings: Meetings, leave: bool, until: Window, limits: StateLimits) -> Result<Self> {
         let log = noted(&meetings.query().schema())?;
-        let log = States::new(log, Vec::new(), Ends::Window(until), limits)?;
-        Ok(Self { meetings, leave, found: Numbers::default(), log, fresh_row: 0, next_row: 0 })
+        let log = States::new(log, Vec::new(), Ends::Window(until.clone()), limits)?;
+        let (found, fresh_found) = Default::default();
+        Ok(Self { meetings, leave, found, log, until, fresh_found, fresh_row: 0, next_row: 0 })
     }
 
-    /// Notes rows that have found a partner.
-    fn note(&mut self, found: &RecordBatch) -> Result<()> {
-        let numbers = numbers(found)?;
-        numbers.values().iter().for_each(|number| self.found.insert(*number));
-        if !self.leave {
-            return self.log.add(found);
+    /// Forgets rows whose time has passed at `bound_us`, and notes which others have found a partner.
+    fn note(&mut self, bound_us: i64) -> Result<()> {
+        let mut blocks = self.log.blocks(Wanted::span(WATERMARK_START, bound_us))?;
+        while let Some(passed) = blocks.next_block()? {
+            numbers(&passed)?.values().iter().for_each(|number| self.found.remove(*number));
         }
-        // One that leaves before it was kept leaves no trace.
-        let kept: BooleanArray = numbers.iter().map(|number| number.map(|number| number < self.fresh_row)).collect();
-        self.log.add(&filter_record_batch(found, &kept)?)
+        self.log.forget(bound_us);
+        for found in self.fresh_found.drain(..) {
+            let mut noted = Vec::with_capacity(found.num_rows());
+            for (number, end_us) in numbers(&found)?.values().iter().zip(self.until.ends_us(&found)?) {
+                // One that leaves before it was kept leaves no trace.
+                let is_kept = end_us.is_some_and(|end| end > bound_us) && !(self.leave && *number >= self.fresh_row);
+                if !is_kept {
+                    self.found.remove(*number);
+                }
+                noted.push(is_kept);
+            }
+            self.log.add(&filter_record_batch(&found, &BooleanArray::from(noted))?)?;
+        }
+        Ok(())
     }
 }
 
@@ -138,64 +152,63 @@ impl Side {
         paired: Option<&Out>,
     ) -> Result<()> {
         let Some(partners) = &mut self.partners else { return Ok(()) };
-        let mut found = Vec::new();
         let mut met = partners.meetings.of_first(fresh, other.kept(), fresh_of_other).await?;
         while let Some(rows) = met.try_next().await? {
-            found.push(tell(&rows, &self.columns, paired).await?);
+            partners.fresh_found.push(tell(&rows, &self.columns, paired).await?);
         }
         drop(met);
         let kept = Kept { rows: &mut self.rows, without: Some(&partners.found) };
         let mut met = partners.meetings.of_second(kept, fresh_of_other).await?;
         while let Some(rows) = met.try_next().await? {
-            found.push(tell(&rows, &self.columns, paired).await?);
+            partners.fresh_found.push(tell(&rows, &self.columns, paired).await?);
         }
         drop(met);
-        found.iter().try_for_each(|found| partners.note(found))
-    }
-
-    /// Keeps rows that have come, but for those that leave since they have found a partner.
-    pub fn keep(&mut self, fresh: Vec<RecordBatch>) -> Result<()> {
-        for rows in fresh {
-            match self.partners.as_mut().filter(|partners| partners.leave) {
-                None => self.rows.add(&rows)?,
-                Some(partners) => {
-                    self.rows.add(&without(&rows, &partners.found)?)?;
-                    numbers(&rows)?.values().iter().for_each(|number| partners.found.remove(*number));
-                }
-            }
+        for found in &partners.fresh_found {
+            numbers(found)?.values().iter().for_each(|number| partners.found.insert(*number));
         }
         Ok(())
     }
 
-    /// Drops the rows whose time has passed. With `alone`, those that have found no partner go there.
-    pub async fn expire(&mut self, bound_us: i64, alone: Option<&Out>) -> Result<()> {
-        let passed = Wanted::span(WATERMARK_START, bound_us);
-        if let Some(partners) = &mut self.partners {
-            if let Some(out) = alone {
-                let mut blocks = self.rows.blocks(passed.clone())?;
-                while let Some(rows) = blocks.next_block()? {
-                    out.give_alone(&without(&rows, &partners.found)?, &self.columns).await?;
-                }
+    /// Keeps rows that have come, and drops those whose time has passed. With `alone`, those of them that have found no
+    /// partner go there.
+    pub async fn keep(&mut self, fresh: Vec<RecordBatch>, bound_us: i64, alone: Option<&Out>) -> Result<()> {
+        let alone = alone.zip(self.partners.as_ref());
+        if let Some((out, partners)) = alone {
+            let mut blocks = self.rows.blocks(Wanted::span(WATERMARK_START, bound_us))?;
+            while let Some(passed) = blocks.next_block()? {
+                out.give_alone(&without(&passed, &partners.found)?, &self.columns).await?;
             }
-            let mut blocks = partners.log.blocks(passed)?;
-            while let Some(gone) = blocks.next_block()? {
-                numbers(&gone)?.values().iter().for_each(|number| partners.found.remove(*number));
-            }
-            partners.log.forget(bound_us);
         }
         self.rows.forget(bound_us);
-        Ok(())
+        for rows in fresh {
+            let passed = self.until.closed(&rows, bound_us)?;
+            if let Some((out, partners)) = alone {
+                let passed = filter_record_batch(&rows, &passed)?;
+                out.give_alone(&without(&passed, &partners.found)?, &self.columns).await?;
+            }
+            let kept = filter_record_batch(&rows, &not(&passed)?)?;
+            let leaving = self.partners.as_ref().filter(|partners| partners.leave);
+            self.rows.add(&leaving.map_or(Ok(kept.clone()), |partners| without(&kept, &partners.found))?)?;
+        }
+        self.partners.as_mut().map_or(Ok(()), |partners| partners.note(bound_us))
     }
 
     /// Gives the time at which the last row passes that has found no partner, if it matters.
-    pub fn last_alone_us(&mut self) -> Result<Option<i64>> {
+    pub fn last_alone_us(&mut self, fresh: &[RecordBatch]) -> Result<Option<i64>> {
         let Some(partners) = &self.partners else { return Ok(None) };
-        let mut last = None;
+        let last = |rows: &RecordBatch| {
+            let ends = self.until.ends_us(&without(rows, &partners.found)?)?;
+            Ok::<_, Error>(ends.into_iter().flatten().max())
+        };
+        let mut last_us = None;
+        for rows in fresh {
+            last_us = last_us.max(last(rows)?);
+        }
         let mut blocks = self.rows.blocks(Wanted::span(WATERMARK_START, WATERMARK_END))?;
         while let Some(rows) = blocks.next_block()? {
-            last = self.until.ends_us(&without(&rows, &partners.found)?)?.into_iter().fold(last, Option::max);
+            last_us = last_us.max(last(&rows)?);
         }
-        Ok(last)
+        Ok(last_us)
     }
 
     /// Closes the epoch: tells what has to be durable of the rows, and of which have found a partner.
