@@ -149,6 +149,13 @@ const KEYS: u64 = 600_000;
 /// the 16 MiB that state has there.
 const WINDOWS: u64 = 250_000;
 
+/// Rows of each side of the joins in the test below, unless NEXUS_TEST_JOINED says otherwise: what waits of them takes
+/// more than the memory that state has there.
+const JOINED: u64 = 600_000;
+
+/// How far apart partners are in their streams: in all but the first epochs, one has been kept long before the other comes.
+const DISTANCE: u64 = 200_000;
+
 #[test]
 fn remembered_keys_outgrow_the_memory_for_state() {
     let world = World::new();
@@ -159,7 +166,7 @@ fn remembered_keys_outgrow_the_memory_for_state() {
     sql: SELECT k, ts FROM bronze.events
     unique: { key: [k], within: 1d }
 ";
-    let report = run_within(&world, rows, keys, 64 + rows / 20_000, table);
+    let report = run_within(&world, rows, Some(keys), 64 + rows / 20_000, table);
     let lake = world.path("lake");
     let distinct = ask(&lake, "SELECT count(DISTINCT k), sum(DISTINCT k) FROM bronze.events");
     assert_eq!(ask(&lake, "SELECT count(*), sum(k) FROM silver.events"), distinct);
@@ -179,7 +186,7 @@ fn open_windows_outgrow_the_memory_for_state() {
         avg(CAST(k AS DOUBLE)) AS mean
       FROM bronze.events GROUP BY 1, 2
 ";
-    run_within(&world, 4 * windows, windows, 64 + windows / 20_000, table);
+    run_within(&world, 4 * windows, Some(windows), 64 + windows / 20_000, table);
     let lake = world.path("lake");
     let states = "time_bucket(INTERVAL '1 day', ts) AS day, k, count(*) AS events, min(ts) AS first, max(ts) AS last,
         avg(CAST(k AS DOUBLE)) AS mean FROM bronze.events GROUP BY 1, 2";
@@ -192,14 +199,59 @@ fn open_windows_outgrow_the_memory_for_state() {
     assert!(open > windows * 9 / 10, "only {open} windows");
 }
 
+#[test]
+fn rows_of_joins_outgrow_the_memory_for_state() {
+    let world = World::new();
+    let rows = number("NEXUS_TEST_JOINED", JOINED);
+    // Each row of the right has its partner an hour behind it; all rows of all joins wait until the end.
+    let table = format!(
+        "silver:
+  left: {{ sql: 'SELECT k, ts FROM bronze.events', store: false }}
+  right: {{ sql: 'SELECT k - {DISTANCE} AS k, k % 3 AS third, ts FROM bronze.events WHERE k % 2 = 0', store: false }}
+gold:
+  pairs:
+    sql: |
+      SELECT l.k, l.ts, r.third FROM silver.left l JOIN silver.right r
+      ON l.k = r.k AND r.ts BETWEEN l.ts AND l.ts + INTERVAL '1 day'
+  all:
+    sql: |
+      SELECT l.k, l.ts, r.third FROM silver.left l LEFT JOIN silver.right r
+      ON l.k = r.k AND r.ts BETWEEN l.ts AND l.ts + INTERVAL '1 day'
+  newest:
+    sql: |
+      SELECT l.k, l.ts, r.k AS other FROM silver.left l
+      ASOF JOIN silver.right r MATCH_CONDITION (l.ts >= r.ts) ON l.k - {DISTANCE} = r.k
+"
+    );
+    let report = run_within(&world, rows, None, 64 + rows / 20_000, &table);
+    let distance = i64::try_from(DISTANCE).expect("it is small");
+    let rows = i64::try_from(rows).expect("it is small");
+    // Rows are numbered from 0: those of the right are 0 - DISTANCE, 2 - DISTANCE, ...
+    let lake = world.path("lake");
+    let met = (0..rows - distance).filter(|k| (k + distance) % 2 == 0);
+    let thirds: i64 = met.clone().map(|k| (k + distance) % 3).sum();
+    let (met, sum) = (met.clone().count(), met.sum::<i64>());
+    let all = ask(&lake, "SELECT count(*), sum(k), sum(third) FROM gold.pairs");
+    assert_eq!(all, [json!([met, sum, thirds])]);
+    let all = ask(&lake, "SELECT count(*), sum(k), count(DISTINCT k), count(third), sum(third) FROM gold.all");
+    assert_eq!(all, [json!([rows, rows * (rows - 1) / 2, rows, met, thirds])]);
+    let newest = ask(&lake, "SELECT count(*), sum(k), count(other), sum(k - other) FROM gold.newest");
+    let even = (rows + 1) / 2;
+    assert_eq!(newest, [json!([rows, rows * (rows - 1) / 2, even, even * distance])]);
+    let late: u64 =
+        ["pairs", "all", "newest"].map(|name| count(&report["tables"][&format!("gold.{name}")], "late")).iter().sum();
+    assert_eq!(late, 0);
+}
+
 /// Gives a number of the environment, or what it is without one.
 fn number(name: &str, otherwise: u64) -> u64 {
     let given = std::env::var(name).ok();
     given.map_or(otherwise, |text| text.parse().unwrap_or_else(|_| panic!("{name} is a number")))
 }
 
-/// Generates rows with keys from 1 to `keys` for a table, and gives the report.
-fn run_within(world: &World, rows: u64, keys: u64, memory_mib: u64, table: &str) -> serde_json::Value {
+/// Generates rows with keys from 1 to `keys`, or in a sequence from 0, for a table, and gives the report.
+fn run_within(world: &World, rows: u64, keys: Option<u64>, memory_mib: u64, table: &str) -> serde_json::Value {
+    let keys = keys.map_or("sequence: {}".to_owned(), |keys| format!("integer: {{ min: 1, max: {keys} }}"));
     let pipeline = world.file(
         "state.yaml",
         &format!(
@@ -213,7 +265,7 @@ sources:
       rows: {rows}
       seed: 5
       columns:
-        k: {{ integer: {{ min: 1, max: {keys} }} }}
+        k: {{ {keys} }}
         ts: {{ time: {{ start: \"2026-11-01T00:00:00Z\", step: 1ms }} }}
     event_time: {{ column: ts, lateness: 1s }}
 bronze:

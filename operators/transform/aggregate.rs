@@ -5,16 +5,15 @@ use std::fs::File;
 use std::sync::Arc;
 
 use arrow::array::RecordBatch;
-use datafusion::execution::SendableRecordBatchStream;
 use datafusion::physical_expr::expressions::Column;
-use futures::StreamExt;
 
-use super::phases::{find, finish, reduce, start, state_schema};
-use super::query::{Query, Running, failed};
+use super::closing::{Closing, Given};
+use super::phases::{find, reduce, seal, start, state_schema};
+use super::query::{Query, Running};
 use super::sealed::Sealed;
 use super::segments::{Segment, Segments};
 use super::session::Sessions;
-use super::states::{Ends, Pieces, StateLimits, States};
+use super::states::{Ends, StateLimits, States};
 use super::window::{Extent, WATERMARK_END, WATERMARK_START, Window};
 use crate::error::{Error, Result};
 
@@ -30,19 +29,6 @@ enum Windows {
     Fixed { states: Box<States>, width: Window },
     /// A session is what its states make it.
     Sessions { sessions: Sessions, states: Segments, closed_until_us: i64 },
-}
-
-/// Windows that are given out.
-pub struct Closing<'a> {
-    query: &'a Query,
-    states: Given<'a>,
-    rows: Option<SendableRecordBatchStream>,
-}
-
-/// States of windows that are given out.
-enum Given<'a> {
-    Pieces(Pieces<'a>),
-    Once(Vec<RecordBatch>),
 }
 
 impl WindowedAggregate {
@@ -114,19 +100,13 @@ impl WindowedAggregate {
                 Given::Once(sessions.unite(taken)?)
             }
         };
-        Ok(Closing { query: &self.query, states, rows: None })
+        Ok(Closing::new(&self.query, states, None))
     }
 
     /// Closes the epoch and tells what has to be durable.
     pub async fn seal(&mut self, epoch: u64) -> Result<Sealed> {
         match &mut self.windows {
-            Windows::Fixed { states, .. } => {
-                let parts = states.take_mergeable()?;
-                if !parts.is_empty() {
-                    reduce(&self.query, parts).await?.iter().try_for_each(|merged| states.add(merged))?;
-                }
-                states.seal(epoch)
-            }
+            Windows::Fixed { states, .. } => seal(&self.query, states, epoch).await,
             Windows::Sessions { sessions, states, .. } => {
                 // The rows of a session come in with their own times: together they are one state.
                 let parts = if states.want_merge() { states.take_all() } else { states.take_open() };
@@ -152,7 +132,7 @@ impl WindowedAggregate {
     /// Goes on from the files of these epochs, oldest first.
     pub fn restore(&mut self, files: Vec<(u64, File)>, until_us: i64) -> Result<()> {
         match &mut self.windows {
-            Windows::Fixed { states, .. } => states.restore(files, until_us),
+            Windows::Fixed { states, .. } => states.restore(files, until_us, Ok),
             Windows::Sessions { sessions, states, closed_until_us } => {
                 *closed_until_us = until_us;
                 states.restore(files.into_iter().map(Segment::read).collect::<Result<_>>()?);
@@ -184,28 +164,6 @@ impl WindowedAggregate {
         match &self.windows {
             Windows::Fixed { states, .. } => states.open_bytes(),
             Windows::Sessions { .. } => 0,
-        }
-    }
-}
-
-impl Closing<'_> {
-    /// Gives the next rows; nothing when all have been given.
-    pub async fn next(&mut self) -> Result<Option<RecordBatch>> {
-        loop {
-            if let Some(rows) = &mut self.rows {
-                if let Some(batch) = rows.next().await {
-                    return batch.map(Some).map_err(failed);
-                }
-                self.rows = None;
-            }
-            let states = match &mut self.states {
-                Given::Pieces(pieces) => pieces.next_piece()?.unwrap_or_default(),
-                Given::Once(states) => std::mem::take(states),
-            };
-            if states.is_empty() {
-                return Ok(None);
-            }
-            self.rows = Some(finish(self.query, states)?);
         }
     }
 }

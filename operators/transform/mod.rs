@@ -9,6 +9,7 @@ use datafusion::execution::SendableRecordBatchStream;
 use futures::StreamExt;
 
 pub mod aggregate;
+pub mod closing;
 pub mod corrected;
 pub mod expect;
 pub mod functions;
@@ -37,7 +38,6 @@ use join::Join;
 use keyed::KeyedAggregate;
 use query::{Query, Running, failed};
 use sealed::Sealed;
-use segments::Segment;
 use window::WATERMARK_START;
 
 /// The kind of state that the accumulators of an aggregate are.
@@ -116,8 +116,8 @@ impl Transform {
         match self {
             Transform::Stateless(_) => return Ok(Some(batch)),
             Transform::Windowed(aggregate) => aggregate.absorb(batch)?,
-            Transform::Corrected(aggregate) => aggregate.absorb(batch),
-            Transform::Keyed(aggregate) => aggregate.absorb(batch),
+            Transform::Corrected(aggregate) => aggregate.absorb(&batch)?,
+            Transform::Keyed(aggregate) => aggregate.absorb(&batch)?,
             Transform::Joined(join) => join.absorb(stream, batch),
         }
         Ok(None)
@@ -128,9 +128,9 @@ impl Transform {
     pub async fn close(&mut self, epoch: u64, watermark_us: i64) -> Result<Closing<'_>> {
         Ok(match self {
             Transform::Stateless(_) => Closing::Rows(None),
-            Transform::Windowed(aggregate) => Closing::Windows(aggregate.close(watermark_us)?),
-            Transform::Corrected(aggregate) => Closing::Rows(aggregate.close(epoch, watermark_us).await?),
-            Transform::Keyed(aggregate) => Closing::Rows(aggregate.close(epoch).await?),
+            Transform::Windowed(aggregate) => Closing::Aggregate(aggregate.close(watermark_us)?),
+            Transform::Corrected(aggregate) => Closing::Aggregate(aggregate.close(epoch, watermark_us)?),
+            Transform::Keyed(aggregate) => Closing::Aggregate(aggregate.close(epoch)?),
             Transform::Joined(join) => Closing::Joined(join.close(watermark_us)?),
         })
     }
@@ -142,8 +142,8 @@ impl Transform {
         match self {
             Transform::Stateless(_) => Ok(Vec::new()),
             Transform::Windowed(aggregate) => Ok(vec![(WINDOWS, aggregate.seal(epoch).await?)]),
-            Transform::Corrected(aggregate) => Ok(vec![(WINDOWS, aggregate.snapshot(epoch)?.encode()?)]),
-            Transform::Keyed(aggregate) => Ok(vec![(WINDOWS, aggregate.snapshot(epoch)?.encode()?)]),
+            Transform::Corrected(aggregate) => Ok(vec![(WINDOWS, aggregate.seal(epoch).await?)]),
+            Transform::Keyed(aggregate) => Ok(vec![(WINDOWS, aggregate.seal(epoch).await?)]),
             Transform::Joined(join) => join.seal(epoch),
         }
     }
@@ -152,6 +152,8 @@ impl Transform {
     pub fn adopt(&mut self, kind: &'static str, epoch: u64, file: File) -> Result<()> {
         match self {
             Transform::Windowed(aggregate) if kind == WINDOWS => aggregate.adopt(epoch, file),
+            Transform::Corrected(aggregate) if kind == WINDOWS => aggregate.adopt(epoch, file),
+            Transform::Keyed(aggregate) if kind == WINDOWS => aggregate.adopt(epoch, file),
             Transform::Joined(join) => join.adopt(kind, epoch, file),
             _ => Ok(()),
         }
@@ -164,17 +166,16 @@ impl Transform {
         closed_until_us: i64,
         forgotten_until_us: Option<i64>,
     ) -> Result<()> {
-        let segments = |files: Vec<(u64, File)>| files.into_iter().map(Segment::read).collect::<Result<Vec<_>>>();
         match self {
             Transform::Stateless(_) => Ok(()),
             Transform::Windowed(aggregate) => {
                 aggregate.restore(kinds.remove(WINDOWS).unwrap_or_default(), closed_until_us)
             }
             Transform::Corrected(aggregate) => {
-                let segments = segments(kinds.remove(WINDOWS).unwrap_or_default())?;
-                aggregate.restore(segments, closed_until_us, forgotten_until_us)
+                let files = kinds.remove(WINDOWS).unwrap_or_default();
+                aggregate.restore(files, closed_until_us, forgotten_until_us)
             }
-            Transform::Keyed(aggregate) => aggregate.restore(segments(kinds.remove(WINDOWS).unwrap_or_default())?),
+            Transform::Keyed(aggregate) => aggregate.restore(kinds.remove(WINDOWS).unwrap_or_default()),
             Transform::Joined(join) => join.restore(kinds, closed_until_us),
         }
     }
@@ -222,8 +223,10 @@ impl Transform {
     /// Gives the part of it that the barrier of the open epoch may free, in bytes, with what is built of it then.
     pub fn open_bytes(&self) -> usize {
         match self {
-            Transform::Stateless(_) | Transform::Keyed(_) | Transform::Corrected(_) => 0,
+            Transform::Stateless(_) => 0,
             Transform::Windowed(aggregate) => aggregate.open_bytes(),
+            Transform::Corrected(aggregate) => aggregate.open_bytes(),
+            Transform::Keyed(aggregate) => aggregate.open_bytes(),
             Transform::Joined(join) => join.open_bytes(),
         }
     }
@@ -233,8 +236,8 @@ impl Transform {
 pub enum Closing<'a> {
     /// As a query gives them.
     Rows(Option<SendableRecordBatchStream>),
-    /// Of windows.
-    Windows(aggregate::Closing<'a>),
+    /// Of an aggregate.
+    Aggregate(closing::Closing<'a>),
     /// Of a join.
     Joined(join::Closing<'a>),
 }
@@ -245,7 +248,7 @@ impl Closing<'_> {
         match self {
             Closing::Rows(None) => Ok(None),
             Closing::Rows(Some(rows)) => rows.next().await.transpose().map_err(failed),
-            Closing::Windows(windows) => windows.next().await,
+            Closing::Aggregate(closing) => closing.next().await,
             Closing::Joined(join) => join.next().await,
         }
     }

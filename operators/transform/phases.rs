@@ -19,6 +19,8 @@ use datafusion::physical_plan::{ExecutionPlan, collect, execute_stream};
 use super::leaf::LeafExec;
 use super::query::{Query, Running, failed};
 use super::rows::coalesced;
+use super::sealed::Sealed;
+use super::states::States;
 use crate::error::{Error, Result};
 
 /// Gives the columns of a query's states.
@@ -41,6 +43,15 @@ pub async fn reduce(query: &Query, states: Vec<RecordBatch>) -> Result<Vec<Recor
     let reduce = over_states(aggregate, AggregateMode::PartialReduce, states)?;
     let merged = collect(reduce, query.session().task_ctx()).await.map_err(failed)?;
     coalesced(merged)
+}
+
+/// Closes an epoch: merges what should be, and tells what has to be durable.
+pub async fn seal(query: &Query, states: &mut States, epoch: u64) -> Result<Sealed> {
+    let parts = states.take_mergeable()?;
+    if !parts.is_empty() {
+        reduce(query, parts).await?.iter().try_for_each(|merged| states.add(merged))?;
+    }
+    states.seal(epoch)
 }
 
 /// Gives the query's rows from states.

@@ -146,8 +146,8 @@ impl AsOf {
     pub fn restore(&mut self, [left, right]: [[Vec<(u64, File)>; 2]; 2], passed_us: i64) -> Result<()> {
         let ([left, _], [right, _]) = (left, right);
         self.passed_us = passed_us;
-        self.left_rows.restore(left, passed_us)?;
-        self.right_rows.restore(right, WATERMARK_START)
+        self.left_rows.restore(left, passed_us, Ok)?;
+        self.right_rows.restore(right, WATERMARK_START, Ok)
     }
 
     /// Gives the memory that the kept rows take, in bytes.

@@ -233,9 +233,9 @@ impl Side {
     /// Goes on from the files of some epochs, oldest first.
     pub fn restore(&mut self, rows: Vec<(u64, File)>, found: Vec<(u64, File)>, bound_us: i64) -> Result<()> {
         let last = rows.iter().chain(&found).map(|(epoch, _)| *epoch).max();
-        self.rows.restore(rows, bound_us)?;
+        self.rows.restore(rows, bound_us, Ok)?;
         let Some(partners) = &mut self.partners else { return Ok(()) };
-        partners.log.restore(found, bound_us)?;
+        partners.log.restore(found, bound_us, Ok)?;
         let mut blocks = partners.log.blocks(Wanted::span(WATERMARK_START, WATERMARK_END))?;
         while let Some(found) = blocks.next_block()? {
             numbers(&found)?.values().iter().for_each(|number| partners.found.insert(*number));

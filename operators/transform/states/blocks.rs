@@ -24,7 +24,7 @@ impl<'a> Blocks<'a> {
 
     /// Gives the next states; nothing when all have been given.
     pub fn next_block(&mut self) -> Result<Option<RecordBatch>> {
-        let by_key = self.wanted.is_by_key();
+        let by_key = !self.wanted.is_span();
         while let Some(segment) = self.segments.get_mut(self.next.0) {
             let mut blocks = segment.blocks.iter().enumerate().skip(self.next.1);
             let Some((block, _)) = blocks.find(|(_, block)| self.wanted.may_be_in(block)) else {

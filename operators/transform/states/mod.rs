@@ -126,14 +126,14 @@ impl States {
         }
         let segments = self.segments.iter_mut().chain([&mut self.fresh]);
         let wanted = Wanted::span(span.0, span.1);
-        Ok(Pieces::new(&self.order, segments, wanted, self.limits.piece_bytes, &mut self.closed_until_us))
+        Ok(Pieces::new(&self.order, segments, wanted, self.limits.piece_bytes, Some(&mut self.closed_until_us)))
     }
 
     /// Gives the states that are asked for and have not been given out, and raises `last_us` to the last of their ends.
     /// They stay.
     ///
-    /// States with equal keys stand at the same place; those of other keys may stand there too.
-    pub fn find<'a>(&'a mut self, wanted: Wanted, last_us: &'a mut i64) -> Result<Pieces<'a>> {
+    /// States with equal ends and keys stand at the same place; those of other keys may stand there too.
+    pub fn find<'a>(&'a mut self, wanted: Wanted, last_us: Option<&'a mut i64>) -> Result<Pieces<'a>> {
         self.settle()?;
         let wanted = self.not_given(wanted);
         let segments = self.segments.iter_mut().chain([&mut self.fresh]);
@@ -234,20 +234,27 @@ impl States {
         Ok(())
     }
 
-    /// Goes on from the files of these epochs, oldest first.
-    pub fn restore(&mut self, files: Vec<(u64, File)>, closed_until_us: i64) -> Result<()> {
+    /// Goes on from the files of these epochs, oldest first. What lies in files of an earlier format goes through `update`
+    /// first.
+    pub fn restore(
+        &mut self,
+        files: Vec<(u64, File)>,
+        closed_until_us: i64,
+        update: impl FnOnce(Vec<RecordBatch>) -> Result<Vec<RecordBatch>>,
+    ) -> Result<()> {
         self.closed_until_us = closed_until_us;
+        let (mut without_order, mut earlier) = (Vec::new(), Vec::new());
         for (epoch, file) in files {
             match BlockFile::open(file, &self.order)? {
                 Found::Ordered(file, blocks) => self.segments.push(Segment { epoch, file: Some(file), blocks }),
-                Found::Rows(rows) => {
-                    for rows in rows {
-                        let ends = self.order.ends(&rows)?;
-                        let open: BooleanArray = ends.iter().map(|place| place.end_us > closed_until_us).collect();
-                        self.add(&filter_record_batch(&rows, &open)?)?;
-                    }
-                }
+                Found::Rows(rows) => without_order.extend(rows),
+                Found::Stream(rows) => earlier.extend(rows),
             }
+        }
+        for rows in update(earlier)?.into_iter().chain(without_order) {
+            let ends = self.order.ends(&rows)?;
+            let open: BooleanArray = ends.iter().map(|place| Some(place.end_us > closed_until_us)).collect();
+            self.add(&filter_record_batch(&rows, &open)?)?;
         }
         Ok(())
     }

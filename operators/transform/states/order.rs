@@ -31,6 +31,9 @@ const BLOCK_ROWS_MAX: usize = 8192;
 pub enum Ends {
     /// With their window.
     Window(Window),
+    /// With their window, later by up to so many microseconds: few different ends are there at a time, so that states can
+    /// be looked up by their keys alone.
+    Steps(Window, i64),
     /// Not by time: they are looked up by their keys.
     Never,
 }
@@ -95,6 +98,10 @@ impl Order {
         let place = |end: Option<i64>| Place { end_us: end.unwrap_or(WATERMARK_END), key: 0 };
         match &self.ends {
             Ends::Window(window) => Ok(window.ends_us(states)?.into_iter().map(place).collect()),
+            Ends::Steps(window, step_us) => {
+                let last = |end: i64| end.checked_add(step_us - 1).map_or(end, |up| up - up.rem_euclid(*step_us));
+                Ok(window.ends_us(states)?.into_iter().map(|end| place(end.map(last))).collect())
+            }
             Ends::Never => Ok(vec![place(None); states.num_rows()]),
         }
     }
@@ -133,7 +140,7 @@ impl Order {
         }
         order.sort_unstable();
         let row_bytes = Held::of(states).bytes() / order.len().max(1) + 1;
-        let block_bytes = if matches!(self.ends, Ends::Never) { SOUGHT_BLOCK_BYTES } else { BLOCK_BYTES };
+        let block_bytes = if matches!(self.ends, Ends::Window(_)) { BLOCK_BYTES } else { SOUGHT_BLOCK_BYTES };
         let rows_max = (block_bytes / row_bytes).clamp(1, BLOCK_ROWS_MAX);
         let batches: Vec<&RecordBatch> = states.iter().collect();
         let mut blocks = Vec::with_capacity(order.len() / rows_max + 1);

@@ -81,7 +81,7 @@ impl Durable {
     /// Gives what `none` keeps after a restart.
     fn restored(&self, mut none: States, closed_until_us: i64) -> States {
         let files = self.0.iter().map(|(epoch, content)| (*epoch, file(content)));
-        none.restore(files.collect(), closed_until_us).unwrap();
+        none.restore(files.collect(), closed_until_us, Ok).unwrap();
         none
     }
 }
@@ -188,7 +188,7 @@ fn states_are_found_by_their_keys_and_stay() {
             let sought: std::collections::BTreeSet<_> = added.iter().chain(&more).map(|row| &row.1).collect();
             let wanted = Wanted::places(places);
             let mut last_us = 7;
-            let (found, _) = added_up(tested.find(wanted, &mut last_us).unwrap());
+            let (found, _) = added_up(tested.find(wanted, Some(&mut last_us)).unwrap());
             let there = |(key, number): (&(Option<i64>, String), &i64)| {
                 sought.contains(&key.1).then_some((key.clone(), *number))
             };
@@ -210,12 +210,12 @@ fn windows_can_be_looked_at_before_they_are_forgotten() {
         durable.close(&mut tested, u64::try_from(start).unwrap());
     }
     let corrected = tested.places(&states(&[(Some(30), "key 3".into(), 0), (Some(40), "none".into(), 0)])).unwrap();
-    let wanted = Wanted { after_us: 400, until_us: 420, places: corrected };
+    let wanted = Wanted { after_us: 400, until_us: 420, ..Wanted::places(corrected) };
     let numbers = |found: BTreeMap<_, i64>| found.into_values().collect::<Vec<_>>();
     for (forgotten_us, there) in [(0, vec![3, 40, 41]), (40, vec![40, 41]), (410, vec![41])] {
         tested.forget(forgotten_us);
         let mut last_us = 0;
-        let (found, _) = added_up(tested.find(wanted.clone(), &mut last_us).unwrap());
+        let (found, _) = added_up(tested.find(wanted.clone(), Some(&mut last_us)).unwrap());
         assert_eq!((numbers(found), last_us), (there, 420), "{forgotten_us}");
     }
 }
@@ -227,7 +227,7 @@ fn states_of_a_stream_without_order_are_read_too() {
     writer.write(&before).unwrap();
     writer.finish().unwrap();
     let mut restored = none(SMALL);
-    restored.restore(vec![(1, file(&writer.into_inner().unwrap()))], 10).unwrap();
+    restored.restore(vec![(1, file(&writer.into_inner().unwrap()))], 10, Ok).unwrap();
     let mut durable = Durable::default();
     durable.close(&mut restored, 2);
     assert!(durable.0.keys().eq(&[2]), "they are written in order from now on");
@@ -241,9 +241,9 @@ fn a_damaged_file_is_refused() {
     let mut whole = none(LARGE);
     whole.add(&states(&[(Some(0), "a".into(), 1)])).unwrap();
     let content = whole.seal(1).unwrap().added.unwrap();
-    none(LARGE).restore(vec![(1, file(&content))], 0).unwrap();
+    none(LARGE).restore(vec![(1, file(&content))], 0, Ok).unwrap();
     for damaged in [&content[..0], &content[..20], &content[..content.len() - 1]] {
-        let error = none(LARGE).restore(vec![(1, file(damaged))], 0).unwrap_err();
+        let error = none(LARGE).restore(vec![(1, file(damaged))], 0, Ok).unwrap_err();
         assert!(error.to_string().contains("a file of state is damaged"), "{error}");
     }
 }
