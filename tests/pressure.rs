@@ -153,8 +153,8 @@ const WINDOWS: u64 = 250_000;
 /// more than the memory that state has there.
 const JOINED: u64 = 600_000;
 
-/// How far apart partners are in their streams: in all but the first epochs, one has been kept long before the other comes.
-const DISTANCE: u64 = 200_000;
+/// How far apart partners are in their streams: rows of many epochs are kept before the first of theirs comes.
+const APART: u64 = 200_000;
 
 #[test]
 fn remembered_keys_outgrow_the_memory_for_state() {
@@ -187,60 +187,107 @@ fn open_windows_outgrow_the_memory_for_state() {
       FROM bronze.events GROUP BY 1, 2
 ";
     run_within(&world, 4 * windows, Some(windows), 64 + windows / 20_000, table);
+    let states = "SELECT time_bucket(INTERVAL '1 day', ts) AS day, k, count(*) AS events, min(ts) AS first,
+        max(ts) AS last, avg(CAST(k AS DOUBLE)) AS mean FROM bronze.events GROUP BY 1, 2";
+    let given = "SELECT day, k, events, first, last, mean FROM gold.days";
+    same_rows(&world.path("lake"), states, given, windows * 9 / 10);
+}
+
+#[test]
+fn rows_of_keys_without_a_window_outgrow_the_memory_for_state() {
+    let world = World::new().with_postgres();
+    let keys = number("NEXUS_TEST_WINDOWS", WINDOWS);
+    let table = "gold:
+  totals:
+    sql: |
+      SELECT k, count(*) AS events, min(ts) AS first, max(ts) AS last, avg(CAST(k AS DOUBLE)) AS mean
+      FROM bronze.events GROUP BY k
+    postgres: { url: pg, table: totals, key: [k], create: true }
+secrets: { pg: { env: DATABASE_URL } }
+";
+    run_within(&world, 4 * keys, Some(keys), 64 + keys / 20_000, table);
+    let all = "SELECT k, count(*) AS events, min(ts) AS first, max(ts) AS last, avg(CAST(k AS DOUBLE)) AS mean
+        FROM bronze.events GROUP BY 1";
+    let newest = "SELECT * EXCLUDE (_sequence) FROM gold.totals
+        QUALIFY row_number() OVER (PARTITION BY k ORDER BY _sequence DESC) = 1";
+    same_rows(&world.path("lake"), all, newest, keys * 9 / 10);
+}
+
+#[test]
+fn newest_rows_outgrow_the_memory_for_state() {
+    let world = World::new().with_postgres();
+    let keys = number("NEXUS_TEST_WINDOWS", WINDOWS);
+    let table = "silver:
+  events:
+    sql: SELECT k, ts FROM bronze.events
+    unique: { key: [k], within: 1d, keep: newest, order_by: ts }
+    postgres: { url: pg, table: events, key: [k], create: true }
+secrets: { pg: { env: DATABASE_URL } }
+";
+    let report = run_within(&world, 3 * keys, Some(keys), 64 + keys / 20_000, table);
     let lake = world.path("lake");
-    let states = "time_bucket(INTERVAL '1 day', ts) AS day, k, count(*) AS events, min(ts) AS first, max(ts) AS last,
-        avg(CAST(k AS DOUBLE)) AS mean FROM bronze.events GROUP BY 1, 2";
-    let columns = "day, k, events, first, last, mean";
-    let union = format!("SELECT count(*) FROM (SELECT {states} UNION SELECT {columns} FROM gold.days)");
-    let both = format!("SELECT count(*), (SELECT count(*) FROM gold.days), ({union}) FROM (SELECT {states})");
-    let answer = ask(&lake, &both);
-    let open = answer[0][0].as_u64().expect("a count is a number");
-    assert_eq!(answer, [json!([open, open, open])], "windows, those that were given, and those of both together");
-    assert!(open > windows * 9 / 10, "only {open} windows");
+    let all = "SELECT k, max(ts) AS ts FROM bronze.events GROUP BY 1";
+    let newest = "SELECT k, ts FROM silver.events
+        QUALIFY row_number() OVER (PARTITION BY k ORDER BY _sequence DESC) = 1";
+    same_rows(&lake, all, newest, keys * 9 / 10);
+    let table = &report["tables"]["silver.events"];
+    assert_eq!(count(table, "rows_out") + count(table, "duplicates"), 3 * keys);
+}
+
+/// Fails unless two queries give the same rows, and at least so many.
+fn same_rows(lake: &std::path::Path, one: &str, other: &str, least: u64) {
+    let union = format!("SELECT count(*) FROM (SELECT * FROM ({one}) UNION SELECT * FROM ({other}))");
+    let all = format!("SELECT count(*), (SELECT count(*) FROM ({other})), ({union}) FROM ({one})");
+    let answer = ask(lake, &all);
+    let rows = answer[0][0].as_u64().expect("a count is a number");
+    assert_eq!(answer, [json!([rows, rows, rows])], "rows of the one, of the other, and of both together");
+    assert!(rows >= least, "only {rows} rows");
 }
 
 #[test]
 fn rows_of_joins_outgrow_the_memory_for_state() {
     let world = World::new();
     let rows = number("NEXUS_TEST_JOINED", JOINED);
-    // Each row of the right has its partner an hour behind it; all rows of all joins wait until the end.
+    // Each row of the right comes long after its partner; all of them may have others until the end.
+    let left = "SELECT k, ts FROM bronze.events";
+    let right = format!("SELECT k - {APART} AS k, k % 3 AS third, ts FROM bronze.events WHERE k % 2 = 0");
+    let within = "ON l.k = r.k AND r.ts BETWEEN l.ts AND l.ts + INTERVAL '1 day'";
     let table = format!(
         "silver:
-  left: {{ sql: 'SELECT k, ts FROM bronze.events', store: false }}
-  right: {{ sql: 'SELECT k - {DISTANCE} AS k, k % 3 AS third, ts FROM bronze.events WHERE k % 2 = 0', store: false }}
+  left: {{ sql: '{left}', store: false }}
+  right: {{ sql: '{right}', store: false }}
 gold:
-  pairs:
-    sql: |
-      SELECT l.k, l.ts, r.third FROM silver.left l JOIN silver.right r
-      ON l.k = r.k AND r.ts BETWEEN l.ts AND l.ts + INTERVAL '1 day'
-  all:
-    sql: |
-      SELECT l.k, l.ts, r.third FROM silver.left l LEFT JOIN silver.right r
-      ON l.k = r.k AND r.ts BETWEEN l.ts AND l.ts + INTERVAL '1 day'
+  met:
+    sql: SELECT l.k, l.ts, r.third, r.ts AS later FROM silver.left l LEFT JOIN silver.right r {within}
+  followed:
+    sql: SELECT l.k, l.ts FROM silver.left l LEFT SEMI JOIN silver.right r {within}
   newest:
     sql: |
-      SELECT l.k, l.ts, r.k AS other FROM silver.left l
-      ASOF JOIN silver.right r MATCH_CONDITION (l.ts >= r.ts) ON l.k - {DISTANCE} = r.k
+      SELECT l.k, l.ts, r.k AS other, r.ts AS before
+      FROM silver.left l ASOF JOIN silver.right r MATCH_CONDITION (l.ts >= r.ts) ON l.k - {APART} - {APART} = r.k
 "
     );
-    let report = run_within(&world, rows, None, 64 + rows / 20_000, &table);
-    let distance = i64::try_from(DISTANCE).expect("it is small");
-    let rows = i64::try_from(rows).expect("it is small");
-    // Rows are numbered from 0: those of the right are 0 - DISTANCE, 2 - DISTANCE, ...
+    run_within(&world, rows, None, 64 + rows / 20_000, &table);
     let lake = world.path("lake");
-    let met = (0..rows - distance).filter(|k| (k + distance) % 2 == 0);
-    let thirds: i64 = met.clone().map(|k| (k + distance) % 3).sum();
-    let (met, sum) = (met.clone().count(), met.sum::<i64>());
-    let all = ask(&lake, "SELECT count(*), sum(k), sum(third) FROM gold.pairs");
-    assert_eq!(all, [json!([met, sum, thirds])]);
-    let all = ask(&lake, "SELECT count(*), sum(k), count(DISTINCT k), count(third), sum(third) FROM gold.all");
-    assert_eq!(all, [json!([rows, rows * (rows - 1) / 2, rows, met, thirds])]);
-    let newest = ask(&lake, "SELECT count(*), sum(k), count(other), sum(k - other) FROM gold.newest");
-    let even = (rows + 1) / 2;
-    assert_eq!(newest, [json!([rows, rows * (rows - 1) / 2, even, even * distance])]);
-    let late: u64 =
-        ["pairs", "all", "newest"].map(|name| count(&report["tables"][&format!("gold.{name}")], "late")).iter().sum();
-    assert_eq!(late, 0);
+    let sides = format!("WITH l AS ({left}), r AS ({right})");
+    for (batch, given, least) in [
+        (
+            format!("{sides} SELECT l.k, l.ts, r.third, r.ts AS later FROM l LEFT JOIN r {within}"),
+            "SELECT k, ts, third, later FROM gold.met",
+            rows,
+        ),
+        (format!("{sides} SELECT l.k, l.ts FROM l SEMI JOIN r {within}"), "SELECT k, ts FROM gold.followed", rows / 4),
+        (
+            format!(
+                "{sides} SELECT l.k, l.ts, r.k AS other, r.ts AS before
+                FROM l ASOF LEFT JOIN r ON l.k - {APART} - {APART} = r.k AND l.ts >= r.ts"
+            ),
+            "SELECT k, ts, other, before FROM gold.newest",
+            rows,
+        ),
+    ] {
+        same_rows(&lake, &batch, given, least);
+    }
 }
 
 /// Gives a number of the environment, or what it is without one.

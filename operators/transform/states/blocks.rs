@@ -32,7 +32,7 @@ impl<'a> Blocks<'a> {
                 continue;
             };
             self.next.1 = block + 1;
-            let rows = segment.read(block)?;
+            let rows = segment.read(block, self.order)?;
             let places = if by_key { self.order.places(&rows)? } else { self.order.ends(&rows)? };
             let rows = self.wanted.of(rows, places)?.into_rows();
             if rows.num_rows() > 0 {

@@ -10,11 +10,15 @@ use arrow::ipc::writer::FileWriter;
 use bytes::Bytes;
 
 use super::order::{Order, Place};
+use super::sweep::Sweep;
 use crate::error::{Error, Result};
 
 /// Under this name the footer holds the index: for each block the ends and the hashes of the keys of its
 /// first and its last state, and its size in memory, as JSON.
 const INDEX: &str = "nexus.blocks";
+
+/// Under this name it tells how far a sweep had come, as JSON.
+const SWEEP: &str = "nexus.sweep";
 
 /// What an Arrow IPC file begins with; a stream does not.
 const MAGIC: &[u8] = b"ARROW1";
@@ -36,8 +40,8 @@ pub struct BlockFile(Box<FileReader<BufReader<File>>>);
 
 /// What was found in a file.
 pub enum Found {
-    /// States in order, of which none is in memory.
-    Ordered(BlockFile, Vec<Block>),
+    /// States in order, of which none is in memory, and how far a sweep had come.
+    Ordered(BlockFile, Vec<Block>, Sweep),
     /// States in another order than this program's.
     Rows(Vec<RecordBatch>),
     /// States of an earlier format, without order.
@@ -61,8 +65,15 @@ impl BlockFile {
             return Ok(Found::Stream(rows));
         }
         let mut reader = FileReader::try_new_buffered(file, None).map_err(damaged)?;
+        let sweep = reader.custom_metadata().get(SWEEP);
+        let sweep = sweep.map_or(Ok(Sweep::default()), |sweep| serde_json::from_str(sweep)).map_err(damaged)?;
         if let Some(blocks) = blocks(&mut reader, order)? {
-            return Ok(Found::Ordered(Self(Box::new(reader)), blocks));
+            return Ok(Found::Ordered(Self(Box::new(reader)), blocks, sweep));
+        }
+        if sweep.through_epoch.is_some() {
+            let message = "a state was being written again by another version of this program, which orders keys \
+                           otherwise; run that version for some epochs more";
+            return Err(Error::config(message));
         }
         Ok(Found::Rows(reader.collect::<std::result::Result<_, _>>().map_err(damaged)?))
     }
@@ -74,7 +85,7 @@ impl BlockFile {
 }
 
 /// Makes a file of states in order; nothing if there is none. Unless they are to be kept, they leave the memory on the way.
-pub fn encode(schema: &SchemaRef, blocks: &mut [Block], keep: bool) -> Result<Option<Bytes>> {
+pub fn encode(schema: &SchemaRef, blocks: &mut [Block], sweep: Sweep, keep: bool) -> Result<Option<Bytes>> {
     if blocks.is_empty() {
         return Ok(None);
     }
@@ -89,6 +100,11 @@ pub fn encode(schema: &SchemaRef, blocks: &mut [Block], keep: bool) -> Result<Op
     let index: Vec<_> = blocks.iter().map(entry).collect();
     let index = serde_json::to_string(&index).map_err(|e| Error::internal("could not write an index").because(e))?;
     writer.write_metadata(INDEX, index);
+    if sweep != Sweep::default() {
+        let sweep =
+            serde_json::to_string(&sweep).map_err(|e| Error::internal("could not write an index").because(e))?;
+        writer.write_metadata(SWEEP, sweep);
+    }
     writer.finish()?;
     Ok(Some(writer.into_inner()?.into()))
 }

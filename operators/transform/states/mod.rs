@@ -19,6 +19,7 @@ mod blocks;
 mod file;
 mod order;
 mod pieces;
+mod sweep;
 #[cfg(test)]
 mod tests;
 
@@ -32,6 +33,7 @@ use file::{Block, BlockFile, Found, encode};
 use order::Order;
 pub use order::{Ends, Place};
 pub use pieces::{Pieces, Wanted};
+use sweep::Sweep;
 
 /// What the states of a table may take, in bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -55,6 +57,10 @@ pub struct States {
     open: Vec<RecordBatch>,
     /// What that takes.
     open_held: Held,
+    /// How far the files have been written again that are too large to be merged.
+    sweep: Sweep,
+    /// What has come in the open epoch, in bytes, before states of a sweep came to it.
+    fresh_bytes: Option<u64>,
     /// States that end at or before this have been given out.
     closed_until_us: i64,
     /// Whether everything has been given out.
@@ -68,6 +74,10 @@ struct Segment {
     epoch: u64,
     file: Option<BlockFile>,
     blocks: Vec<Block>,
+    /// How many blocks of the file come before these, whose states lie in newer files.
+    first_block: usize,
+    /// So do those of keys before this.
+    from_key: u64,
 }
 
 impl States {
@@ -87,8 +97,9 @@ impl States {
         limits: StateLimits,
     ) -> Result<Self> {
         let order = Order::new(schema, keys, ends)?;
-        let (segments, fresh, open, open_held) = Default::default();
-        Ok(Self { order, limits, segments, fresh, open, open_held, closed_until_us: WATERMARK_START, ended: false })
+        let (segments, fresh, open, open_held, sweep, fresh_bytes) = Default::default();
+        let (closed_until_us, ended) = (WATERMARK_START, false);
+        Ok(Self { order, limits, segments, fresh, open, open_held, sweep, fresh_bytes, closed_until_us, ended })
     }
 
     /// Gives the columns of states.
@@ -187,17 +198,17 @@ impl States {
         let sizes: Vec<u64> = self.segments.iter().map(Segment::bytes).collect();
         let most = self.limits.piece_bytes as u64;
         let picked = tiers::alike(self.fresh.bytes(), &sizes, most, BTreeSet::new());
-        let mut taken = Vec::new();
         if picked.is_empty() {
-            return Ok(taken);
+            return self.take_swept();
         }
+        let mut taken = Vec::new();
         let fresh = std::mem::take(&mut self.fresh);
         let segments = std::mem::take(&mut self.segments).into_iter().enumerate();
         let (merged, kept): (Vec<_>, Vec<_>) = segments.partition(|(place, _)| picked.contains(place));
         self.segments = kept.into_iter().map(|(_, segment)| segment).collect();
         for mut segment in merged.into_iter().map(|(_, segment)| segment).chain([fresh]) {
             for block in 0..segment.blocks.len() {
-                let rows = segment.read(block)?;
+                let rows = segment.read(block, &self.order)?;
                 let windows = self.order.ends(&rows)?;
                 let from = windows.partition_point(|place| place.end_us <= self.closed_until_us);
                 taken.push(self.order.typed(&rows.slice(from, rows.num_rows() - from))?);
@@ -214,9 +225,10 @@ impl States {
         let mut live: Vec<u64> = self.segments.iter().map(|segment| segment.epoch).collect();
         let mut blocks = std::mem::take(&mut self.fresh).blocks;
         let bytes: usize = blocks.iter().map(|block| block.bytes).sum();
-        let added = encode(self.order.plain_schema(), &mut blocks, bytes <= self.limits.cached_bytes)?;
+        self.note_swept(bytes as u64);
+        let added = encode(self.order.plain_schema(), &mut blocks, self.sweep, bytes <= self.limits.cached_bytes)?;
         if added.is_some() {
-            self.segments.push(Segment { epoch, file: None, blocks });
+            self.segments.push(Segment { epoch, blocks, ..Segment::default() });
             live.push(epoch);
         }
         Ok(Sealed { live, added })
@@ -226,7 +238,7 @@ impl States {
     pub fn adopt(&mut self, epoch: u64, file: File) -> Result<()> {
         let found = BlockFile::open(file, &self.order)?;
         let segment = self.segments.last_mut().filter(|segment| segment.epoch == epoch);
-        let (Found::Ordered(file, _), Some(segment)) = (found, segment) else {
+        let (Found::Ordered(file, ..), Some(segment)) = (found, segment) else {
             return Err(Error::internal("a file of states is not what was sealed"));
         };
         segment.file = Some(file);
@@ -243,14 +255,18 @@ impl States {
         update: impl FnOnce(Vec<RecordBatch>) -> Result<Vec<RecordBatch>>,
     ) -> Result<()> {
         self.closed_until_us = closed_until_us;
-        let (mut without_order, mut earlier) = (Vec::new(), Vec::new());
+        let (mut without_order, mut earlier, mut sweep) = (Vec::new(), Vec::new(), Sweep::default());
         for (epoch, file) in files {
             match BlockFile::open(file, &self.order)? {
-                Found::Ordered(file, blocks) => self.segments.push(Segment { epoch, file: Some(file), blocks }),
+                Found::Ordered(file, blocks, told) => {
+                    self.segments.push(Segment { epoch, file: Some(file), blocks, ..Segment::default() });
+                    sweep = told;
+                }
                 Found::Rows(rows) => without_order.extend(rows),
                 Found::Stream(rows) => earlier.extend(rows),
             }
         }
+        self.restore_sweep(sweep);
         for rows in update(earlier)?.into_iter().chain(without_order) {
             let ends = self.order.ends(&rows)?;
             let open: BooleanArray = ends.iter().map(|place| Some(place.end_us > closed_until_us)).collect();
@@ -329,12 +345,18 @@ impl Segment {
         self.blocks.iter().filter(|block| block.rows.is_some()).map(|block| block.bytes).sum()
     }
 
-    fn read(&mut self, block: usize) -> Result<RecordBatch> {
+    fn read(&mut self, block: usize, order: &Order) -> Result<RecordBatch> {
         let cached = self.blocks.get(block).and_then(|block| block.rows.clone());
-        match (cached, &mut self.file) {
-            (Some(rows), _) => Ok(rows),
-            (None, Some(file)) => file.read(block),
-            (None, None) => Err(Error::internal("a block of states is neither in memory nor in a file")),
+        let rows = match (cached, &mut self.file) {
+            (Some(rows), _) => rows,
+            (None, Some(file)) => file.read(self.first_block + block)?,
+            (None, None) => return Err(Error::internal("a block of states is neither in memory nor in a file")),
+        };
+        if block > 0 || self.from_key == 0 {
+            return Ok(rows);
         }
+        // Blocks are in order: only in the first there may be keys on both sides.
+        let from = order.places(&rows)?.partition_point(|place| place.key < self.from_key);
+        Ok(rows.slice(from, rows.num_rows() - from))
     }
 }

@@ -73,6 +73,11 @@ impl Order {
         Ok(Self { schema, plain, ends, keys, key_types, converter })
     }
 
+    /// Gives when states end.
+    pub fn ends_by(&self) -> &Ends {
+        &self.ends
+    }
+
     /// Gives the columns of states.
     pub fn schema(&self) -> &SchemaRef {
         &self.schema
@@ -157,7 +162,7 @@ impl Order {
 }
 
 /// Gives rows that share no buffer with those that they were made of.
-fn owned(rows: &RecordBatch) -> Result<RecordBatch> {
+pub fn owned(rows: &RecordBatch) -> Result<RecordBatch> {
     let columns = rows.columns().iter().map(|column| -> ArrayRef {
         match column.data_type() {
             DataType::Utf8View => Arc::new(column.as_string_view().gc()),

@@ -182,7 +182,7 @@ impl Cursor<'_> {
                 break;
             };
             self.next = block + 1;
-            let rows = self.segment.read(block)?;
+            let rows = self.segment.read(block, order)?;
             let places = if self.by_key { order.places(&rows)? } else { order.ends(&rows)? };
             self.loaded = Some(self.wanted.of(rows, places)?).filter(|loaded| loaded.from < loaded.to);
         }
