@@ -4,14 +4,15 @@ use std::collections::{BTreeMap, HashMap};
 use std::io::Write;
 use std::sync::Arc;
 
-use arrow::array::{ArrayRef, AsArray, Int64Array, TimestampMicrosecondArray};
+use arrow::array::{ArrayRef, AsArray, Int64Array, TimestampMicrosecondArray, UInt64Array};
 use arrow::datatypes::{Int64Type, Schema};
+use arrow::ipc::writer::StreamWriter;
 use datafusion::physical_expr::expressions::Column;
 use datafusion::prelude::{SessionConfig, SessionContext};
 
 use super::*;
 use crate::testing::clock::ManualClock;
-use crate::transform::leaf::{Leaf, StreamTable};
+use crate::transform::leaf::{Leaf, LeafExec, StreamTable};
 use crate::transform::states::StateLimits;
 use crate::transform::window::Width;
 
@@ -256,42 +257,140 @@ impl Random {
 #[tokio::test]
 async fn a_join_gives_what_a_batch_does_whatever_is_in_memory_and_whenever_it_starts_again() {
     let within = BANDS.into_iter().flat_map(|band| KINDS.map(|kind| Tested::Within(kind, band)));
-    let all = within.chain([true, false].map(|same_time| Tested::AsOf { same_time }));
-    for (seed, tested) in (1..).zip(all) {
-        for limits in [LARGE, SMALL] {
-            let mut random = Random(seed);
-            let (mut running, mut durable) = (join(tested, limits).await, Durable::default());
-            let (mut all, mut next) = ([Vec::new(), Vec::new()], 0);
-            let (mut given, mut watermark_us, mut most_files) = (Vec::new(), 0, 0);
-            for epoch in 1..=60 {
-                for (side, all) in all.iter_mut().enumerate() {
-                    let rows = random.rows(watermark_us, &mut next);
-                    // Of several epochs one has rows of one side only.
-                    if random.below(4) > 0 {
-                        rows.chunks(50).for_each(|rows| running.absorb(side, batch(rows)));
-                        all.extend(rows);
-                    }
-                }
-                watermark_us += if random.below(2) == 0 { random.below(25) } else { 0 };
-                given.extend(close(&mut running, watermark_us).await);
-                assert_eq!(running.passed_us(), watermark_us);
-                durable.seal(&mut running, epoch);
-                most_files = most_files.max(durable.count());
-                if limits == SMALL {
-                    assert!(running.size_bytes() < 40_000, "{tested:?}: {} bytes", running.size_bytes());
-                }
-                if epoch % 13 == 0 {
-                    let passed_us = running.passed_us();
-                    running = join(tested, limits).await;
-                    durable.restore(&mut running, passed_us);
-                }
+    let all: Vec<Tested> = within.chain([true, false].map(|same_time| Tested::AsOf { same_time })).collect();
+    for (seed, tested) in (1..).zip(all.iter().copied()) {
+        equals_the_batch(seed, tested, SMALL).await;
+    }
+    for tested in all.into_iter().step_by(4) {
+        equals_the_batch(99, tested, LARGE).await;
+    }
+}
+
+async fn equals_the_batch(seed: u64, tested: Tested, limits: StateLimits) {
+    let mut random = Random(seed);
+    let (mut running, mut durable) = (join(tested, limits).await, Durable::default());
+    let (mut all, mut next) = ([Vec::new(), Vec::new()], 0);
+    let (mut given, mut watermark_us) = (Vec::new(), 0);
+    for epoch in 1..=40 {
+        for (side, all) in all.iter_mut().enumerate() {
+            let rows = random.rows(watermark_us, &mut next);
+            // Of several epochs one has rows of one side only.
+            if random.below(4) > 0 {
+                rows.chunks(50).for_each(|rows| running.absorb(side, batch(rows)));
+                all.extend(rows);
             }
-            given.extend(close(&mut running, WATERMARK_END).await);
-            given.sort_unstable();
-            let expected = answer(tested, &all[0], &all[1]);
-            assert!(expected.len() > 100, "{tested:?}: only {} rows", expected.len());
-            assert_eq!(given, expected, "{tested:?} {limits:?}");
-            println!("{tested:?} {limits:?}: {} rows, up to {most_files} files", expected.len());
+        }
+        watermark_us += if random.below(2) == 0 { random.below(25) } else { 0 };
+        given.extend(close(&mut running, watermark_us).await);
+        assert_eq!(running.passed_us(), watermark_us);
+        durable.seal(&mut running, epoch);
+        if limits == SMALL {
+            assert!(running.size_bytes() < 20_000, "{tested:?}: {} bytes", running.size_bytes());
+        }
+        if epoch % 13 == 0 {
+            let passed_us = running.passed_us();
+            running = join(tested, limits).await;
+            durable.restore(&mut running, passed_us);
         }
     }
+    given.extend(close(&mut running, WATERMARK_END).await);
+    given.sort_unstable();
+    let expected = answer(tested, &all[0], &all[1]);
+    assert!(expected.len() > 50, "{tested:?}: only {} rows", expected.len());
+    assert_eq!(given, expected, "{tested:?} {limits:?}, seed {seed}");
+}
+
+#[tokio::test]
+async fn what_is_collected_are_the_few_rows() {
+    for join in ["JOIN", "LEFT SEMI JOIN"] {
+        for on in ["l.c2 = r.c2 AND l.c1 < r.c1", "l.c1 < r.c1", "l.c1 < r.c1 AND l.c2 + r.c2 > 3"] {
+            for few in 0..2 {
+                let schema = batch(&[]).schema();
+                let (rows, leaf) = (Leaf::of_few(schema.clone()), Leaf::new(schema));
+                let leaves =
+                    if few == 0 { [("l", rows.clone()), ("r", leaf)] } else { [("l", leaf), ("r", rows.clone())] };
+                let query = query(&format!("SELECT l.c0 FROM l {join} r ON {on}"), &leaves).await;
+                let mut node = query.physical().clone();
+                while node.children().len() == 1 {
+                    node = node.children()[0].clone();
+                }
+                // Joins collect their first input.
+                while let Some(first) = node.children().first().map(|first| Arc::clone(first)) {
+                    node = first;
+                }
+                let scan = (node.as_ref() as &dyn std::any::Any).downcast_ref::<LeafExec>().unwrap();
+                assert!(Arc::ptr_eq(scan.leaf(), &rows), "{join} on {on}, few at {few}");
+            }
+        }
+    }
+}
+
+#[tokio::test]
+async fn rows_of_streams_without_order_are_read_too() {
+    let old = |rows: &RecordBatch| {
+        let mut writer = StreamWriter::try_new(Vec::new(), &rows.schema()).unwrap();
+        writer.write(rows).unwrap();
+        writer.finish().unwrap();
+        file(&writer.into_inner().unwrap())
+    };
+    let numbered = |rows: &RecordBatch, numbers: &[u64]| {
+        let numbers: ArrayRef = Arc::new(UInt64Array::from(numbers.to_vec()));
+        let columns = rows.columns().iter().cloned().chain([numbers]).collect();
+        RecordBatch::try_new(with_row(&rows.schema()), columns).unwrap()
+    };
+    let times: ArrayRef = Arc::new(TimestampMicrosecondArray::from(vec![10]).with_timezone("UTC"));
+    let numbers: ArrayRef = Arc::new(UInt64Array::from(vec![4]));
+    let found = RecordBatch::try_from_iter([(ROW_COLUMN, numbers), (TIME_COLUMN, times)]).unwrap();
+    let kept = batch(&[(1, Some(10), Some(1)), (2, Some(10), Some(2)), (3, Some(-40), Some(3))]);
+    let mut within = join(Tested::Within(JoinKind::Left, (0, 30)), SMALL).await;
+    let left = vec![(3, old(&numbered(&kept, &[4, 5, 6])))];
+    within.restore(BTreeMap::from([(LEFT, left), (LEFT_FOUND, vec![(4, old(&found))])]), 0).unwrap();
+    within.absorb(1, batch(&[(7, Some(12), Some(1))]));
+    let given = close(&mut within, 20).await;
+    assert_eq!(given, [(Some(1), Some(7))], "one had passed before");
+    Durable::default().seal(&mut within, 5);
+    assert_eq!(close(&mut within, WATERMARK_END).await, [(Some(2), None)], "the other one had found a partner");
+
+    let mut newest = join(Tested::AsOf { same_time: true }, SMALL).await;
+    let right = batch(&[(8, Some(1), Some(1)), (9, Some(3), Some(1)), (10, Some(30), Some(1))]);
+    newest.restore(BTreeMap::from([(LEFT, vec![(3, old(&kept))]), (RIGHT, vec![(3, old(&right))])]), 5).unwrap();
+    let mut given = close(&mut newest, 11).await;
+    given.sort_unstable();
+    assert_eq!(given, [(Some(1), Some(9)), (Some(2), None)]);
+}
+
+#[tokio::test]
+async fn what_has_found_a_partner_is_forgotten_in_time() {
+    for kind in [JoinKind::Left, JoinKind::Semi] {
+        let (mut running, mut durable) = (join(Tested::Within(kind, (0, 5)), SMALL).await, Durable::default());
+        for epoch in 1..=50 {
+            let now = i64::try_from(epoch).unwrap() * 10;
+            running.absorb(0, batch(&[(now, Some(now), Some(1)), (now + 1, Some(now + 3), Some(2))]));
+            running.absorb(1, batch(&[(now, Some(now - 7), Some(2)), (now, Some(now), Some(1))]));
+            // One finds its partner at once, and the one that was kept in the epoch before.
+            assert_eq!(close(&mut running, now - 5).await.len(), if epoch == 1 { 1 } else { 2 }, "{kind:?} {epoch}");
+            durable.seal(&mut running, epoch);
+        }
+        close(&mut running, 1_000).await;
+        durable.seal(&mut running, 51);
+        assert_eq!((running.size_bytes(), durable.count()), (0, 0), "{kind:?}");
+    }
+}
+
+#[tokio::test]
+async fn of_rows_of_a_key_the_newest_stays() {
+    const KEYS: i64 = 200;
+    let (mut running, mut durable) = (join(Tested::AsOf { same_time: true }, SMALL).await, Durable::default());
+    let mut most = 0;
+    for now in 0..200 {
+        let right: Vec<Row> = (0..KEYS).map(|key| (now * KEYS + key, Some(now), Some(key))).collect();
+        running.absorb(1, batch(&right));
+        assert_eq!(close(&mut running, now).await, []);
+        durable.seal(&mut running, now.unsigned_abs() + 1);
+        let bytes: usize = durable.0.values().flat_map(BTreeMap::values).map(Vec::len).sum();
+        most = most.max(bytes);
+    }
+    assert!(most < 100_000, "{most} bytes of {KEYS} keys");
+    running.absorb(0, batch(&[(-1, Some(300), Some(7))]));
+    assert_eq!(close(&mut running, WATERMARK_END).await, [(Some(-1), Some(199 * KEYS + 7))]);
 }

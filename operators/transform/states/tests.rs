@@ -230,7 +230,6 @@ fn states_of_known_keys_take_what_the_keys_do_however_often_they_come() {
     }
     let (found, _) = given(&mut tested, WATERMARK_END);
     assert_eq!(found, expected.into_iter().map(|(key, number)| ((None, key), number)).collect());
-    println!("{most} bytes in files, and {whole} once by key");
     assert!(most < 8 * whole, "{most} bytes in files, and {whole} once by key");
 }
 
