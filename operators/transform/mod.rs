@@ -11,6 +11,7 @@ use futures::StreamExt;
 pub mod aggregate;
 pub mod corrected;
 pub mod expect;
+mod filter;
 pub mod functions;
 mod held;
 pub mod join;
@@ -115,7 +116,7 @@ impl Transform {
     pub fn absorb(&mut self, stream: usize, batch: RecordBatch) -> Result<Option<RecordBatch>> {
         match self {
             Transform::Stateless(_) => return Ok(Some(batch)),
-            Transform::Windowed(aggregate) => aggregate.absorb(batch)?,
+            Transform::Windowed(aggregate) => aggregate.absorb(&batch)?,
             Transform::Corrected(aggregate) => aggregate.absorb(batch),
             Transform::Keyed(aggregate) => aggregate.absorb(batch),
             Transform::Joined(join) => join.absorb(stream, batch),
@@ -128,7 +129,7 @@ impl Transform {
     pub async fn close(&mut self, epoch: u64, watermark_us: i64) -> Result<Closing<'_>> {
         Ok(match self {
             Transform::Stateless(_) => Closing::Rows(None),
-            Transform::Windowed(aggregate) => Closing::Windows(aggregate.close(watermark_us)?),
+            Transform::Windowed(aggregate) => Closing::Windows(aggregate.close(watermark_us).await?),
             Transform::Corrected(aggregate) => Closing::Rows(aggregate.close(epoch, watermark_us).await?),
             Transform::Keyed(aggregate) => Closing::Rows(aggregate.close(epoch).await?),
             Transform::Joined(join) => Closing::Rows(join.close(watermark_us).await?),

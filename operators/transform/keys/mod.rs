@@ -13,7 +13,6 @@ use std::hash::{BuildHasherDefault, Hasher};
 use bytes::Bytes;
 
 mod file;
-mod filter;
 
 use super::sealed::Sealed;
 use super::tiers;

@@ -81,7 +81,7 @@ impl Durable {
     /// Gives what `none` keeps after a restart.
     fn restored(&self, mut none: States, closed_until_us: i64) -> States {
         let files = self.0.iter().map(|(epoch, content)| (*epoch, file(content)));
-        none.restore(files.collect(), closed_until_us).unwrap();
+        none.restore(files.collect(), closed_until_us, Ok).unwrap();
         none
     }
 }
@@ -227,7 +227,7 @@ fn states_of_a_stream_without_order_are_read_too() {
     writer.write(&before).unwrap();
     writer.finish().unwrap();
     let mut restored = none(SMALL);
-    restored.restore(vec![(1, file(&writer.into_inner().unwrap()))], 10).unwrap();
+    restored.restore(vec![(1, file(&writer.into_inner().unwrap()))], 10, Ok).unwrap();
     let mut durable = Durable::default();
     durable.close(&mut restored, 2);
     assert!(durable.0.keys().eq(&[2]), "they are written in order from now on");
@@ -241,9 +241,9 @@ fn a_damaged_file_is_refused() {
     let mut whole = none(LARGE);
     whole.add(&states(&[(Some(0), "a".into(), 1)])).unwrap();
     let content = whole.seal(1).unwrap().added.unwrap();
-    none(LARGE).restore(vec![(1, file(&content))], 0).unwrap();
+    none(LARGE).restore(vec![(1, file(&content))], 0, Ok).unwrap();
     for damaged in [&content[..0], &content[..20], &content[..content.len() - 1]] {
-        let error = none(LARGE).restore(vec![(1, file(damaged))], 0).unwrap_err();
+        let error = none(LARGE).restore(vec![(1, file(damaged))], 0, Ok).unwrap_err();
         assert!(error.to_string().contains("a file of state is damaged"), "{error}");
     }
 }
