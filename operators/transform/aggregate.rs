@@ -5,15 +5,14 @@ use std::fs::File;
 use std::sync::Arc;
 
 use arrow::array::RecordBatch;
-use datafusion::execution::SendableRecordBatchStream;
 use datafusion::physical_expr::expressions::Column;
-use futures::StreamExt;
 
-use super::phases::{find, finish, reduce, start, state_schema};
-use super::query::{Query, Running, failed};
+use super::closing::{Closing, Given};
+use super::phases::{find, put_back, seal, start, state_schema};
+use super::query::{Query, Running};
 use super::sealed::Sealed;
 use super::session::Sessions;
-use super::states::{Ends, Pieces, SessionPieces, StateLimits, States};
+use super::states::{Ends, StateLimits, States};
 use super::window::{Extent, WATERMARK_START, Width, Window};
 use crate::error::{Error, Result};
 
@@ -30,20 +29,6 @@ enum Windows {
     Fixed(Width),
     /// A session is what its states make it.
     Sessions(Sessions),
-}
-
-/// Windows that are given out.
-pub struct Closing<'a> {
-    query: &'a Query,
-    states: Given<'a>,
-    rows: Option<SendableRecordBatchStream>,
-}
-
-/// States of windows that are given out.
-enum Given<'a> {
-    None,
-    Pieces(Pieces<'a>),
-    Sessions(SessionPieces<'a>),
 }
 
 impl WindowedAggregate {
@@ -95,45 +80,28 @@ impl WindowedAggregate {
     /// Gives the windows that end at or before the watermark, each once; all must be taken.
     pub async fn close(&mut self, watermark_us: i64) -> Result<Closing<'_>> {
         if watermark_us == WATERMARK_START {
-            return Ok(Closing { query: &self.query, states: Given::None, rows: None });
+            return Ok(Closing::new(&self.query, Given::None, None));
         }
-        self.unite_fresh().await?;
         let states = match &self.windows {
             Windows::Fixed(_) => Given::Pieces(self.states.close(watermark_us)?),
-            Windows::Sessions(_) => Given::Sessions(self.states.close_sessions(watermark_us)?),
+            Windows::Sessions(sessions) => {
+                unite_fresh(&self.query, sessions, &mut self.states).await?;
+                Given::Sessions(self.states.close_sessions(watermark_us)?)
+            }
         };
-        Ok(Closing { query: &self.query, states, rows: None })
+        Ok(Closing::new(&self.query, states, None))
     }
 
     /// Closes the epoch and tells what has to be durable.
     pub async fn seal(&mut self, epoch: u64) -> Result<Sealed> {
-        // What did not end with the epoch's rows is of their keys.
-        self.unite_fresh().await?;
-        let parts = self.states.take_mergeable()?;
-        self.merge(parts).await?;
-        self.states.seal(epoch)
-    }
-
-    /// Makes one state of those of a session that the epoch has added: its rows come in with their own times.
-    async fn unite_fresh(&mut self) -> Result<()> {
-        match &self.windows {
-            Windows::Fixed(_) => Ok(()),
-            Windows::Sessions(_) => {
-                let parts = self.states.take_fresh()?;
-                self.merge(parts).await
-            }
-        }
-    }
-
-    /// Keeps states that were taken out, as one for each window and key.
-    async fn merge(&mut self, mut parts: Vec<RecordBatch>) -> Result<()> {
         if let Windows::Sessions(sessions) = &self.windows {
-            parts = sessions.unite(parts)?;
+            // What has been moved since is of the same keys as what has come.
+            unite_fresh(&self.query, sessions, &mut self.states).await?;
+            let parts = sessions.unite(self.states.take_mergeable()?)?;
+            put_back(&self.query, &mut self.states, parts).await?;
+            return self.states.seal(epoch);
         }
-        if parts.is_empty() {
-            return Ok(());
-        }
-        reduce(&self.query, parts).await?.iter().try_for_each(|merged| self.states.add(merged))
+        seal(&self.query, &mut self.states, epoch).await
     }
 
     /// Takes the file of what [`seal`](Self::seal) has added, and that is durable now.
@@ -170,23 +138,8 @@ impl WindowedAggregate {
     }
 }
 
-impl Closing<'_> {
-    /// Gives the next rows; nothing when all have been given.
-    pub async fn next(&mut self) -> Result<Option<RecordBatch>> {
-        loop {
-            if let Some(rows) = &mut self.rows {
-                if let Some(batch) = rows.next().await {
-                    return batch.map(Some).map_err(failed);
-                }
-                self.rows = None;
-            }
-            let states = match &mut self.states {
-                Given::None => None,
-                Given::Pieces(pieces) => pieces.next_piece()?,
-                Given::Sessions(pieces) => pieces.next_piece()?,
-            };
-            let Some(states) = states else { return Ok(None) };
-            self.rows = Some(finish(self.query, states)?);
-        }
-    }
+/// Makes one state of those of a session that the epoch has added: its rows come in with their own times.
+async fn unite_fresh(query: &Query, sessions: &Sessions, states: &mut States) -> Result<()> {
+    let parts = sessions.unite(states.take_fresh()?)?;
+    put_back(query, states, parts).await
 }

@@ -50,6 +50,8 @@ pub enum Found {
     Ordered(BlockFile, Vec<Block>, Option<Filter>),
     /// States in another order than this program's.
     Rows(Vec<RecordBatch>),
+    /// States of an earlier format, without order.
+    Stream(Vec<RecordBatch>),
 }
 
 impl BlockFile {
@@ -66,7 +68,7 @@ impl BlockFile {
         file.rewind()?;
         if !is_file {
             let rows = StreamReader::try_new_buffered(file, None).and_then(Iterator::collect).map_err(damaged)?;
-            return Ok(Found::Rows(rows));
+            return Ok(Found::Stream(rows));
         }
         let mut reader = FileReader::try_new_buffered(file, None).map_err(damaged)?;
         if let Some((blocks, filter)) = blocks(&mut reader, order)? {

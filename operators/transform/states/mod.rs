@@ -120,7 +120,7 @@ impl States {
         let (after_us, until_us) = self.pass(bound_us);
         let segments = self.segments.iter_mut().chain([&mut self.fresh]);
         let wanted = Wanted::span(after_us, until_us);
-        Ok(Pieces::new(&self.order, segments, wanted, self.limits.piece_bytes, &mut self.closed_until_us))
+        Ok(Pieces::new(&self.order, segments, wanted, self.limits.piece_bytes, Some(&mut self.closed_until_us)))
     }
 
     /// Gives the states of sessions that end at or before `bound_us`, as [`close`](Self::close) gives those of windows.
@@ -157,8 +157,8 @@ impl States {
     /// Gives the states that are asked for and have not been given out, and raises `last_us` to the last of their ends.
     /// They stay.
     ///
-    /// States with equal keys stand at the same place; those of other keys may stand there too.
-    pub fn find<'a>(&'a mut self, wanted: Wanted, last_us: &'a mut i64) -> Result<Pieces<'a>> {
+    /// States with equal ends and keys stand at the same place; those of other keys may stand there too.
+    pub fn find<'a>(&'a mut self, wanted: Wanted, last_us: Option<&'a mut i64>) -> Result<Pieces<'a>> {
         self.settle()?;
         let mut wanted = Wanted { after_us: wanted.after_us.max(self.closed_until_us), ..wanted };
         wanted.places.retain(|place| place.end_us > self.closed_until_us);
@@ -254,8 +254,8 @@ impl States {
         Ok(())
     }
 
-    /// Goes on from the files of these epochs, oldest first. What lies in files of an earlier format, without order, goes
-    /// through `update` first.
+    /// Goes on from the files of these epochs, oldest first. What lies in files of an earlier format goes through `update`
+    /// first.
     pub fn restore(
         &mut self,
         files: Vec<(u64, File)>,
@@ -263,16 +263,17 @@ impl States {
         update: impl FnOnce(Vec<RecordBatch>) -> Result<Vec<RecordBatch>>,
     ) -> Result<()> {
         self.closed_until_us = closed_until_us;
-        let mut without_order = Vec::new();
+        let (mut without_order, mut earlier) = (Vec::new(), Vec::new());
         for (epoch, file) in files {
             match BlockFile::open(file, &self.order)? {
                 Found::Ordered(file, blocks, filter) => {
                     self.segments.push(Segment { epoch, file: Some(file), blocks, filter });
                 }
                 Found::Rows(rows) => without_order.extend(rows),
+                Found::Stream(rows) => earlier.extend(rows),
             }
         }
-        for rows in update(without_order)? {
+        for rows in update(earlier)?.into_iter().chain(without_order) {
             self.add(&self.order.open(&rows, closed_until_us)?)?;
         }
         Ok(())

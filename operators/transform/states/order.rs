@@ -31,6 +31,9 @@ const BLOCK_ROWS_MAX: usize = 8192;
 pub enum Ends {
     /// With their window.
     Window(Window),
+    /// With their window, later by up to so many microseconds: few different ends are there at a time, so that states can
+    /// be looked up by their keys alone.
+    Steps(Window, i64),
     /// With their session, as far as it is known: states that come later may make it longer.
     Session(Sessions),
     /// Not by time: they are looked up by their keys.
@@ -96,7 +99,7 @@ impl Order {
     pub fn sessions(&self) -> Option<&Sessions> {
         match &self.ends {
             Ends::Session(sessions) => Some(sessions),
-            Ends::Window(_) | Ends::Never => None,
+            Ends::Window(_) | Ends::Steps(..) | Ends::Never => None,
         }
     }
 
@@ -123,6 +126,10 @@ impl Order {
         let place = |end: Option<i64>| Place { end_us: end.unwrap_or(WATERMARK_END), key: 0 };
         match &self.ends {
             Ends::Window(window) => Ok(window.ends_us(states)?.into_iter().map(place).collect()),
+            Ends::Steps(window, step_us) => {
+                let last = |end: i64| end.checked_add(step_us - 1).map_or(end, |up| up - up.rem_euclid(*step_us));
+                Ok(window.ends_us(states)?.into_iter().map(|end| place(end.map(last))).collect())
+            }
             Ends::Session(sessions) => {
                 let stands_at = |span| sessions.stands_at_us(sessions.end_us(span));
                 Ok(sessions.spans(states)?.into_iter().map(stands_at).map(Some).map(place).collect())

@@ -19,6 +19,8 @@ pub struct Wanted {
     pub until_us: i64,
     /// And those that stand here, in order.
     pub places: Vec<Place>,
+    /// And those of keys with these hashes, whenever they end; in order.
+    pub keys: Vec<u64>,
 }
 
 /// States that are asked for. Each piece holds all of them with the same end and key.
@@ -28,8 +30,8 @@ pub struct Pieces<'a> {
     piece_bytes: usize,
     /// Whether all is one piece.
     fits: bool,
-    /// The last end that has been given.
-    last_us: &'a mut i64,
+    /// What becomes the last end that has been given.
+    last_us: Option<&'a mut i64>,
 }
 
 /// A place in a file.
@@ -54,7 +56,7 @@ struct Loaded {
 impl Wanted {
     /// Asks for the states that end in a span of time.
     pub fn span(after_us: i64, until_us: i64) -> Self {
-        Self { after_us, until_us, places: Vec::new() }
+        Self { after_us, until_us, places: Vec::new(), keys: Vec::new() }
     }
 
     /// Asks for the states that stand at some places.
@@ -64,26 +66,49 @@ impl Wanted {
         Self { places, ..Self::span(WATERMARK_END, WATERMARK_END) }
     }
 
+    /// Asks for the states of the keys of those that stand at some places.
+    pub fn keys(places: &[Place]) -> Self {
+        let mut keys: Vec<u64> = places.iter().map(|place| place.key).collect();
+        keys.sort_unstable();
+        keys.dedup();
+        Self { keys, ..Self::span(WATERMARK_END, WATERMARK_END) }
+    }
+
+    fn is_wanted(&self, place: &Place) -> bool {
+        self.is_in_span(place)
+            || self.places.binary_search(place).is_ok()
+            || self.keys.binary_search(&place.key).is_ok()
+    }
+
+    /// Tells whether only a span is asked for.
+    fn is_span(&self) -> bool {
+        self.places.is_empty() && self.keys.is_empty()
+    }
+
     fn is_in_span(&self, place: &Place) -> bool {
         place.end_us > self.after_us && place.end_us <= self.until_us
     }
 
     /// Tells whether a block may hold states that are asked for.
     fn may_be_in(&self, block: &Block) -> bool {
-        let from = self.places.partition_point(|place| *place < block.first);
-        (block.last.end_us > self.after_us && block.first.end_us <= self.until_us)
-            || self.places.get(from).is_some_and(|place| *place <= block.last)
+        let Block { first, last, .. } = block;
+        let place = self.places.get(self.places.partition_point(|place| place < first));
+        // In a block with several ends there may be any key.
+        let keys = if first.end_us == last.end_us { first.key..=last.key } else { 0..=u64::MAX };
+        let key = self.keys.get(self.keys.partition_point(|key| key < keys.start()));
+        (last.end_us > self.after_us && first.end_us <= self.until_us)
+            || place.is_some_and(|place| place <= last)
+            || key.is_some_and(|key| keys.contains(key))
     }
 
     /// Leaves of states, which are in order, those that are asked for.
     fn of(&self, rows: RecordBatch, mut places: Vec<Place>) -> Result<Loaded> {
-        if self.places.is_empty() {
+        if self.is_span() {
             let from = places.partition_point(|place| place.end_us <= self.after_us);
             let to = places.partition_point(|place| place.end_us <= self.until_us);
             return Ok(Loaded { rows, places, from, to });
         }
-        let is_wanted = |place: &Place| self.is_in_span(place) || self.places.binary_search(place).is_ok();
-        let wanted: Vec<bool> = places.iter().map(is_wanted).collect();
+        let wanted: Vec<bool> = places.iter().map(|place| self.is_wanted(place)).collect();
         let mut marks = wanted.iter();
         places.retain(|_| marks.next().is_some_and(|wanted| *wanted));
         let rows = filter_record_batch(&rows, &BooleanArray::from(wanted))?;
@@ -99,13 +124,13 @@ impl<'a> Pieces<'a> {
         segments: impl Iterator<Item = &'a mut Segment>,
         wanted: Wanted,
         piece_bytes: usize,
-        last_us: &'a mut i64,
+        last_us: Option<&'a mut i64>,
     ) -> Self {
         let wanted = Arc::new(wanted);
         let cursor = |segment| Cursor { segment, wanted: wanted.clone(), next: 0, by_key: true, loaded: None };
         let mut cursors: Vec<_> = segments.map(cursor).collect();
         let fits = cursors.iter().map(Cursor::bytes).sum::<usize>() <= piece_bytes;
-        let by_key = !fits || !wanted.places.is_empty();
+        let by_key = !fits || !wanted.is_span();
         cursors.iter_mut().for_each(|cursor| cursor.by_key = by_key);
         Self { order, cursors, piece_bytes, fits, last_us }
     }
@@ -113,7 +138,7 @@ impl<'a> Pieces<'a> {
     /// Gives the next piece; nothing when all have been given.
     pub fn next_piece(&mut self) -> Result<Option<Vec<RecordBatch>>> {
         let mut piece = Vec::new();
-        let mut bytes = 0;
+        let (mut bytes, mut last) = (0, None);
         while bytes < self.piece_bytes || self.fits {
             let mut boundary = None;
             for cursor in &mut self.cursors {
@@ -124,8 +149,11 @@ impl<'a> Pieces<'a> {
             let Some(boundary) = boundary else { break };
             let boundary = if self.fits { Place::LAST } else { boundary };
             for cursor in &mut self.cursors {
-                bytes += cursor.take_until(boundary, self.order, &mut piece, self.last_us)?;
+                bytes += cursor.take_until(boundary, self.order, &mut piece, &mut last)?;
             }
+        }
+        if let (Some(last_us), Some(last)) = (&mut self.last_us, last) {
+            **last_us = last.max(**last_us);
         }
         Ok((!piece.is_empty()).then_some(piece))
     }
@@ -160,15 +188,15 @@ impl Cursor<'_> {
         boundary: Place,
         order: &Order,
         piece: &mut Vec<RecordBatch>,
-        last_us: &mut i64,
+        last_us: &mut Option<i64>,
     ) -> Result<usize> {
         let mut bytes = 0;
         while self.load(order)?.is_some() {
             let Some(loaded) = &mut self.loaded else { break };
             let left = loaded.places.get(loaded.from..loaded.to).unwrap_or_default();
             let count = left.partition_point(|place| *place <= boundary);
-            let ends = left.iter().take(count).rev().map(|place| place.end_us);
-            *last_us = ends.filter(|end| *end != WATERMARK_END).take(1).fold(*last_us, i64::max);
+            let mut ends = left.iter().take(count).rev().map(|place| place.end_us);
+            *last_us = ends.find(|end| *end != WATERMARK_END).max(*last_us);
             if count > 0 {
                 piece.push(order.typed(&loaded.rows.slice(loaded.from, count))?);
                 bytes += loaded.rows.get_array_memory_size() * count / loaded.places.len();

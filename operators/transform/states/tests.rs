@@ -188,7 +188,7 @@ fn states_are_found_by_their_keys_and_stay() {
             let sought: std::collections::BTreeSet<_> = added.iter().chain(&more).map(|row| &row.1).collect();
             let wanted = Wanted::places(places);
             let mut last_us = 7;
-            let (found, _) = added_up(tested.find(wanted, &mut last_us).unwrap());
+            let (found, _) = added_up(tested.find(wanted, Some(&mut last_us)).unwrap());
             let there = |(key, number): (&(Option<i64>, String), &i64)| {
                 sought.contains(&key.1).then_some((key.clone(), *number))
             };
@@ -210,12 +210,12 @@ fn windows_can_be_looked_at_before_they_are_forgotten() {
         durable.close(&mut tested, u64::try_from(start).unwrap());
     }
     let corrected = tested.places(&states(&[(Some(30), "key 3".into(), 0), (Some(40), "none".into(), 0)])).unwrap();
-    let wanted = Wanted { after_us: 400, until_us: 420, places: corrected };
+    let wanted = Wanted { after_us: 400, until_us: 420, ..Wanted::places(corrected) };
     let numbers = |found: BTreeMap<_, i64>| found.into_values().collect::<Vec<_>>();
     for (forgotten_us, there) in [(0, vec![3, 40, 41]), (40, vec![40, 41]), (410, vec![41])] {
         tested.forget(forgotten_us);
         let mut last_us = 0;
-        let (found, _) = added_up(tested.find(wanted.clone(), &mut last_us).unwrap());
+        let (found, _) = added_up(tested.find(wanted.clone(), Some(&mut last_us)).unwrap());
         assert_eq!((numbers(found), last_us), (there, 420), "{forgotten_us}");
     }
 }
