@@ -74,6 +74,8 @@ impl BlockFile {
         if let Some((blocks, filter)) = blocks(&mut reader, order)? {
             return Ok(Found::Ordered(Self(Box::new(reader)), blocks, filter));
         }
+        // The first block has been read already.
+        reader.set_index(0).map_err(damaged)?;
         Ok(Found::Rows(reader.collect::<std::result::Result<_, _>>().map_err(damaged)?))
     }
 

@@ -249,3 +249,89 @@ fn sessions_of_keys_with_the_same_hash_stay_apart() {
         run(Run { limits, seed, keys: 12, ahead_us: 3 * GAP_US, hash: Some(few) });
     }
 }
+
+fn at(time: i64, key: &str, number: i64) -> State {
+    (Some(time), Some(key.to_owned()), Some(time), number)
+}
+
+fn whole(first: i64, key: &str, last: i64) -> (Option<i64>, Option<String>, Option<i64>) {
+    (Some(first), Some(key.to_owned()), Some(last))
+}
+
+/// A file of an earlier format.
+fn stream(rows: &[State]) -> File {
+    let mut writer = StreamWriter::try_new(Vec::new(), &states(&[]).schema()).unwrap();
+    writer.write(&states(rows)).unwrap();
+    writer.finish().unwrap();
+    file(&writer.into_inner().unwrap())
+}
+
+#[test]
+fn sessions_go_on_over_streams_of_an_earlier_format() {
+    // In those, the states of a session stay until it has ended as a whole.
+    let before = stream(&[at(0, "a", 1), at(0, "b", 2)]);
+    let behind = stream(&[at(1_500, "a", 4), at(1_700, "c", 8)]);
+    let mut restored = none(SMALL);
+    restored.restore(vec![(1, before), (2, behind)], 1_650, |rows| sessions().unite(rows)).unwrap();
+    assert_eq!(restored.earliest_us().unwrap(), 0, "`a` is open");
+    let mut durable = Durable::default();
+    durable.close(&mut restored, 3);
+    assert!(durable.0.keys().eq(&[3]), "they are written in order from now on");
+    let mut restored = durable.restored(none(SMALL), 1_650);
+    restored.add(&states(&[at(3_000, "a", 16)])).unwrap();
+    let (found, _) = given(&mut restored, 3_300);
+    assert_eq!(found, BTreeMap::from([(whole(1_700, "c", 1_700), 8)]));
+    assert_eq!(restored.earliest_us().unwrap(), 0);
+    let (found, _) = given(&mut restored, 4_600);
+    assert_eq!(found, BTreeMap::from([(whole(0, "a", 3_000), 21)]));
+}
+
+#[test]
+fn files_in_the_order_of_another_hash_are_read_as_rows() {
+    let (mut tested, mut durable) = (none(SMALL), Durable::default());
+    tested.add(&states(&[at(10, "a", 1), at(10, "b", 2)])).unwrap();
+    durable.close(&mut tested, 1);
+    tested.add(&states(&[at(1_500, "a", 4), at(1_700, "c", 8)])).unwrap();
+    assert_eq!(given(&mut tested, 1_650).0, BTreeMap::from([(whole(10, "b", 10), 2)]));
+    durable.close(&mut tested, 2);
+    assert_eq!(durable.0.len(), 2, "the first file is needed until the part of the gap has passed that it stands in");
+    let mut other = none(SMALL);
+    other.order.hash = |_| 7;
+    let mut restored = durable.restored(other, 1_650);
+    assert_eq!(restored.earliest_us().unwrap(), 10);
+    let (found, _) = given(&mut restored, WATERMARK_END);
+    assert_eq!(found, BTreeMap::from([(whole(10, "a", 1_500), 5), (whole(1_700, "c", 1_700), 8)]));
+}
+
+#[test]
+fn a_restart_reads_the_ends_of_files_only() {
+    let (mut tested, mut durable) = (none(SMALL), Durable::default());
+    let many: Vec<State> = (0..20_000).map(|n| at(n, &format!("key {n}"), n)).collect();
+    tested.add(&states(&many)).unwrap();
+    durable.close(&mut tested, 1);
+    let content = durable.0.get_mut(&1).unwrap();
+    assert!(tested.segments[0].blocks.len() > 10, "there are blocks enough");
+    // But for the first block, by which the order is checked, nothing is read.
+    let half = content.len() / 2;
+    content[half - 10_000..half].fill(0xff);
+    let restored = durable.restored(none(SMALL), 0);
+    assert_eq!(restored.earliest_us().unwrap(), 0);
+    assert_eq!(restored.segments[0].cached_bytes(), 0);
+    assert!(restored.segments[0].filter == tested.segments[0].filter && restored.segments[0].filter.is_some());
+}
+
+#[test]
+fn a_block_is_looked_into_only_if_a_session_may_go_on_there() {
+    let (mut tested, mut durable) = (none(SMALL), Durable::default());
+    let many = |keys: std::ops::Range<i64>, time: i64| -> Vec<State> {
+        keys.map(|n| at(time, &format!("key {n}"), n)).collect()
+    };
+    tested.add(&states(&many(0..300, 100))).unwrap();
+    durable.close(&mut tested, 1);
+    // Other keys, later.
+    tested.add(&states(&many(300..9_000, 1_000))).unwrap();
+    durable.close(&mut tested, 2);
+    tested.segments[1].file = None;
+    let (found, _) = given(&mut tested, 100 + GAP_US);
+    assert_eq!(found.len(), 300, "they have ended, and no other file was read");
+}
