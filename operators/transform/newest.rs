@@ -11,13 +11,14 @@ use std::sync::Arc;
 use arrow::array::{Array, ArrayRef, AsArray, BooleanArray, Int64Array, RecordBatch};
 use arrow::compute::{cast, filter_record_batch, interleave_record_batch};
 use arrow::datatypes::{DataType, Field, Int64Type, Schema, SchemaRef};
-use arrow::row::{OwnedRow, RowConverter, Rows, SortField};
+use arrow::row::{RowConverter, SortField};
 use datafusion::physical_expr::expressions::Column;
 
 use super::held::Held;
 use super::keyed::with_number;
+use super::keys::hashes;
 use super::rows;
-use super::rows::{STATE_BATCH_ROWS, conform};
+use super::rows::STATE_BATCH_ROWS;
 use super::sealed::Sealed;
 use super::states::{Ends, StateLimits, States, Wanted};
 use super::versions::newest;
@@ -52,8 +53,8 @@ pub struct Newest {
     /// Rows of the open epoch, also those that a newer one has replaced.
     rows: Vec<RecordBatch>,
     held: Held,
-    /// The newest of them by key.
-    open: HashMap<OwnedRow, Open>,
+    /// The newest of them, by a hash of the key.
+    open: HashMap<u128, Open>,
     /// Where rows stand that are late unless their key is remembered.
     doubtful: Vec<(usize, usize)>,
     /// Keys of rows up to this time are not remembered any more.
@@ -108,19 +109,19 @@ impl Newest {
 
     /// Takes rows that have been sent again so often, and holds those that may be the newest of their keys.
     pub fn offer(&mut self, rows: &RecordBatch, attempts: u32) -> Result<Offered> {
-        let keys = self.keys(&self.columns(rows))?;
+        let keys = hashes(&self.converter, &self.columns(rows))?;
         let (orders, times) = (self.orders(rows)?, micros(rows.column(self.settings.time))?);
         let mut offered = Offered::default();
         let mut undated = vec![false; rows.num_rows()];
         let batch = self.rows.len();
         let mut held = false;
-        for (row, key) in keys.iter().enumerate() {
+        for (row, key) in keys.into_iter().enumerate() {
             if orders.is_null(row) || times.is_null(row) {
                 mark(&mut undated, row);
                 continue;
             }
             let (order, time_us, place) = (orders.value(row), times.value(row), (batch, row));
-            match self.open.get_mut(&key.owned()) {
+            match self.open.get_mut(&key) {
                 Some(open) if order <= open.order => offered.older += 1,
                 Some(open) => {
                     held = true;
@@ -133,7 +134,7 @@ impl Newest {
                 }
                 None => {
                     held = true;
-                    self.open.insert(key.owned(), Open { order, time_us, place });
+                    self.open.insert(key, Open { order, time_us, place });
                 }
             }
         }
@@ -181,11 +182,10 @@ impl Newest {
             self.forgotten_until_us = self.forgotten_until_us.max(bound_us);
             self.states.forget(watermark_us);
         }
-        let mut merged = HashMap::new();
-        for states in self.states.take_mergeable()? {
-            add_known(&mut merged, &self.converter, &states)?;
+        let parts = self.states.take_mergeable()?;
+        for merged in self.merge(&parts)? {
+            self.states.add(&merged)?;
         }
-        self.keep(&merged)?;
         self.states.seal(epoch)
     }
 
@@ -215,15 +215,11 @@ impl Newest {
     /// what was known of them.
     pub fn open_bytes(&self) -> usize {
         let doubtful = self.doubtful.capacity() * size_of::<(usize, usize)>();
-        self.held.bytes() + doubtful + 2 * self.open.capacity() * size_of::<(OwnedRow, Open)>()
+        self.held.bytes() + doubtful + 2 * self.open.capacity() * size_of::<(u128, Open)>()
     }
 
     fn columns(&self, rows: &RecordBatch) -> Vec<ArrayRef> {
         self.settings.key.iter().map(|column| rows.column(*column).clone()).collect()
-    }
-
-    fn keys(&self, columns: &[ArrayRef]) -> Result<Rows> {
-        Ok(self.converter.convert_columns(columns)?)
     }
 
     /// Gives the places of rows in the order, as numbers.
@@ -244,17 +240,26 @@ impl Newest {
         Ok(RecordBatch::try_new(self.schema.clone(), columns)?)
     }
 
-    /// Keeps what is known of keys.
-    fn keep(&mut self, known: &HashMap<OwnedRow, Known>) -> Result<()> {
-        let keys = self.converter.convert_rows(known.keys().map(OwnedRow::row))?;
-        let numbers = |of: fn(&Known) -> i64| Arc::new(known.values().map(of).collect::<Int64Array>()) as ArrayRef;
-        let columns = keys.into_iter().chain([numbers(|known| known.order), numbers(|known| known.time_us)]);
-        let fields = self.schema.fields().iter().map(|field| field.name().as_str());
-        self.states.add(&conform(&RecordBatch::try_from_iter(fields.zip(columns))?, &self.schema)?)
+    /// Leaves of states the newest of each key.
+    fn merge(&self, parts: &[RecordBatch]) -> Result<Vec<RecordBatch>> {
+        let mut newest: HashMap<u128, (Known, (usize, usize))> = HashMap::new();
+        for (part, states) in parts.iter().enumerate() {
+            for (row, (key, known)) in known_of(&self.converter, states)?.into_iter().enumerate() {
+                let here = newest.entry(key).or_insert((known, (part, row)));
+                // A later state of a key has both the greater order and the greater time.
+                if known.order > here.0.order {
+                    *here = (known, (part, row));
+                }
+            }
+        }
+        let mut places: Vec<_> = newest.into_values().map(|(_, place)| place).collect();
+        places.sort_unstable();
+        let parts: Vec<&RecordBatch> = parts.iter().collect();
+        places.chunks(STATE_BATCH_ROWS).map(|places| Ok(interleave_record_batch(&parts, places)?)).collect()
     }
 
     /// Gives what is remembered of the keys of the open epoch.
-    fn known(&mut self) -> Result<HashMap<OwnedRow, Known>> {
+    fn known(&mut self) -> Result<HashMap<u128, Known>> {
         let places: Vec<_> = self.open.values().map(|open| open.place).chain(self.doubtful.iter().copied()).collect();
         let mut sought = Vec::with_capacity(places.len());
         for rows in self.gather(&places)? {
@@ -265,7 +270,10 @@ impl Newest {
         let mut pieces = self.states.find(Wanted::keys(&sought), None)?;
         while let Some(piece) = pieces.next_piece()? {
             for states in piece {
-                add_known(&mut known, &self.converter, &states)?;
+                for (key, here) in known_of(&self.converter, &states)? {
+                    let known = known.entry(key).or_insert(here);
+                    *known = if here.order > known.order { here } else { *known };
+                }
             }
         }
         known.retain(|_, known: &mut Known| known.time_us > self.forgotten_until_us);
@@ -273,14 +281,13 @@ impl Newest {
     }
 
     /// Finds out which of the doubtful rows are late, and takes the others for newest ones where they are.
-    fn judge_doubtful(&mut self, known: &HashMap<OwnedRow, Known>, closed: &mut Offered) -> Result<()> {
+    fn judge_doubtful(&mut self, known: &HashMap<u128, Known>, closed: &mut Offered) -> Result<()> {
         let doubtful = std::mem::take(&mut self.doubtful);
         for (rows, places) in self.gather(&doubtful)?.iter().zip(doubtful.chunks(STATE_BATCH_ROWS)) {
-            let keys = self.keys(&self.columns(rows))?;
+            let keys = hashes(&self.converter, &self.columns(rows))?;
             let (orders, times) = (self.orders(rows)?, micros(rows.column(self.settings.time))?);
             let mut late = vec![false; rows.num_rows()];
-            for ((row, key), place) in keys.iter().enumerate().zip(places) {
-                let key = key.owned();
+            for ((row, key), place) in keys.into_iter().enumerate().zip(places) {
                 if !known.contains_key(&key) {
                     mark(&mut late, row);
                     continue;
@@ -337,8 +344,8 @@ pub fn is_order(data_type: &DataType) -> bool {
     is_number || matches!(data_type, D::Timestamp(..) | D::Date32)
 }
 
-/// Takes note of how new the newest rows of keys are that stand in states.
-fn add_known(known: &mut HashMap<OwnedRow, Known>, converter: &RowConverter, states: &RecordBatch) -> Result<()> {
+/// Gives how new the newest rows of keys are that stand in states.
+fn known_of(converter: &RowConverter, states: &RecordBatch) -> Result<Vec<(u128, Known)>> {
     let [keys @ .., orders, times] = states.columns() else {
         return Err(Error::internal("states of keys have no order and no time"));
     };
@@ -347,12 +354,9 @@ fn add_known(known: &mut HashMap<OwnedRow, Known>, converter: &RowConverter, sta
         numbers.ok_or_else(|| Error::internal("the orders and times of keys are no numbers"))
     };
     let (orders, times) = (numbers(orders)?, numbers(times)?);
-    let keys = converter.convert_columns(keys)?;
-    for ((key, order), time_us) in keys.iter().zip(orders.values()).zip(times.values()) {
-        let here = known.entry(key.owned()).or_insert(Known { order: *order, time_us: *time_us });
-        *here = Known { order: here.order.max(*order), time_us: here.time_us.max(*time_us) };
-    }
-    Ok(())
+    let known = orders.values().iter().zip(times.values());
+    let known = known.map(|(order, time_us)| Known { order: *order, time_us: *time_us });
+    Ok(hashes(converter, keys)?.into_iter().zip(known).collect())
 }
 
 fn mark(marks: &mut [bool], row: usize) {
