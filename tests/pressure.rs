@@ -238,7 +238,7 @@ fn same_rows(lake: &std::path::Path, one: &str, other: &str, least: u64) {
 }
 
 /// Sessions of the test below, unless NEXUS_TEST_WINDOWS says otherwise: the states of those that are open at once take
-/// more than the 17 MiB that state has there.
+/// half as much again as the 22 MiB that state has there.
 const SESSIONS: u64 = 150_000;
 
 #[test]
@@ -257,7 +257,7 @@ fn open_sessions_outgrow_the_memory_for_state() {
       FROM bronze.events GROUP BY session(ts, {gap}), k
 "
     );
-    run_within(&world, 4 * sessions, sessions, 64 + sessions / 20_000, &table);
+    run_within(&world, 4 * sessions, sessions, 64 + sessions / 6_000, &table);
     let states = format!(
         "WITH marked AS (SELECT ts, k, CASE WHEN lag(ts) OVER of_k + {gap} > ts THEN 0 ELSE 1 END AS fresh
             FROM bronze.events WINDOW of_k AS (PARTITION BY k ORDER BY ts)),

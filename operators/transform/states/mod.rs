@@ -58,8 +58,8 @@ pub struct States {
     closed_until_us: i64,
     /// Up to which end `fresh` holds no states.
     settled_until_us: i64,
-    /// Of sessions, what [`earliest_us`](Self::earliest_us) has to know beside the blocks: the first time of those that
-    /// stand where others have been given out, or were moved there; nothing until it is read.
+    /// The first time of the sessions that have been moved, and of those that are open and stand where others have been
+    /// given out; nothing until it is read. The blocks tell that of all others.
     earliest_moved_us: Option<i64>,
     /// Whether everything has been given out.
     ended: bool,

@@ -206,7 +206,7 @@ fn hash(key: &[u8]) -> u64 {
 }
 
 /// Gives rows that share no buffer with those that they were made of.
-fn owned(rows: &RecordBatch) -> Result<RecordBatch> {
+pub fn owned(rows: &RecordBatch) -> Result<RecordBatch> {
     let columns = rows.columns().iter().map(|column| -> ArrayRef {
         match column.data_type() {
             DataType::Utf8View => Arc::new(column.as_string_view().gc()),

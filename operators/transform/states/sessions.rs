@@ -12,9 +12,9 @@ use arrow::compute::filter_record_batch;
 use arrow::row::Rows;
 
 use super::file::{Block, Opening};
-use super::order::Order;
+use super::order::{Order, owned};
 use super::{Segment, States};
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::transform::session::{Sessions, Span};
 use crate::transform::window::WATERMARK_END;
 
@@ -45,7 +45,7 @@ impl<'a> SessionPieces<'a> {
     /// Goes through the sessions that end after `after_us`, and at or before `until_us`.
     pub(super) fn new(states: &'a mut States, after_us: i64, until_us: i64) -> Result<Self> {
         let sessions = states.order.sessions().cloned();
-        let sessions = sessions.ok_or_else(|| crate::error::Error::internal("these states are not of sessions"))?;
+        let sessions = sessions.ok_or_else(|| Error::internal("these states are not of sessions"))?;
         let mut pieces = Self { states, sessions, after_us, until_us, parts: 0, next: 0 };
         if after_us < until_us || pieces.states.earliest_moved_us.is_none() {
             let every = 0..=u64::MAX;
@@ -111,21 +111,21 @@ impl<'a> SessionPieces<'a> {
                         self.opens(span);
                     }
                 }
-                ended.extend(self.of_keys(filter_record_batch(&rows, &BooleanArray::from(marks))?, keys)?);
+                ended.extend(self.of_keys(picked(&rows, marks)?, keys)?);
             }
         }
         Ok(ended)
     }
 
     /// Leaves of states those of some keys; nothing if there are none.
-    fn of_keys(&self, states: RecordBatch, keys: &RangeInclusive<u64>) -> Result<Option<RecordBatch>> {
-        if states.num_rows() == 0 || self.parts == 1 {
-            return Ok(Some(states).filter(|states| states.num_rows() > 0));
+    fn of_keys(&self, states: Option<RecordBatch>, keys: &RangeInclusive<u64>) -> Result<Option<RecordBatch>> {
+        match states {
+            Some(states) if self.parts > 1 => {
+                let places = self.states.order.places(&states)?;
+                picked(&states, places.iter().map(|place| keys.contains(&place.key)).collect())
+            }
+            states => Ok(states),
         }
-        let places = self.states.order.places(&states)?;
-        let marks: BooleanArray = places.iter().map(|place| Some(keys.contains(&place.key))).collect();
-        let states = filter_record_batch(&states, &marks)?;
-        Ok(Some(states).filter(|states| states.num_rows() > 0))
     }
 
     /// Gives the states of whole sessions, and moves those of others.
@@ -146,12 +146,11 @@ impl<'a> SessionPieces<'a> {
                     self.opens(span);
                 }
             }
-            let whole: BooleanArray = moved.iter().map(|moved| Some(!moved)).collect();
-            let whole = filter_record_batch(&states, &whole)?;
-            if whole.num_rows() < states.num_rows() {
-                self.states.add(&filter_record_batch(&states, &BooleanArray::from(moved))?)?;
+            let whole = picked(&states, moved.iter().map(|moved| !moved).collect())?;
+            if let Some(moved) = picked(&states, moved)? {
+                self.states.add(&moved)?;
             }
-            if whole.num_rows() > 0 {
+            if let Some(whole) = whole {
                 given.push(self.states.order.typed(&whole)?);
             }
         }
@@ -195,8 +194,7 @@ impl<'a> SessionPieces<'a> {
         let may = |span: &Option<Span>| {
             span.is_some_and(|span| span.first_us < last_us) && self.sessions.end_us(*span) > self.until_us
         };
-        let marks: BooleanArray = spans.iter().map(|span| Some(may(span))).collect();
-        let rows = filter_record_batch(&rows, &marks)?;
+        let Some(rows) = picked(&rows, spans.iter().map(may).collect())? else { return Ok(None) };
         let keys = self.states.order.keys(&rows)?;
         let mut marks = Vec::with_capacity(rows.num_rows());
         for (row, span) in spans.iter().filter(|span| may(span)).flatten().enumerate() {
@@ -211,8 +209,7 @@ impl<'a> SessionPieces<'a> {
             }
             marks.push(goes_on);
         }
-        let rows = filter_record_batch(&rows, &BooleanArray::from(marks))?;
-        Ok(Some(rows).filter(|rows| rows.num_rows() > 0))
+        picked(&rows, marks)
     }
 
     /// Notes a session that has not been given out.
@@ -252,6 +249,16 @@ fn sought<'a>(
     let key = |ended: &Ended<'a>| ended.keys.map(|keys| keys.row(ended.row));
     sought.dedup_by(|a, b| (a.hash, a.span) == (b.hash, b.span) && key(a) == key(b));
     Ok(sought)
+}
+
+/// Gives the states that are marked, on their own: they may be few, and stay when the others have gone. Nothing if there
+/// are none.
+fn picked(states: &RecordBatch, marks: Vec<bool>) -> Result<Option<RecordBatch>> {
+    match marks.iter().filter(|mark| **mark).count() {
+        0 => Ok(None),
+        all if all == states.num_rows() => Ok(Some(states.clone())),
+        _ => Ok(Some(owned(&filter_record_batch(states, &BooleanArray::from(marks))?)?)),
+    }
 }
 
 /// Tells whether a block may hold states whose keys have one of these hashes, which are in order.
