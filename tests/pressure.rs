@@ -237,6 +237,38 @@ fn same_rows(lake: &std::path::Path, one: &str, other: &str, least: u64) {
     assert!(rows >= least, "only {rows} rows");
 }
 
+/// Sessions of the test below, unless NEXUS_TEST_WINDOWS says otherwise: the states of those that are open at once take
+/// half as much again as the 22 MiB that state has there.
+const SESSIONS: u64 = 150_000;
+
+#[test]
+fn open_sessions_outgrow_the_memory_for_state() {
+    let world = World::new();
+    let sessions = number("NEXUS_TEST_WINDOWS", SESSIONS);
+    // Half of all rows come within the gap: of most keys there is one that keeps a session open, and some end.
+    let gap = format!("INTERVAL '{} milliseconds'", 2 * sessions);
+    let name = "lpad(CAST(k AS VARCHAR), 40, '-')";
+    let table = format!(
+        "gold:
+  visits:
+    sql: |
+      SELECT session(ts, {gap}) AS first, window_end(session(ts, {gap})) AS over, k, count(*) AS events,
+        max({name}) AS name, avg(CAST(k AS DOUBLE)) AS mean
+      FROM bronze.events GROUP BY session(ts, {gap}), k
+"
+    );
+    run_within(&world, 4 * sessions, sessions, 64 + sessions / 6_000, &table);
+    let states = format!(
+        "WITH marked AS (SELECT ts, k, CASE WHEN lag(ts) OVER of_k + {gap} > ts THEN 0 ELSE 1 END AS fresh
+            FROM bronze.events WINDOW of_k AS (PARTITION BY k ORDER BY ts)),
+        numbered AS (SELECT ts, k, sum(fresh) OVER (PARTITION BY k ORDER BY ts) AS number FROM marked)
+        SELECT min(ts) AS first, max(ts) + {gap} AS over, k, count(*) AS events, max({name}) AS name,
+        avg(CAST(k AS DOUBLE)) AS mean FROM numbered GROUP BY k, number"
+    );
+    let given = "SELECT first, over, k, events, name, mean FROM gold.visits";
+    same_rows(&world.path("lake"), &states, given, sessions);
+}
+
 /// Gives a number of the environment, or what it is without one.
 fn number(name: &str, otherwise: u64) -> u64 {
     let given = std::env::var(name).ok();

@@ -7,7 +7,7 @@ use futures::StreamExt;
 use super::keyed::numbered;
 use super::phases::finish;
 use super::query::{Query, failed};
-use super::states::Pieces;
+use super::states::{Pieces, SessionPieces};
 use crate::error::Result;
 
 /// Rows that come out.
@@ -21,10 +21,12 @@ pub struct Closing<'a> {
 
 /// States that are given out.
 pub enum Given<'a> {
-    /// In pieces.
+    /// None.
+    None,
+    /// States by their ends and keys.
     Pieces(Pieces<'a>),
-    /// As a whole.
-    Once(Vec<RecordBatch>),
+    /// States of sessions.
+    Sessions(SessionPieces<'a>),
 }
 
 impl<'a> Closing<'a> {
@@ -43,12 +45,11 @@ impl<'a> Closing<'a> {
                 self.rows = None;
             }
             let states = match &mut self.states {
-                Given::Pieces(pieces) => pieces.next_piece()?.unwrap_or_default(),
-                Given::Once(states) => std::mem::take(states),
+                Given::None => None,
+                Given::Pieces(pieces) => pieces.next_piece()?,
+                Given::Sessions(pieces) => pieces.next_piece()?,
             };
-            if states.is_empty() {
-                return Ok(None);
-            }
+            let Some(states) = states else { return Ok(None) };
             let rows = finish(self.query, states)?;
             self.rows = Some(match self.epoch {
                 Some(epoch) => numbered(rows, epoch)?,

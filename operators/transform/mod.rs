@@ -12,6 +12,7 @@ pub mod aggregate;
 pub mod closing;
 pub mod corrected;
 pub mod expect;
+mod filter;
 pub mod functions;
 mod held;
 pub mod join;
@@ -116,7 +117,7 @@ impl Transform {
     pub fn absorb(&mut self, stream: usize, batch: RecordBatch) -> Result<Option<RecordBatch>> {
         match self {
             Transform::Stateless(_) => return Ok(Some(batch)),
-            Transform::Windowed(aggregate) => aggregate.absorb(batch)?,
+            Transform::Windowed(aggregate) => aggregate.absorb(&batch)?,
             Transform::Corrected(aggregate) => aggregate.absorb(&batch)?,
             Transform::Keyed(aggregate) => aggregate.absorb(&batch)?,
             Transform::Joined(join) => join.absorb(stream, batch),
@@ -129,7 +130,7 @@ impl Transform {
     pub async fn close(&mut self, epoch: u64, watermark_us: i64) -> Result<Closing<'_>> {
         Ok(match self {
             Transform::Stateless(_) => Closing::Rows(None),
-            Transform::Windowed(aggregate) => Closing::Aggregate(aggregate.close(watermark_us)?),
+            Transform::Windowed(aggregate) => Closing::Aggregate(aggregate.close(watermark_us).await?),
             Transform::Corrected(aggregate) => Closing::Aggregate(aggregate.close(epoch, watermark_us)?),
             Transform::Keyed(aggregate) => Closing::Aggregate(aggregate.close(epoch)?),
             Transform::Joined(join) => Closing::Rows(join.close(watermark_us).await?),

@@ -38,7 +38,7 @@ pub async fn start(query: &mut Query) -> Result<Running> {
 }
 
 /// Merges states, so that each key has one.
-pub async fn reduce(query: &Query, states: Vec<RecordBatch>) -> Result<Vec<RecordBatch>> {
+async fn reduce(query: &Query, states: Vec<RecordBatch>) -> Result<Vec<RecordBatch>> {
     let aggregate = find(query.physical())?;
     let reduce = over_states(aggregate, AggregateMode::PartialReduce, states)?;
     let merged = collect(reduce, query.session().task_ctx()).await.map_err(failed)?;
@@ -48,10 +48,16 @@ pub async fn reduce(query: &Query, states: Vec<RecordBatch>) -> Result<Vec<Recor
 /// Closes an epoch: merges what should be, and tells what has to be durable.
 pub async fn seal(query: &Query, states: &mut States, epoch: u64) -> Result<Sealed> {
     let parts = states.take_mergeable()?;
-    if !parts.is_empty() {
-        reduce(query, parts).await?.iter().try_for_each(|merged| states.add(merged))?;
-    }
+    put_back(query, states, parts).await?;
     states.seal(epoch)
+}
+
+/// Keeps states that were taken out, merged.
+pub async fn put_back(query: &Query, states: &mut States, taken: Vec<RecordBatch>) -> Result<()> {
+    if taken.is_empty() {
+        return Ok(());
+    }
+    reduce(query, taken).await?.iter().try_for_each(|merged| states.add(merged))
 }
 
 /// Gives the query's rows from states.

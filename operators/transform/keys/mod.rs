@@ -15,7 +15,6 @@ use arrow::row::RowConverter;
 use bytes::Bytes;
 
 mod file;
-mod filter;
 
 use super::sealed::Sealed;
 use super::tiers;
