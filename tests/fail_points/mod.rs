@@ -66,16 +66,28 @@ fn passings(point: &str) -> usize {
     }
 }
 
+/// Gives the point that a seed tries first: seeds that follow on each other try one after the other.
+fn first_point(seed: u64) -> &'static str {
+    POINTS[usize::try_from(seed % POINTS.len() as u64).expect("there are few points")]
+}
+
+/// Gives the number of the round through all points that a seed is in.
+fn round(seed: u64) -> u64 {
+    seed / POINTS.len() as u64
+}
+
+/// Tells whether a seed tries its first point at the first passing, which every run has; two of three rounds do.
+fn at_first_passing(seed: u64) -> bool {
+    round(seed) % 3 != 2
+}
+
 /// Picks a pipeline, fail points and cuts by a seed, and gives which points were reached, and whether by dying.
 fn crash(seed: u64) -> Result<Vec<(&'static str, bool)>, String> {
     let mut random = Random::of(seed);
-    let points = POINTS.len() as u64;
-    let first = POINTS[usize::try_from(seed % points).expect("there are few points")];
+    let first = first_point(seed);
     let kind = Kind::passing(first, &mut random);
-    // Two of three rounds of seeds have the first passing, which every run has.
-    let round = seed / points;
-    let passing = if round % 3 == 2 { 1 + random.below(passings(first)) } else { 1 };
-    let mut attempts = vec![Attempt { point: first, passing, fails: round % 4 == 3 }];
+    let passing = if at_first_passing(seed) { 1 } else { 1 + random.below(passings(first)) };
+    let mut attempts = vec![Attempt { point: first, passing, fails: round(seed) % 4 == 3 }];
     let others: Vec<&'static str> = POINTS.iter().copied().filter(|point| kind.passes(point)).collect();
     for _ in 0..random.below(3) {
         let point = random.one_of(&others);
@@ -137,9 +149,23 @@ fn killed_at_every_step() {
         reached
     });
     let mut times: BTreeMap<&str, (usize, usize)> = POINTS.iter().map(|point| (*point, (0, 0))).collect();
-    for (point, died) in reached.iter().flatten() {
-        let of_point = times.entry(point).or_default();
-        if *died { of_point.0 += 1 } else { of_point.1 += 1 }
+    let mut count = |point, died| {
+        let (killed, failed) = times.entry(point).or_default();
+        *if died { killed } else { failed } += 1;
+    };
+    reached.iter().flatten().for_each(|(point, died)| count(point, *died));
+    // A point that was asked for at a passing that its run did not have is tried at the first.
+    if runs >= RUNS {
+        let is_reached = |point: &str| reached.iter().flatten().any(|(of, _)| *of == point);
+        for point in POINTS.iter().filter(|point| !is_reached(point)) {
+            let mut more = seed.wrapping_add(runs as u64);
+            while first_point(more) != *point || !at_first_passing(more) {
+                more = more.wrapping_add(1);
+            }
+            let reached = crash(more)
+                .unwrap_or_else(|why| panic!("see it again with NEXUS_TEST_SEED={more} NEXUS_TEST_CRASHES=1\n{why}"));
+            reached.into_iter().for_each(|(point, died)| count(point, died));
+        }
     }
     println!("fail point               killed  failed");
     for point in POINTS {
