@@ -292,6 +292,7 @@ impl Intake {
             loop {
                 match input.from.recv().await.ok_or_else(closed)? {
                     Item::Barrier(barrier) => return Ok::<_, Error>((arrived, barrier)),
+                    Item::Refused(_) => return Err(Error::internal("refused rows have come to a table")),
                     Item::Batch(batch) => {
                         arrived.rows_in += batch.num_rows() as u64;
                         let (batch, late) = on_time(batch, input.window.as_ref(), late_until_us)?;

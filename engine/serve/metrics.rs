@@ -135,6 +135,11 @@ fn sinks(page: &mut Page, progress: &Progress) {
     for (table, kind, counts) in sinks() {
         page.value("nexus_sink_files_total", &[("table", table), ("sink", kind)], counts.files);
     }
+    let help = "Of the rows, those that the service has refused and that have gone to the quarantine.";
+    page.family("nexus_sink_refused_rows_total", "counter", help);
+    for (table, kind, counts) in sinks() {
+        page.value("nexus_sink_refused_rows_total", &[("table", table), ("sink", kind)], counts.refused);
+    }
 }
 
 fn errors(page: &mut Page, progress: &Progress) {

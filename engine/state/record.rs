@@ -40,6 +40,10 @@ pub struct CommitRecord {
     /// What each sink has prepared, by `<table>/<kind>`.
     #[serde(default)]
     pub sinks: BTreeMap<String, Prepared>,
+    /// Rows that the service of a sink has refused in the commits of earlier epochs, and that are in the quarantine of
+    /// their table from this epoch on: how many, by sink and by the epoch in which they were refused.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub refused: BTreeMap<String, BTreeMap<u64, u64>>,
     /// What error budgets have counted up to this epoch, oldest first, by the name of the source or table.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub errors: BTreeMap<String, Vec<Counted>>,
@@ -261,6 +265,12 @@ impl CommitRecord {
         sinks.filter_map(move |(sink, prepared)| Some((sink.strip_prefix(name)?.strip_prefix('/')?, prepared)))
     }
 
+    /// Gives how many rows that were refused by a sink of a table are in the table's quarantine from this epoch on.
+    pub fn refused_of(&self, table: &str) -> u64 {
+        let sinks = self.refused.iter().filter(|(sink, _)| sink.rsplit_once('/').is_some_and(|(of, _)| of == table));
+        sinks.flat_map(|(_, epochs)| epochs.values()).sum()
+    }
+
     /// Checks that every row is accounted for. A mismatch is a bug, and the record must not be written.
     pub fn check_balance(&self) -> Result<()> {
         match self.imbalance() {
@@ -298,7 +308,8 @@ impl CommitRecord {
             {
                 return Some((name, format!("{counts:?}")));
             }
-            let quarantined = counts.quarantined..=counts.quarantined.saturating_add(counts.late);
+            let quarantined = counts.quarantined.saturating_add(self.refused_of(name));
+            let quarantined = quarantined..=quarantined.saturating_add(counts.late);
             for (sink, prepared) in self.sinks_of(name) {
                 let fits = match sink {
                     QUARANTINE => quarantined.contains(&prepared.rows) && prepared.removed == counts.redriven,
@@ -307,6 +318,14 @@ impl CommitRecord {
                 if !fits {
                     return Some((name, format!("{counts:?}, but {sink} has prepared {}", prepared.rows)));
                 }
+            }
+        }
+        // An epoch that only takes refused rows over has no tables.
+        for table in self.refused.keys().filter_map(|sink| Some(sink.rsplit_once('/')?.0)) {
+            let (rows, quarantine) = (self.refused_of(table), format!("{table}/{QUARANTINE}"));
+            let prepared = self.sinks.get(&quarantine).map_or(0, |prepared| prepared.rows);
+            if prepared < rows || (prepared != rows && !self.tables.contains_key(table)) {
+                return Some((table, format!("{rows} refused rows, but {quarantine} has prepared {prepared}")));
             }
         }
         None
