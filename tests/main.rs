@@ -34,6 +34,7 @@ mod pressure;
 mod readers;
 mod redrive;
 mod reference;
+mod refused;
 mod restart;
 mod schema;
 mod servers;

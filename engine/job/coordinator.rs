@@ -302,7 +302,7 @@ impl Coordinator {
         counted?;
         if fail::mutated("commit_before_record") {
             self.order_commits(&record)?;
-            while self.ledger.committed_by_all(self.sinks.keys()) < record.epoch {
+            while !self.ledger.landed_by_all(self.sinks.keys(), record.epoch) {
                 let report = self.reports.recv().await.ok_or_else(closed)?;
                 self.hear(report).await?;
             }

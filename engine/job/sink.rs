@@ -255,7 +255,14 @@ mod tests {
         let committer = sink.committer();
         let (to, from) = channel(MIB);
         let (reports, heard) = mpsc::unbounded_channel();
-        let stage = SinkStage { name: NAME.into(), sink: Box::new(sink), from, reports: reports.clone(), open: ID, stays: false };
+        let stage = SinkStage {
+            name: NAME.into(),
+            sink: Box::new(sink),
+            from,
+            reports: reports.clone(),
+            open: ID,
+            stays: false,
+        };
         let (epochs, from) = mpsc::unbounded_channel();
         tokio::spawn(CommitStage { name: NAME.into(), committer, takeover: None, from, reports }.run());
         Scene { to, heard, epochs, stage: tokio::spawn(stage.run()) }

@@ -107,6 +107,7 @@ fn tables(page: &mut Page, progress: &Progress) {
             ("quarantined", counts.quarantined),
             ("duplicate", counts.duplicates),
             ("out", counts.rows_out),
+            ("resent", counts.resent),
         ] {
             page.value("nexus_table_rows_total", &[("table", name), ("fate", fate)], rows);
         }

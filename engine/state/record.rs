@@ -15,6 +15,9 @@ use super::schema::TableSchema;
 /// Version of the format of records and checkpoints that this build writes.
 pub const VERSION: u32 = 1;
 
+/// The kind of sink that brings a table to Postgres.
+pub const POSTGRES: &str = "postgres";
+
 /// The kind of sink that takes what could not be used.
 pub const QUARANTINE: &str = "quarantine";
 
@@ -152,7 +155,7 @@ pub struct TableRecord {
     pub schema: Option<TableSchema>,
 }
 
-/// What is counted of a table. `rows_sql + redriven = rows_out + dropped + quarantined + duplicates`.
+/// What is counted of a table. `rows_sql + redriven = rows_out + dropped + quarantined + duplicates + resent`.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct TableCounts {
     /// Rows that arrived.
@@ -175,6 +178,9 @@ pub struct TableCounts {
     pub duplicates: u64,
     /// Of these, rows that went on to sinks and other tables.
     pub rows_out: u64,
+    /// Of these, rows that Postgres had refused and that went to it alone: all others have them.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub resent: u64,
 }
 
 /// Where the state of a table is kept.
@@ -255,6 +261,7 @@ impl TableCounts {
         self.quarantined = self.quarantined.saturating_add(other.quarantined);
         self.duplicates = self.duplicates.saturating_add(other.duplicates);
         self.rows_out = self.rows_out.saturating_add(other.rows_out);
+        self.resent = self.resent.saturating_add(other.resent);
     }
 }
 
@@ -302,6 +309,7 @@ impl CommitRecord {
         for (name, table) in &self.tables {
             let counts = &table.counts;
             let left = counts.dropped.saturating_add(counts.quarantined).saturating_add(counts.duplicates);
+            let left = left.saturating_add(counts.resent);
             let came = counts.rows_sql.saturating_add(counts.redriven);
             if came != counts.rows_out.saturating_add(left)
                 || counts.late.saturating_add(counts.correcting) > counts.rows_in
@@ -313,6 +321,7 @@ impl CommitRecord {
             for (sink, prepared) in self.sinks_of(name) {
                 let fits = match sink {
                     QUARANTINE => quarantined.contains(&prepared.rows) && prepared.removed == counts.redriven,
+                    POSTGRES => prepared.rows == counts.rows_out.saturating_add(counts.resent),
                     _ => prepared.rows == counts.rows_out,
                 };
                 if !fits {

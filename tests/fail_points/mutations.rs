@@ -43,6 +43,7 @@ impl Trial {
             "no_committed_note" => Trial::Again,
             "no_keys" | "no_windows" | "no_positions" => Trial::Killed("after_committed_note", 3),
             "no_note_in_postgres" => Trial::Killed("after_postgres_commit", 2),
+            "no_place_of_refused" => Trial::Killed("before_forget", 1),
             "no_spool" | "spool_removed_early" => Trial::Killed("before_postgres_commit", 2),
             "no_sweep" => Trial::Killed("after_prepare", 6),
             "no_upload_note" => Trial::KilledOnS3("after_part", 2),

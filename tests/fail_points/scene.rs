@@ -547,9 +547,9 @@ const REFUSING_SQL: &str = "
 
 const REFUSED_LAKE_SQL: &str = "
     SELECT 'events', json_extract(decode(raw), '$.n'), contains(reason, 'SQLSTATE 23514'), contains(reason, 'not_so'),
-        _offset, parse_filename(_partition) FROM quarantine.\"bronze.events\" WHERE rule = 'postgres'
+        _offset, parse_filename(_partition) FROM quarantine.\"bronze.events\" WHERE rule = 'refused by postgres'
     UNION ALL SELECT 'hours', json_extract(decode(raw), '$.hour'), contains(reason, 'SQLSTATE 23514'),
-        contains(reason, 'column site'), '', '' FROM quarantine.\"gold.hours\" WHERE rule = 'postgres'";
+        contains(reason, 'column site'), '', '' FROM quarantine.\"gold.hours\" WHERE rule = 'refused by postgres'";
 
 /// A table whose rows change: it is for Postgres.
 const SITES: &str = "  sites:

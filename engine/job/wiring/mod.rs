@@ -292,8 +292,11 @@ impl Wiring<'_> {
         let quarantines = late || !plan.rules.is_empty() || plan.newest.is_some() || self.has_quarantined(&name);
         let quarantine = if refuses || quarantines { Some(self.quarantine(&name, refuses).await?) } else { None };
         let mut to = self.takers.remove(&name).unwrap_or_default();
+        let mut postgres = None;
         if let Some(spec) = spec.as_ref().filter(|_| self.stores) {
-            to.extend(self.stored(plan, spec, quarantine.as_ref()).await?);
+            let stored = self.stored(plan, spec, quarantine.as_ref()).await?;
+            postgres = stored.last().filter(|_| refuses).cloned();
+            to.extend(stored);
         }
         let mut inputs = Vec::with_capacity(plan.inputs.len());
         for input in &plan.inputs {
@@ -342,6 +345,7 @@ impl Wiring<'_> {
                 load: self.load.clone(),
                 to,
                 quarantine,
+                postgres,
                 progress: self.progress.clone(),
                 clock: self.clock.clone(),
             },

@@ -2,9 +2,17 @@
 
 use std::sync::Arc;
 
+#[cfg(feature = "postgres")]
+use arrow::array::{Array, AsArray, BooleanArray, RecordBatch};
+#[cfg(feature = "postgres")]
+use arrow::compute::prep_null_mask_filter;
+#[cfg(feature = "postgres")]
+use datafusion::physical_expr::PhysicalExpr;
 use nexus_operators::quarantine;
 use nexus_operators::sink::parquet::{ParquetCompression, ParquetSettings, ParquetSink, PartitionBy, RemovedFile};
 use nexus_operators::sink::{EpochId, RefusedRows, RefusedUpto, Sink};
+#[cfg(feature = "postgres")]
+use nexus_operators::transform::query::failed;
 use nexus_operators::{Error, Result, fail};
 use tokio::sync::mpsc;
 
@@ -33,7 +41,7 @@ pub(super) struct SinkSettings {
 }
 
 impl Wiring<'_> {
-    /// Makes the sinks that the file asks for, and gives their channels.
+    /// Makes the sinks that the file asks for, and gives their channels, that of Postgres as the last.
     pub(super) async fn stored(
         &mut self,
         plan: &TablePlan,
@@ -59,7 +67,8 @@ impl Wiring<'_> {
         if let Some(postgres) = &spec.postgres {
             let (sink, refused) = self.postgres(plan, postgres).await?;
             let sink_name = format!("{name}/{POSTGRES}");
-            let upto = self.restored.state.refused.get(&sink_name).copied().unwrap_or_default();
+            let upto = self.restored.state.refused.get(&sink_name).filter(|_| !fail::mutated("no_place_of_refused"));
+            let upto = upto.copied().unwrap_or_default();
             let takeover = refused.zip(quarantine).map(|(rows, quarantine)| Takeover {
                 sink: sink_name.as_str().into(),
                 table: name.clone(),
@@ -137,7 +146,7 @@ impl Wiring<'_> {
             rows: plan.keyed_schema(),
         };
         let spool = spool_place(&self.restored.store, &plan.name());
-        let delete_when = None;
+        let delete_when = plan.delete_when.clone().map(|condition| Box::new(Condition(condition)) as _);
         let sink = PostgresSink::new(settings, delete_when, secret, spool)?;
         match sink.check().await {
             Err(error) if error.kind() == nexus_operators::ErrorKind::Unavailable => {
@@ -194,6 +203,19 @@ impl Wiring<'_> {
         self.stages.push((format!("sink {name}"), Box::pin(stage.run())));
         self.commits.push((format!("commit {name}"), Box::pin(commit.run())));
         Ok(sender)
+    }
+}
+
+/// A condition over rows of a table.
+#[cfg(feature = "postgres")]
+struct Condition(Arc<dyn PhysicalExpr>);
+
+#[cfg(feature = "postgres")]
+impl nexus_operators::sink::postgres::DeleteWhen for Condition {
+    fn deletes(&self, rows: &RecordBatch) -> Result<BooleanArray> {
+        let met = self.0.evaluate(rows).and_then(|met| met.into_array(rows.num_rows())).map_err(failed)?;
+        let met = met.as_boolean();
+        Ok(if met.null_count() > 0 { prep_null_mask_filter(met) } else { met.clone() })
     }
 }
 

@@ -210,7 +210,8 @@ impl Columns {
 
     /// Reads rows from their JSON.
     fn read(&self, documents: &[Bytes]) -> Result<RecordBatch> {
-        let mut reader = ReaderBuilder::new(self.rows.clone()).with_batch_size(documents.len().max(1)).build_decoder()?;
+        let mut reader =
+            ReaderBuilder::new(self.rows.clone()).with_batch_size(documents.len().max(1)).build_decoder()?;
         for document in documents {
             reader.decode(document)?;
         }

@@ -62,10 +62,7 @@ pub(super) async fn batches(
     batches: Vec<RecordBatch>,
 ) -> Result<u64> {
     let table = table.clone();
-    send(transaction, sql, move |to| {
-        encode(&table.columns, &which, numbered, batches.into_iter().map(Ok), to)
-    })
-    .await
+    send(transaction, sql, move |to| encode(&table.columns, &which, numbered, batches.into_iter().map(Ok), to)).await
 }
 
 /// Gives numbers that follow one another.

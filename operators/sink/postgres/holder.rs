@@ -44,7 +44,10 @@ impl Holder {
         match client.query_typed(&sql, &[]).await {
             Ok(ended) if ended.is_empty() => {}
             Ok(ended) => {
-                tracing::warn!(sessions = ended.len(), "ended the sessions of an older process that was about to commit");
+                tracing::warn!(
+                    sessions = ended.len(),
+                    "ended the sessions of an older process that was about to commit"
+                );
             }
             // They end by themselves when the server finds them idle for too long; until then the commit waits.
             Err(error) => {

@@ -213,8 +213,7 @@ impl<'a> Judge<'a> {
         for row in self.transaction.query_typed(JUDGED_SQL, &[(&target, Type::TEXT)]).await.map_err(doing)? {
             let ordinal: i64 = row.try_get(0).map_err(doing)?;
             let text = |column: usize| row.try_get::<_, Option<String>>(column).map_err(doing);
-            let mut reason =
-                format!("{} (SQLSTATE {})", text(2)?.unwrap_or_default(), text(1)?.unwrap_or_default());
+            let mut reason = format!("{} (SQLSTATE {})", text(2)?.unwrap_or_default(), text(1)?.unwrap_or_default());
             for (what, at) in [("column", 3), ("constraint", 4), ("detail", 5)] {
                 if let Some(value) = text(at)?.filter(|value| !value.is_empty()) {
                     reason.push_str(&format!(", {what} {value}"));

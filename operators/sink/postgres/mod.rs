@@ -52,15 +52,18 @@ mod failure;
 mod holder;
 mod judge;
 mod refused;
+#[cfg(test)]
+#[cfg(feature = "testing")]
+mod refused_tests;
+#[cfg(test)]
+#[cfg(feature = "testing")]
+mod server_tests;
 mod spool;
 mod table;
 mod target;
 #[cfg(test)]
 #[cfg(feature = "testing")]
 mod tests;
-#[cfg(test)]
-#[cfg(feature = "testing")]
-mod refused_tests;
 
 use std::sync::Arc;
 
@@ -74,7 +77,6 @@ use self::columns::Columns;
 use self::commit::{PostgresCommitter, Spooled};
 use self::connect::Database;
 use self::holder::Holder;
-pub use self::refused::RULE as REFUSED_RULE;
 use self::spool::Spool;
 use self::table::Table;
 use super::{Committer, EpochId, Prepared, RefusedRows, Sink};

@@ -19,11 +19,8 @@ use super::judge::Refusal;
 use super::spool;
 use crate::batch::{OFFSET_COLUMN, PARTITION_COLUMN, SOURCE_COLUMN};
 use crate::error::{Error, Result};
-use crate::quarantine::{self, Quarantined};
+use crate::quarantine::{self, Quarantined, REFUSED_RULE};
 use crate::sink::{EpochId, RefusedRows, RefusedUpto};
-
-/// What the quarantine gives as the rule that the rows break.
-pub const RULE: &str = "postgres";
 
 /// Rows that are read at once.
 const PAGE_ROWS: i64 = 1000;
@@ -65,7 +62,7 @@ fn entries(
         partition: at(&partitions, row),
         offset: at(&offsets, row),
         reason: reason(row),
-        rule: RULE.to_owned(),
+        rule: REFUSED_RULE.to_owned(),
         raw,
         key: None,
         header: None,
@@ -206,7 +203,7 @@ impl RefusedRows for PostgresCommitter {
                 partition: row.try_get(4)?,
                 offset: row.try_get(5)?,
                 redrivable: row.try_get(6)?,
-                rule: RULE.to_owned(),
+                rule: REFUSED_RULE.to_owned(),
                 key: None,
                 header: None,
                 attempts: 0,

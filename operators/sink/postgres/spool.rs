@@ -125,7 +125,11 @@ pub(super) fn read(file: &[u8]) -> Result<impl Iterator<Item = Result<RecordBatc
 
 /// Gives the epoch in a file's name.
 pub(super) fn epoch_of(name: &str) -> Option<EpochId> {
-    let mut numbers = name.strip_suffix(ROWS).or_else(|| name.strip_suffix(REFUSED))?.split('-').map(|number| number.parse::<u64>().ok());
+    let mut numbers = name
+        .strip_suffix(ROWS)
+        .or_else(|| name.strip_suffix(REFUSED))?
+        .split('-')
+        .map(|number| number.parse::<u64>().ok());
     let (generation, epoch) = (numbers.next()??, numbers.next()??);
     (numbers.next()?.is_some() && numbers.next().is_none()).then_some(EpochId { generation, epoch })
 }

@@ -103,7 +103,8 @@ impl Table {
             return format!("{into} SELECT {} {rows}", target.values.join(", "));
         }
         let (key, key_values) = (self.key_names().join(", "), self.key_values(target).join(", "));
-        let newest = format!("SELECT DISTINCT ON ({key_values}) * {rows} ORDER BY {key_values}, {} DESC", quote(ROW_COLUMN));
+        let newest =
+            format!("SELECT DISTINCT ON ({key_values}) * {rows} ORDER BY {key_values}, {} DESC", quote(ROW_COLUMN));
         let updates: Vec<_> = columns
             .iter()
             .filter(|c| !self.key.contains(&c.name))

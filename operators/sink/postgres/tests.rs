@@ -59,13 +59,21 @@ impl Database {
         PostgresSink::new(self.settings.clone(), None, secret, self.spool.clone()).unwrap()
     }
 
+    pub(super) fn server(&self) -> &Postgres {
+        &self.server
+    }
+
+    pub(super) fn spool(&self) -> Store {
+        self.spool.clone()
+    }
+
     pub(super) async fn client(&self) -> Client {
         let (client, connection) = tokio_postgres::connect(&self.server.url(), NoTls).await.unwrap();
         tokio::spawn(connection);
         client
     }
 
-    fn table(&self) -> String {
+    pub(super) fn table(&self) -> String {
         format!("\"{}\".\"{}\"", self.settings.schema, self.settings.table)
     }
 
@@ -468,6 +476,18 @@ async fn a_secret_that_is_no_url_is_not_shown() {
     assert!(!format!("{error} {error:?}").contains("notaport"), "{error:?}");
 }
 
+/// Gives a file to whom a folder belongs.
+pub(super) fn own_as(folder: &str, file: &str) {
+    if std::fs::metadata(folder).unwrap().uid() != std::fs::metadata(file).unwrap().uid() {
+        let owned = std::process::Command::new("chown").args(["postgres:postgres", file]).status();
+        assert!(owned.unwrap().success());
+    }
+}
+
+pub(super) fn is_root() -> bool {
+    std::fs::metadata("/proc/self").unwrap().uid() == 0
+}
+
 /// Makes a certificate for 127.0.0.1 that signs itself.
 fn self_signed(folder: &str) -> String {
     let (key, certificate) = (format!("{folder}/server.key"), format!("{folder}/server.crt"));
@@ -477,10 +497,8 @@ fn self_signed(folder: &str) -> String {
         .args(["-addext", "basicConstraints=critical,CA:FALSE", "-keyout", &key, "-out", &certificate])
         .output();
     assert!(made.unwrap().status.success());
-    if std::fs::metadata(folder).unwrap().uid() != std::fs::metadata(&key).unwrap().uid() {
-        let owned = std::process::Command::new("chown").args(["postgres:postgres", &key, &certificate]).status();
-        assert!(owned.unwrap().success());
-    }
+    own_as(folder, &key);
+    own_as(folder, &certificate);
     std::fs::set_permissions(&key, std::fs::Permissions::from_mode(0o600)).unwrap();
     certificate
 }
@@ -527,7 +545,10 @@ fn a_key_is_needed_and_known() {
     let text = {
         let mut settings = settings(Arc::new(Schema::new(vec![Field::new("id", interval, true)])), "t");
         settings.key = vec!["id".into()];
-        PostgresSink::new(settings, None, SecretRef::Env("X".into()), spool.clone()).err().expect("it is refused").to_string()
+        PostgresSink::new(settings, None, SecretRef::Env("X".into()), spool.clone())
+            .err()
+            .expect("it is refused")
+            .to_string()
     };
     assert!(text.contains("`id`") && text.contains("Interval"), "{text}");
 }
