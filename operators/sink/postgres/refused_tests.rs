@@ -229,7 +229,7 @@ fn what_lands_and_what_is_refused_is_what_single_inserts_give() {
             assert_eq!(table.refused().await.len(), rows.len() - landed.len());
         });
     };
-    let mut runner = proptest::test_runner::TestRunner::new(ProptestConfig { cases: 12, ..ProptestConfig::default() });
+    let mut runner = proptest::test_runner::TestRunner::new(ProptestConfig { cases: 4, ..ProptestConfig::default() });
     let rows = (proptest::collection::vec(reading(), 1..600), any::<bool>());
     runner
         .run(&rows, |(rows, unique)| {

@@ -85,7 +85,7 @@ fn pairs() -> Vec<(ArrayRef, &'static str, &'static str)> {
         (text("abcd"), "code", "abcd"),
         (text("abcd"), "nested", "abcd"),
         (text("glad"), "mood", "glad"),
-        (text("10.1.2.3"), "inet", "10.1.2.3"),
+        (text("10.1.2.3"), "inet", "10.1.2.3/32"),
         (text("10.1.0.0/16"), "cidr", "10.1.0.0/16"),
         (text("08:00:2b:01:02:03"), "macaddr", "08:00:2b:01:02:03"),
         (text(r#"{"b":1, "a":2}"#), "jsonb", r#"{"a": 2, "b": 1}"#),
@@ -361,7 +361,7 @@ async fn a_pooler_gives_each_transaction_another_connection() {
         tokio::time::sleep(Duration::from_millis(10)).await;
     }
     let url = format!("postgres://postgres@127.0.0.1:{port}/postgres?sslmode=disable");
-    let landing = (0..5).map(|number| {
+    let landing = (0..4).map(|number| {
         let (server, url) = (server.clone(), url.clone());
         async move {
             let mut settings = settings(schema(), &format!("t{number}"));
@@ -374,7 +374,7 @@ async fn a_pooler_gives_each_transaction_another_connection() {
             sink.check().await.unwrap();
             let refuse = format!("ALTER TABLE {} ADD CHECK (id % 10 <> 7)", database.table());
             database.client().await.batch_execute(&refuse).await.unwrap();
-            for epoch in 1..6 {
+            for epoch in 1..4 {
                 sink.write(id(1, epoch), &rows(epoch as i64 * 20..epoch as i64 * 20 + 20)).await.unwrap();
                 let handle = sink.prepare(id(1, epoch)).await.unwrap().handle.unwrap();
                 sink.committer().commit(id(1, epoch), &handle).await.unwrap();
@@ -383,7 +383,7 @@ async fn a_pooler_gives_each_transaction_another_connection() {
                 assert_eq!((of, found.len()), (epoch, 2));
                 refused.forget(crate::sink::RefusedUpto { epoch, rows: 2 }).await.unwrap();
             }
-            assert_eq!(database.texts("id").await.len(), 90);
+            assert_eq!(database.texts("id").await.len(), 54);
         }
     });
     futures::future::join_all(landing).await;
