@@ -35,6 +35,7 @@
 
 pub mod audit;
 pub mod cli;
+pub mod iam;
 pub mod job;
 mod lineage;
 mod pipeline;

@@ -18,6 +18,7 @@ pub mod decode;
 pub mod error;
 pub mod fail;
 pub mod framing;
+pub mod permissions;
 pub mod position;
 pub mod quarantine;
 pub mod secret;

@@ -22,6 +22,7 @@ mod flights;
 mod fuzz_engine;
 mod golden;
 mod hostile;
+mod iam;
 mod inputs;
 mod keyed;
 mod lineage;

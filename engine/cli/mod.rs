@@ -16,6 +16,7 @@ mod audit;
 mod check;
 mod explain;
 mod graph;
+mod iam;
 mod query;
 mod redrive;
 mod run;
@@ -59,6 +60,8 @@ enum Verb {
     Audit(audit::ProveWhole),
     /// Send quarantined rows again, after what was wrong has been corrected.
     Redrive(redrive::SendAgain),
+    /// Print the least-privilege IAM policy that a pipeline needs, and its VPC endpoints.
+    Iam(iam::Iam),
     /// Print the JSON Schema of pipeline files, for editors.
     Schema,
     /// Explain a code of an error in a pipeline file.
@@ -135,6 +138,7 @@ async fn dispatch(verb: Verb) -> Result<(), Failure> {
         Verb::State(state) => state.execute().await,
         Verb::Audit(audit) => audit.execute().await,
         Verb::Redrive(redrive) => redrive.execute().await,
+        Verb::Iam(iam) => iam.execute().await,
         Verb::Schema => schema::execute(),
         Verb::Explain(explain) => explain.execute(),
     }

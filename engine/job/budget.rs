@@ -48,7 +48,7 @@ pub struct Budget {
     /// What the remembered keys of one table may take, beside what is in memory of their files.
     pub keys: KeyLimits,
     /// What the states of one table's windows may take, beside those of the epoch that is open.
-    pub windows: StateLimits,
+    pub states: StateLimits,
 }
 
 impl Budget {
@@ -76,7 +76,7 @@ impl Budget {
             state: share(STATE, 1),
             state_of_epoch: share(2 * STATE, stateful),
             keys: KeyLimits { map_bytes: part_of_state, file_bytes: part_of_state.max(KEY_FILE_BYTES_MIN) },
-            windows: StateLimits { cached_bytes: part_of_state, piece_bytes: part_of_state.max(STATE_PIECE_BYTES_MIN) },
+            states: StateLimits { cached_bytes: part_of_state, piece_bytes: part_of_state.max(STATE_PIECE_BYTES_MIN) },
         }
     }
 }

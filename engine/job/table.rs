@@ -236,7 +236,10 @@ impl TableStage {
             let kept = memory.states.get_mut(kind).ok_or_else(|| Error::internal(format!("nothing keeps {kind}")))?;
             let (files, added) = kept.save(epoch, sealed).await?;
             if let Some(added) = added {
-                self.transform.adopt(kind, epoch, added)?;
+                match &mut self.outlet.newest {
+                    Some(newest) if kind == WINDOWS => newest.adopt(epoch, added)?,
+                    _ => self.transform.adopt(kind, epoch, added)?,
+                }
             }
             if kind == WINDOWS {
                 state.windows = files;
@@ -459,7 +462,11 @@ impl Outlet {
     /// Passes on the rows of an epoch that are the newest of their keys.
     async fn give_newest(&mut self, epoch: u64, tally: &mut Tally) -> Result<()> {
         let Some(newest) = &mut self.newest else { return Ok(()) };
-        for batch in newest.close(epoch)? {
+        let closed = newest.close(epoch)?;
+        tally.counts.duplicates += closed.older;
+        tally.counts.quarantined += closed.unfit.len() as u64;
+        self.quarantine(&closed.unfit).await?;
+        for batch in closed.rows {
             self.send(batch, tally).await?;
         }
         Ok(())

@@ -281,10 +281,10 @@ impl TablePlan {
                     return Err(Error::internal(format!("the windows of {} change for no reason", self.name())));
                 };
                 let within_us = i64::try_from(update.within.0.as_micros()).unwrap_or(i64::MAX);
-                Transform::Corrected(Box::new(CorrectedAggregate::new(query, index, width, within_us)?))
+                Transform::Corrected(Box::new(CorrectedAggregate::new(query, index, width, within_us, limits)?))
             }
             None if self.keys.is_some() && self.newest.is_none() => {
-                Transform::Keyed(Box::new(KeyedAggregate::new(query)?))
+                Transform::Keyed(Box::new(KeyedAggregate::new(query, limits)?))
             }
             None => Transform::Stateless(Box::new(query)),
             Some((index, extent)) => {
@@ -300,8 +300,8 @@ impl TablePlan {
     }
 
     /// Makes what keeps the newest row of each key, if the table does.
-    pub fn newest(&self) -> Result<Option<Newest>> {
-        self.newest.clone().map(|settings| Newest::new(&self.keyed_schema(), settings)).transpose()
+    pub fn newest(&self, limits: StateLimits) -> Result<Option<Newest>> {
+        self.newest.clone().map(|settings| Newest::new(&self.keyed_schema(), settings, limits)).transpose()
     }
 
     /// Gives the columns of the rows that come out of the query.

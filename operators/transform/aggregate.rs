@@ -5,44 +5,30 @@ use std::fs::File;
 use std::sync::Arc;
 
 use arrow::array::RecordBatch;
-use datafusion::execution::SendableRecordBatchStream;
 use datafusion::physical_expr::expressions::Column;
-use futures::StreamExt;
 
-use super::phases::{find, finish, reduce, start, state_schema};
-use super::query::{Query, Running, failed};
+use super::closing::{Closing, Given};
+use super::phases::{find, put_back, seal, start, state_schema};
+use super::query::{Query, Running};
 use super::sealed::Sealed;
-use super::segments::{Segment, Segments};
 use super::session::Sessions;
-use super::states::{Pieces, StateLimits, States};
-use super::window::{Extent, WATERMARK_END, WATERMARK_START, Window};
+use super::states::{Ends, StateLimits, States};
+use super::window::{Extent, WATERMARK_START, Width, Window};
 use crate::error::{Error, Result};
 
 /// A query with one aggregate over event-time windows.
 pub struct WindowedAggregate {
     query: Query,
+    states: States,
     windows: Windows,
 }
 
 /// How states belong to windows.
 enum Windows {
     /// Each state has the start of its window.
-    Fixed { states: States, width: Window },
+    Fixed(Width),
     /// A session is what its states make it.
-    Sessions { sessions: Sessions, states: Segments, closed_until_us: i64 },
-}
-
-/// Windows that are given out.
-pub struct Closing<'a> {
-    query: &'a Query,
-    states: Given<'a>,
-    rows: Option<SendableRecordBatchStream>,
-}
-
-/// States of windows that are given out.
-enum Given<'a> {
-    Pieces(Pieces<'a>),
-    Once(Vec<RecordBatch>),
+    Sessions(Sessions),
 }
 
 impl WindowedAggregate {
@@ -52,18 +38,18 @@ impl WindowedAggregate {
         let Some((_, name)) = keys.get(group_index) else {
             return Err(Error::internal("the window is not among the aggregate's keys"));
         };
-        let windows = match extent {
+        let (keys, ends, windows) = match extent {
             Extent::Width(width) => {
-                let width = Window { start: Arc::new(Column::new(name, group_index)), width };
-                Windows::Fixed { states: States::new(state_schema(&query)?, keys.len(), width.clone(), limits)?, width }
+                let window = Window { start: Arc::new(Column::new(name, group_index)), width };
+                ((0..keys.len()).collect(), Ends::Window(window), Windows::Fixed(width))
             }
-            Extent::Session { gap_us, last_index } => Windows::Sessions {
-                sessions: Sessions::new(group_index, last_index, keys.len(), gap_us),
-                states: Segments::default(),
-                closed_until_us: WATERMARK_START,
-            },
+            Extent::Session { gap_us, last_index } => {
+                let sessions = Sessions::new(group_index, last_index, keys.len(), gap_us);
+                (sessions.keys().to_vec(), Ends::Session(sessions.clone()), Windows::Sessions(sessions))
+            }
         };
-        Ok(Self { query, windows })
+        let states = States::new(state_schema(&query)?, keys, ends, limits)?;
+        Ok(Self { query, states, windows })
     }
 
     /// Gives the query as a whole.
@@ -78,10 +64,7 @@ impl WindowedAggregate {
 
     /// Gives the time up to which windows have been given out: a row of such a window is late.
     pub fn closed_until_us(&self) -> i64 {
-        match &self.windows {
-            Windows::Fixed { states, .. } => states.closed_until_us(),
-            Windows::Sessions { closed_until_us, .. } => *closed_until_us,
-        }
+        self.states.closed_until_us()
     }
 
     /// Starts an epoch; what comes out goes to [`absorb`](Self::absorb).
@@ -90,128 +73,73 @@ impl WindowedAggregate {
     }
 
     /// Keeps accumulator states.
-    pub fn absorb(&mut self, rows: RecordBatch) -> Result<()> {
-        match &mut self.windows {
-            Windows::Fixed { states, .. } => states.add(&rows)?,
-            Windows::Sessions { states, .. } => states.add(rows),
-        }
-        Ok(())
+    pub fn absorb(&mut self, rows: &RecordBatch) -> Result<()> {
+        self.states.add(rows)
     }
 
     /// Gives the windows that end at or before the watermark, each once; all must be taken.
-    pub fn close(&mut self, watermark_us: i64) -> Result<Closing<'_>> {
-        let states = match &mut self.windows {
-            _ if watermark_us == WATERMARK_START => Given::Once(Vec::new()),
-            Windows::Fixed { states, .. } => Given::Pieces(states.close(watermark_us)?),
-            Windows::Sessions { sessions, states, closed_until_us } => {
-                let ended = watermark_us == WATERMARK_END;
-                let taken = if ended { states.take_all() } else { take_closed(sessions, states, watermark_us)? };
-                // Input that ends leaves no trace beyond its last window, so that later input is not late as a whole.
-                let last = if ended { sessions.last_end_us(&taken)? } else { Some(watermark_us) };
-                *closed_until_us = last.map_or(*closed_until_us, |last| last.max(*closed_until_us));
-                Given::Once(sessions.unite(taken)?)
+    pub async fn close(&mut self, watermark_us: i64) -> Result<Closing<'_>> {
+        if watermark_us == WATERMARK_START {
+            return Ok(Closing::new(&self.query, Given::None, None));
+        }
+        let states = match &self.windows {
+            Windows::Fixed(_) => Given::Pieces(self.states.close(watermark_us)?),
+            Windows::Sessions(sessions) => {
+                unite_fresh(&self.query, sessions, &mut self.states).await?;
+                Given::Sessions(self.states.close_sessions(watermark_us)?)
             }
         };
-        Ok(Closing { query: &self.query, states, rows: None })
+        Ok(Closing::new(&self.query, states, None))
     }
 
     /// Closes the epoch and tells what has to be durable.
     pub async fn seal(&mut self, epoch: u64) -> Result<Sealed> {
-        match &mut self.windows {
-            Windows::Fixed { states, .. } => {
-                let parts = states.take_mergeable()?;
-                if !parts.is_empty() {
-                    reduce(&self.query, parts).await?.iter().try_for_each(|merged| states.add(merged))?;
-                }
-                states.seal(epoch)
-            }
-            Windows::Sessions { sessions, states, .. } => {
-                // The rows of a session come in with their own times: together they are one state.
-                let parts = if states.want_merge() { states.take_all() } else { states.take_open() };
-                if !parts.is_empty() {
-                    reduce(&self.query, sessions.unite(parts)?)
-                        .await?
-                        .into_iter()
-                        .for_each(|merged| states.add(merged));
-                }
-                states.seal(epoch).encode()
-            }
+        if let Windows::Sessions(sessions) = &self.windows {
+            // What has been moved since is of the same keys as what has come.
+            unite_fresh(&self.query, sessions, &mut self.states).await?;
+            let parts = sessions.unite(self.states.take_mergeable()?)?;
+            put_back(&self.query, &mut self.states, parts).await?;
+            return self.states.seal(epoch);
         }
+        seal(&self.query, &mut self.states, epoch).await
     }
 
     /// Takes the file of what [`seal`](Self::seal) has added, and that is durable now.
     pub fn adopt(&mut self, epoch: u64, file: File) -> Result<()> {
-        match &mut self.windows {
-            Windows::Fixed { states, .. } => states.adopt(epoch, file),
-            Windows::Sessions { .. } => Ok(()),
-        }
+        self.states.adopt(epoch, file)
     }
 
     /// Goes on from the files of these epochs, oldest first.
     pub fn restore(&mut self, files: Vec<(u64, File)>, until_us: i64) -> Result<()> {
-        match &mut self.windows {
-            Windows::Fixed { states, .. } => states.restore(files, until_us),
-            Windows::Sessions { sessions, states, closed_until_us } => {
-                *closed_until_us = until_us;
-                states.restore(files.into_iter().map(Segment::read).collect::<Result<_>>()?);
-                // A segment is saved once; windows that were given out since are still in it.
-                take_closed(sessions, states, until_us).map(drop)
-            }
-        }
+        // In files of an earlier format, a state may end before its session does.
+        self.states.restore(files, until_us, |rows| match &self.windows {
+            Windows::Fixed(_) => Ok(rows),
+            Windows::Sessions(sessions) => sessions.unite(rows),
+        })
     }
 
     /// Gives the time before which no window begins that is still open, or that rows to come will open, when the
     /// watermark stands at `watermark_us`.
     pub fn earliest_open_us(&self, watermark_us: i64) -> Result<i64> {
         match &self.windows {
-            Windows::Fixed { width, .. } => Ok(width.width.earliest_open_start_us(watermark_us)),
-            Windows::Sessions { sessions, states, .. } => Ok(sessions.earliest_us(states.rows())?.min(watermark_us)),
+            Windows::Fixed(width) => Ok(width.earliest_open_start_us(watermark_us)),
+            Windows::Sessions(_) => Ok(self.states.earliest_us()?.min(watermark_us)),
         }
     }
 
     /// Gives the memory that the states take, in bytes.
     pub fn size_bytes(&self) -> usize {
-        match &self.windows {
-            Windows::Fixed { states, .. } => states.size_bytes(),
-            Windows::Sessions { states, .. } => states.size_bytes(),
-        }
+        self.states.size_bytes()
     }
 
     /// Gives the part of it that the barrier of the open epoch may free, in bytes.
     pub fn open_bytes(&self) -> usize {
-        match &self.windows {
-            Windows::Fixed { states, .. } => states.open_bytes(),
-            Windows::Sessions { .. } => 0,
-        }
+        self.states.open_bytes()
     }
 }
 
-impl Closing<'_> {
-    /// Gives the next rows; nothing when all have been given.
-    pub async fn next(&mut self) -> Result<Option<RecordBatch>> {
-        loop {
-            if let Some(rows) = &mut self.rows {
-                if let Some(batch) = rows.next().await {
-                    return batch.map(Some).map_err(failed);
-                }
-                self.rows = None;
-            }
-            let states = match &mut self.states {
-                Given::Pieces(pieces) => pieces.next_piece()?.unwrap_or_default(),
-                Given::Once(states) => std::mem::take(states),
-            };
-            if states.is_empty() {
-                return Ok(None);
-            }
-            self.rows = Some(finish(self.query, states)?);
-        }
-    }
-}
-
-/// Takes out the states of sessions that end at or before the bound.
-fn take_closed(sessions: &Sessions, states: &mut Segments, bound_us: i64) -> Result<Vec<RecordBatch>> {
-    let all: Vec<_> = states.rows().collect();
-    let mut marks = sessions.closed(&all, bound_us)?.into_iter();
-    let ended = || Error::internal("there are fewer marks than states");
-    states.take(|_| marks.next().ok_or_else(ended))
+/// Makes one state of those of a session that the epoch has added: its rows come in with their own times.
+async fn unite_fresh(query: &Query, sessions: &Sessions, states: &mut States) -> Result<()> {
+    let parts = sessions.unite(states.take_fresh()?)?;
+    put_back(query, states, parts).await
 }

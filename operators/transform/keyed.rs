@@ -3,6 +3,7 @@
 //! Each epoch gives the new row of every key that it has touched. A sink with a key keeps the newest; where rows are
 //! only added, the number of the epoch in [`SEQUENCE_COLUMN`] tells which is.
 
+use std::fs::File;
 use std::sync::Arc;
 
 use arrow::array::{ArrayRef, Int64Array, RecordBatch};
@@ -12,11 +13,13 @@ use datafusion::execution::SendableRecordBatchStream;
 use datafusion::physical_plan::stream::RecordBatchStreamAdapter;
 use futures::StreamExt;
 
-use super::held::Held;
-use super::phases::{find, finish, start, state_schema};
+use super::closing::{Closing, Given};
+use super::phases::{find, seal, start, state_schema};
 use super::query::{Query, Running};
-use super::segments::{Segment, Snapshot};
-use super::versions::Versions;
+use super::sealed::Sealed;
+use super::states::{Ends, StateLimits, States, Wanted};
+use super::versions::newest;
+use super::window::WATERMARK_START;
 use crate::error::{Error, Result};
 
 /// The column with the number of the epoch that a row is as of.
@@ -25,16 +28,16 @@ pub const SEQUENCE_COLUMN: &str = "_sequence";
 /// A query with one aggregate whose keys hold no window.
 pub struct KeyedAggregate {
     query: Query,
-    states: Versions,
-    arrived: Vec<RecordBatch>,
+    keys: usize,
+    states: States,
 }
 
 impl KeyedAggregate {
     /// Takes a query with one aggregate that has keys.
-    pub fn new(query: Query) -> Result<Self> {
+    pub fn new(query: Query, limits: StateLimits) -> Result<Self> {
         let keys = find(query.physical())?.group_expr().expr().len();
-        let states = Versions::new(&state_schema(&query)?, keys)?;
-        Ok(Self { query, states, arrived: Vec::new() })
+        let states = States::new(state_schema(&query)?, (0..keys).collect(), Ends::Never, limits)?;
+        Ok(Self { query, keys, states })
     }
 
     /// Gives the query as a whole.
@@ -53,35 +56,40 @@ impl KeyedAggregate {
     }
 
     /// Keeps accumulator states.
-    pub fn absorb(&mut self, states: RecordBatch) {
-        if states.num_rows() > 0 {
-            self.arrived.push(states);
-        }
+    pub fn absorb(&mut self, states: &RecordBatch) -> Result<()> {
+        self.states.add(states)
     }
 
-    /// Gives the new row of each key that the epoch has touched.
-    pub async fn close(&mut self, epoch: u64) -> Result<Option<SendableRecordBatchStream>> {
-        let arrived = std::mem::take(&mut self.arrived);
-        if arrived.is_empty() {
-            return Ok(None);
-        }
-        let states = self.states.merge(&self.query, arrived).await?;
-        numbered(finish(&self.query, states)?, epoch).map(Some)
+    /// Gives the new row of each key that the epoch has touched; all must be taken.
+    pub fn close(&mut self, epoch: u64) -> Result<Closing<'_>> {
+        let touched = Wanted::places(self.states.fresh_places()?);
+        let states = Given::Pieces(self.states.find(touched, None)?);
+        Ok(Closing::new(&self.query, states, Some(epoch)))
     }
 
     /// Closes the epoch and tells what has to be durable.
-    pub fn snapshot(&mut self, epoch: u64) -> Result<Snapshot> {
-        self.states.seal(epoch)
+    pub async fn seal(&mut self, epoch: u64) -> Result<Sealed> {
+        seal(&self.query, &mut self.states, epoch).await
     }
 
-    /// Goes on from a snapshot.
-    pub fn restore(&mut self, segments: Vec<Segment>) -> Result<()> {
-        self.states.restore(segments)
+    /// Takes the file of what [`seal`](Self::seal) has added, and that is durable now.
+    pub fn adopt(&mut self, epoch: u64, file: File) -> Result<()> {
+        self.states.adopt(epoch, file)
+    }
+
+    /// Goes on from the files of these epochs, oldest first.
+    pub fn restore(&mut self, files: Vec<(u64, File)>) -> Result<()> {
+        self.states.restore(files, WATERMARK_START, |rows| newest(rows, self.keys))
     }
 
     /// Gives the memory that the states take, in bytes.
     pub fn size_bytes(&self) -> usize {
-        Held::of(&self.arrived).bytes() + self.states.size_bytes()
+        self.states.size_bytes()
+    }
+
+    /// Gives the part of it that the barrier of the open epoch may free, in bytes.
+    pub fn open_bytes(&self) -> usize {
+        self.states.open_bytes()
     }
 }
 

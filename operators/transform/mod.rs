@@ -9,8 +9,10 @@ use datafusion::execution::SendableRecordBatchStream;
 use futures::StreamExt;
 
 pub mod aggregate;
+pub mod closing;
 pub mod corrected;
 pub mod expect;
+mod filter;
 pub mod functions;
 mod held;
 pub mod join;
@@ -115,9 +117,9 @@ impl Transform {
     pub fn absorb(&mut self, stream: usize, batch: RecordBatch) -> Result<Option<RecordBatch>> {
         match self {
             Transform::Stateless(_) => return Ok(Some(batch)),
-            Transform::Windowed(aggregate) => aggregate.absorb(batch)?,
-            Transform::Corrected(aggregate) => aggregate.absorb(batch),
-            Transform::Keyed(aggregate) => aggregate.absorb(batch),
+            Transform::Windowed(aggregate) => aggregate.absorb(&batch)?,
+            Transform::Corrected(aggregate) => aggregate.absorb(&batch)?,
+            Transform::Keyed(aggregate) => aggregate.absorb(&batch)?,
             Transform::Joined(join) => join.absorb(stream, batch),
         }
         Ok(None)
@@ -128,9 +130,9 @@ impl Transform {
     pub async fn close(&mut self, epoch: u64, watermark_us: i64) -> Result<Closing<'_>> {
         Ok(match self {
             Transform::Stateless(_) => Closing::Rows(None),
-            Transform::Windowed(aggregate) => Closing::Windows(aggregate.close(watermark_us)?),
-            Transform::Corrected(aggregate) => Closing::Rows(aggregate.close(epoch, watermark_us).await?),
-            Transform::Keyed(aggregate) => Closing::Rows(aggregate.close(epoch).await?),
+            Transform::Windowed(aggregate) => Closing::Aggregate(aggregate.close(watermark_us).await?),
+            Transform::Corrected(aggregate) => Closing::Aggregate(aggregate.close(epoch, watermark_us)?),
+            Transform::Keyed(aggregate) => Closing::Aggregate(aggregate.close(epoch)?),
             Transform::Joined(join) => Closing::Rows(join.close(watermark_us).await?),
         })
     }
@@ -142,8 +144,8 @@ impl Transform {
         match self {
             Transform::Stateless(_) => Ok(Vec::new()),
             Transform::Windowed(aggregate) => Ok(vec![(WINDOWS, aggregate.seal(epoch).await?)]),
-            Transform::Corrected(aggregate) => Ok(vec![(WINDOWS, aggregate.snapshot(epoch)?.encode()?)]),
-            Transform::Keyed(aggregate) => Ok(vec![(WINDOWS, aggregate.snapshot(epoch)?.encode()?)]),
+            Transform::Corrected(aggregate) => Ok(vec![(WINDOWS, aggregate.seal(epoch).await?)]),
+            Transform::Keyed(aggregate) => Ok(vec![(WINDOWS, aggregate.seal(epoch).await?)]),
             Transform::Joined(join) => join.seal(epoch),
         }
     }
@@ -152,6 +154,8 @@ impl Transform {
     pub fn adopt(&mut self, kind: &'static str, epoch: u64, file: File) -> Result<()> {
         match self {
             Transform::Windowed(aggregate) if kind == WINDOWS => aggregate.adopt(epoch, file),
+            Transform::Corrected(aggregate) if kind == WINDOWS => aggregate.adopt(epoch, file),
+            Transform::Keyed(aggregate) if kind == WINDOWS => aggregate.adopt(epoch, file),
             _ => Ok(()),
         }
     }
@@ -170,10 +174,10 @@ impl Transform {
                 aggregate.restore(kinds.remove(WINDOWS).unwrap_or_default(), closed_until_us)
             }
             Transform::Corrected(aggregate) => {
-                let segments = segments(kinds.remove(WINDOWS).unwrap_or_default())?;
-                aggregate.restore(segments, closed_until_us, forgotten_until_us)
+                let files = kinds.remove(WINDOWS).unwrap_or_default();
+                aggregate.restore(files, closed_until_us, forgotten_until_us)
             }
-            Transform::Keyed(aggregate) => aggregate.restore(segments(kinds.remove(WINDOWS).unwrap_or_default())?),
+            Transform::Keyed(aggregate) => aggregate.restore(kinds.remove(WINDOWS).unwrap_or_default()),
             Transform::Joined(join) => {
                 let mut kept = BTreeMap::new();
                 for (kind, files) in kinds {
@@ -227,8 +231,10 @@ impl Transform {
     /// Gives the part of it that the barrier of the open epoch may free, in bytes, with what is built of it then.
     pub fn open_bytes(&self) -> usize {
         match self {
-            Transform::Stateless(_) | Transform::Keyed(_) | Transform::Corrected(_) => 0,
+            Transform::Stateless(_) => 0,
             Transform::Windowed(aggregate) => aggregate.open_bytes(),
+            Transform::Corrected(aggregate) => aggregate.open_bytes(),
+            Transform::Keyed(aggregate) => aggregate.open_bytes(),
             Transform::Joined(join) => join.open_bytes(),
         }
     }
@@ -238,8 +244,8 @@ impl Transform {
 pub enum Closing<'a> {
     /// As a query gives them.
     Rows(Option<SendableRecordBatchStream>),
-    /// Of windows.
-    Windows(aggregate::Closing<'a>),
+    /// Of an aggregate.
+    Aggregate(closing::Closing<'a>),
 }
 
 impl Closing<'_> {
@@ -248,7 +254,7 @@ impl Closing<'_> {
         match self {
             Closing::Rows(None) => Ok(None),
             Closing::Rows(Some(rows)) => rows.next().await.transpose().map_err(failed),
-            Closing::Windows(windows) => windows.next().await,
+            Closing::Aggregate(closing) => closing.next().await,
         }
     }
 }

@@ -19,6 +19,8 @@ use datafusion::physical_plan::{ExecutionPlan, collect, execute_stream};
 use super::leaf::LeafExec;
 use super::query::{Query, Running, failed};
 use super::rows::coalesced;
+use super::sealed::Sealed;
+use super::states::States;
 use crate::error::{Error, Result};
 
 /// Gives the columns of a query's states.
@@ -36,11 +38,26 @@ pub async fn start(query: &mut Query) -> Result<Running> {
 }
 
 /// Merges states, so that each key has one.
-pub async fn reduce(query: &Query, states: Vec<RecordBatch>) -> Result<Vec<RecordBatch>> {
+async fn reduce(query: &Query, states: Vec<RecordBatch>) -> Result<Vec<RecordBatch>> {
     let aggregate = find(query.physical())?;
     let reduce = over_states(aggregate, AggregateMode::PartialReduce, states)?;
     let merged = collect(reduce, query.session().task_ctx()).await.map_err(failed)?;
     coalesced(merged)
+}
+
+/// Closes an epoch: merges what should be, and tells what has to be durable.
+pub async fn seal(query: &Query, states: &mut States, epoch: u64) -> Result<Sealed> {
+    let parts = states.take_mergeable()?;
+    put_back(query, states, parts).await?;
+    states.seal(epoch)
+}
+
+/// Keeps states that were taken out, merged.
+pub async fn put_back(query: &Query, states: &mut States, taken: Vec<RecordBatch>) -> Result<()> {
+    if taken.is_empty() {
+        return Ok(());
+    }
+    reduce(query, taken).await?.iter().try_for_each(|merged| states.add(merged))
 }
 
 /// Gives the query's rows from states.

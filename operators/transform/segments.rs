@@ -15,11 +15,6 @@ use super::sealed::Sealed;
 use super::tiers;
 use crate::error::{Error, Result};
 
-/// Segments that may lie side by side before they are merged into one. More
-/// would make a restart read many small files; fewer would write merged state
-/// more often.
-const SEGMENTS_MAX: usize = 16;
-
 /// The rows of a stateful transform, by the epoch that added them.
 #[derive(Debug, Default)]
 pub struct Segments {
@@ -107,19 +102,6 @@ impl Segments {
         Ok(taken)
     }
 
-    /// Tells whether the segments should be merged.
-    pub fn want_merge(&self) -> bool {
-        self.sealed.len() >= SEGMENTS_MAX
-    }
-
-    /// Takes out all rows; they come back merged through [`add`](Self::add).
-    pub fn take_all(&mut self) -> Vec<RecordBatch> {
-        let sealed = self.sealed.drain(..).flat_map(|segment| segment.rows);
-        let mut all: Vec<_> = sealed.collect();
-        all.append(&mut self.open);
-        all
-    }
-
     /// Takes out segments of about the same size, the open one among them, if there are enough of them; they come back
     /// merged through [`add`](Self::add).
     pub fn take_alike(&mut self) -> Vec<RecordBatch> {
@@ -135,11 +117,6 @@ impl Segments {
             rows.append(&mut self.open);
         }
         rows
-    }
-
-    /// Takes out the rows of the open segment; they come back merged through [`add`](Self::add).
-    pub fn take_open(&mut self) -> Vec<RecordBatch> {
-        std::mem::take(&mut self.open)
     }
 
     /// Closes the open segment and tells what has to be durable.

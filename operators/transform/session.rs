@@ -3,17 +3,24 @@
 //! The states of a session are kept by the times of their rows, as spans from a first to a last time. Spans of the
 //! same keys that lie less than the gap apart are one session, whatever the order in which their rows came.
 
-use arrow::array::{Array, ArrayRef, BooleanArray, RecordBatch, TimestampMicrosecondArray};
+use arrow::array::{Array, ArrayRef, RecordBatch, TimestampMicrosecondArray};
 use arrow::row::{RowConverter, SortField};
 
 use super::window::{WATERMARK_END, micros};
 use crate::error::{Error, Result};
 
+/// By which part of the gap the places of sessions' ends are rounded up. States that stand at the same end are ordered
+/// by key, so that those of a key are found in few blocks: the more there are of them, the fewer blocks. The states of
+/// the part that the watermark stands in are read by each epoch: the fewer, the better.
+const PARTS_OF_GAP: i64 = 16;
+
 /// A first and a last time, in microseconds since the Unix epoch.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-struct Span {
-    first_us: i64,
-    last_us: i64,
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Span {
+    /// The time of the first row.
+    pub first_us: i64,
+    /// The time of the last row.
+    pub last_us: i64,
 }
 
 /// How the states of an aggregate over sessions belong together.
@@ -21,76 +28,80 @@ struct Span {
 pub struct Sessions {
     first_index: usize,
     last_index: usize,
+    /// The columns of the keys, with those of the first and the last time.
+    columns: usize,
     keys: Vec<usize>,
     gap_us: i64,
 }
 
-/// The sessions of some states: a span for each row, by batch. A row without a time has none.
-struct Found(Vec<Vec<Option<Span>>>);
-
 impl Sessions {
-    /// Takes the places of a state's first time, its last time and all keys; rows this far apart are of two sessions.
-    pub fn new(first_index: usize, last_index: usize, keys: usize, gap_us: i64) -> Self {
-        let keys = (0..keys).filter(|index| ![first_index, last_index].contains(index)).collect();
-        Self { first_index, last_index, keys, gap_us }
+    /// Takes the places of a state's first time, its last time and all keys, which are the first columns; rows this far
+    /// apart are of two sessions.
+    pub fn new(first_index: usize, last_index: usize, columns: usize, gap_us: i64) -> Self {
+        let keys = (0..columns).filter(|index| ![first_index, last_index].contains(index)).collect();
+        Self { first_index, last_index, columns, keys, gap_us }
     }
 
-    /// Marks the states of sessions that end at or before `bound_us`, by batch. A row without a time is not marked.
-    pub fn closed(&self, states: &[&RecordBatch], bound_us: i64) -> Result<Vec<BooleanArray>> {
-        let ends = |span: &Option<Span>| Some(span.is_some_and(|span| self.end_us(span) <= bound_us));
-        Ok(self.find(states)?.0.iter().map(|spans| spans.iter().map(ends).collect()).collect())
+    /// Gives the columns that the states of a session have in common.
+    pub fn keys(&self) -> &[usize] {
+        &self.keys
     }
 
-    /// Gives the end of the last session; nothing if there is none.
-    pub fn last_end_us(&self, states: &[RecordBatch]) -> Result<Option<i64>> {
-        let mut last = None;
-        for batch in states {
-            for span in self.spans(batch)?.into_iter().flatten() {
-                last = last.max(Some(self.end_us(span)));
-            }
+    /// Leaves of states what tells to which session they belong.
+    pub fn without_accumulators(&self, states: &RecordBatch) -> Result<RecordBatch> {
+        Ok(states.project(&(0..self.columns).collect::<Vec<_>>())?)
+    }
+
+    /// Gives the end of a session; [`WATERMARK_END`] of a state without a time.
+    pub fn end_us(&self, span: Option<Span>) -> i64 {
+        span.map_or(WATERMARK_END, |span| span.last_us.saturating_add(self.gap_us))
+    }
+
+    /// Gives the end at which a state stands whose session ends at `end_us`: not before it, and by less than
+    /// [`stands_within_us`](Self::stands_within_us) behind it.
+    pub fn stands_at_us(&self, end_us: i64) -> i64 {
+        let part = self.stands_within_us();
+        match end_us.rem_euclid(part) {
+            0 => end_us,
+            over => end_us.saturating_add(part - over),
         }
-        Ok(last)
     }
 
-    /// Gives the first time of the first session.
-    pub fn earliest_us<'a>(&self, states: impl Iterator<Item = &'a RecordBatch>) -> Result<i64> {
-        let mut earliest = WATERMARK_END;
-        for batch in states {
-            earliest = self.spans(batch)?.into_iter().flatten().map(|span| span.first_us).fold(earliest, i64::min);
-        }
-        Ok(earliest)
+    /// Gives how far behind its end a state may stand, and one more. No state that comes in stands as close to the
+    /// watermark.
+    pub fn stands_within_us(&self) -> i64 {
+        (self.gap_us / PARTS_OF_GAP).max(1)
     }
 
     /// Gives each state the first and the last time of its session, so that the states of a session have equal keys.
     pub fn unite(&self, states: Vec<RecordBatch>) -> Result<Vec<RecordBatch>> {
         let found = self.find(&states.iter().collect::<Vec<_>>())?;
-        let united = states.into_iter().zip(found.0).map(|(batch, spans)| {
-            let mut columns = batch.columns().to_vec();
-            let firsts = spans.iter().map(|span| span.map(|span| span.first_us)).collect();
-            let lasts = spans.iter().map(|span| span.map(|span| span.last_us)).collect();
-            for (index, times) in [(self.first_index, firsts), (self.last_index, lasts)] {
-                let column = columns.get_mut(index).ok_or_else(damaged)?;
-                *column = like(times, column)?;
-            }
-            Ok(RecordBatch::try_new(batch.schema(), columns)?)
-        });
-        united.collect()
+        states.iter().zip(found).map(|(batch, spans)| self.with_spans(batch, &spans)).collect()
     }
 
-    fn end_us(&self, span: impl std::borrow::Borrow<Span>) -> i64 {
-        span.borrow().last_us.saturating_add(self.gap_us)
+    /// Gives states other times.
+    pub fn with_spans(&self, states: &RecordBatch, spans: &[Option<Span>]) -> Result<RecordBatch> {
+        let mut columns = states.columns().to_vec();
+        let firsts = spans.iter().map(|span| span.map(|span| span.first_us)).collect();
+        let lasts = spans.iter().map(|span| span.map(|span| span.last_us)).collect();
+        for (index, times) in [(self.first_index, firsts), (self.last_index, lasts)] {
+            let column = columns.get_mut(index).ok_or_else(damaged)?;
+            *column = like(times, column)?;
+        }
+        Ok(RecordBatch::try_new(states.schema(), columns)?)
     }
 
-    fn spans(&self, batch: &RecordBatch) -> Result<Vec<Option<Span>>> {
-        let times = |index| batch.columns().get(index).ok_or_else(damaged).and_then(micros);
+    /// Gives the span of each state; none of one without a time.
+    pub fn spans(&self, states: &RecordBatch) -> Result<Vec<Option<Span>>> {
+        let times = |index| states.columns().get(index).ok_or_else(damaged).and_then(micros);
         let (firsts, lasts) = (times(self.first_index)?, times(self.last_index)?);
         let span = |(first, last): (Option<i64>, Option<i64>)| Some(Span { first_us: first?, last_us: last? });
         Ok(firsts.iter().zip(lasts.iter()).map(span).collect())
     }
 
-    /// Finds each state's session among all states.
-    fn find(&self, states: &[&RecordBatch]) -> Result<Found> {
-        let Some(first) = states.first() else { return Ok(Found(Vec::new())) };
+    /// Gives the span of each state's session among all states; none of a state without a time.
+    pub fn find(&self, states: &[&RecordBatch]) -> Result<Vec<Vec<Option<Span>>>> {
+        let Some(first) = states.first() else { return Ok(Vec::new()) };
         let fields = self.keys.iter().map(|index| SortField::new(first.schema_ref().field(*index).data_type().clone()));
         let converter = RowConverter::new(fields.collect())?;
         let mut found = Vec::with_capacity(states.len());
@@ -123,7 +134,7 @@ impl Sessions {
             session.push((*place, *row));
         }
         close(&mut found, &mut session, open.map(|(_, whole)| whole));
-        Ok(Found(found))
+        Ok(found)
     }
 }
 
@@ -199,15 +210,14 @@ mod tests {
     }
 
     #[test]
-    fn a_session_is_closed_as_a_whole() {
-        let rows = states(&[(Some(0), Some(0), 1), (Some(9), Some(9), 1), (Some(5), Some(5), 2)]);
-        let sessions = Sessions::new(0, 2, 3, 10);
-        let closed =
-            |bound| sessions.closed(&[&rows], bound).unwrap()[0].iter().map(Option::unwrap).collect::<Vec<_>>();
-        assert_eq!(closed(14), [false, false, false]);
-        assert_eq!(closed(15), [false, false, true]);
-        assert_eq!(closed(19), [true, true, true]);
-        assert_eq!(sessions.last_end_us(std::slice::from_ref(&rows)).unwrap(), Some(19));
-        assert_eq!(sessions.earliest_us([&rows].into_iter()).unwrap(), 0);
+    fn a_state_stands_close_behind_the_end_of_its_session() {
+        let sessions = Sessions::new(0, 2, 3, 160);
+        let within = sessions.stands_within_us();
+        for end in (-50..50).chain([i64::MIN + 200, WATERMARK_END - 1, WATERMARK_END]) {
+            let stands = sessions.stands_at_us(end);
+            assert!(stands >= end && stands - end < within, "{end} stands at {stands}");
+            assert!(stands == WATERMARK_END || stands % within == 0, "{end} stands at {stands}");
+        }
+        assert_eq!(sessions.end_us(None), WATERMARK_END, "without a time there is no end");
     }
 }

@@ -7,16 +7,14 @@ use arrow::compute::filter_record_batch;
 use arrow::datatypes::Schema;
 use arrow::row::{RowConverter, SortField};
 
-use super::keys::{KeyLimits, Keys};
+use super::keys::{KeyLimits, Keys, hashes};
 use super::sealed::Sealed;
 use super::window::{WATERMARK_END, micros};
 use crate::error::Result;
 
 /// Remembers the keys of rows and finds those that come again.
 ///
-/// Keys are remembered by a hash of 128 bits (XXH3) of their encoding in
-/// Arrow's row format: with ten thousand million keys the chance of one false
-/// duplicate is below 10^-18.
+/// Keys are remembered by their [`hashes`].
 pub struct Unique {
     key: Vec<usize>,
     time: usize,
@@ -38,12 +36,10 @@ impl Unique {
     /// A row without an event time is never a duplicate.
     pub fn first_seen(&mut self, rows: RecordBatch) -> Result<RecordBatch> {
         let columns: Vec<ArrayRef> = self.key.iter().map(|column| rows.column(*column).clone()).collect();
-        let keys = self.converter.convert_columns(&columns)?;
         let times = micros(rows.column(self.time))?;
         let mut first = Vec::with_capacity(rows.num_rows());
-        for (row, key) in keys.iter().enumerate() {
-            let hash = || twox_hash::XxHash3_128::oneshot(key.as_ref());
-            first.push(times.is_null(row) || self.keys.insert(hash(), times.value(row))?);
+        for (row, key) in hashes(&self.converter, &columns)?.into_iter().enumerate() {
+            first.push(times.is_null(row) || self.keys.insert(key, times.value(row))?);
         }
         if first.iter().all(|new| *new) {
             return Ok(rows);

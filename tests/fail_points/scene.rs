@@ -526,6 +526,10 @@ gold:
   hours:
     sql: SELECT date_bin(INTERVAL '1 hour', ts) AS hour, site, count(*) AS events, sum(v) AS v FROM silver.events GROUP BY 1, 2
     postgres: { url: pg, table: hours, key: [hour, site] }
+  visits:
+    sql: >
+      SELECT session(ts, INTERVAL '6 minutes') AS visit, site, count(*) AS events, sum(v) AS v FROM silver.events
+      GROUP BY session(ts, INTERVAL '6 minutes'), site
   followed:
     sql: >
       SELECT e.n, e.site, e.ts, e.v, o.n AS other FROM silver.events e LEFT JOIN silver.events o
@@ -561,6 +565,7 @@ const EVENTS_LAKE_SQL: &str = "
     SELECT 'bronze', n::VARCHAR, site, ts::VARCHAR, v, parse_filename(_partition), _offset::VARCHAR FROM bronze.events
     UNION ALL SELECT 'silver', n::VARCHAR, site, ts::VARCHAR, v, '', '' FROM silver.events
     UNION ALL SELECT 'gold', hour::VARCHAR, site, events::VARCHAR, v, '', '' FROM gold.hours
+    UNION ALL SELECT 'visits', visit::VARCHAR, site, events::VARCHAR, v, '', '' FROM gold.visits
     UNION ALL SELECT 'followed', n::VARCHAR, site, ts::VARCHAR, v, other::VARCHAR, '' FROM gold.followed
     UNION ALL SELECT 'preceded', n::VARCHAR, site, ts::VARCHAR, v, other::VARCHAR, '' FROM gold.preceded
     UNION ALL SELECT 'decode', rule, decode(raw), '', 0, parse_filename(_partition), _offset FROM quarantine.events

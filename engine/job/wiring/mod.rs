@@ -304,9 +304,9 @@ impl Wiring<'_> {
             self.takers.entry(input.clone()).or_default().push(sender);
             inputs.push(Input { from, window: plan.input_window(input)? });
         }
-        let mut transform = plan.transform(self.budget.windows).await?;
+        let mut transform = plan.transform(self.budget.states).await?;
         let mut unique = plan.unique(self.budget.keys)?;
-        let mut newest = plan.newest()?;
+        let mut newest = plan.newest(self.budget.states)?;
         let kinds = transform.parts().iter().copied().chain(newest.as_ref().map(|_| WINDOWS));
         let kinds: Vec<_> = kinds.collect();
         let memory = if plan.is_stateful() { Some(self.memory(plan, &kinds).await?) } else { None };

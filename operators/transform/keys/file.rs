@@ -14,8 +14,8 @@
 use std::fs::File;
 use std::os::unix::fs::FileExt;
 
-use super::filter::{BLOCK_BYTES, Filter};
 use crate::error::{Error, Result};
+use crate::transform::filter::{BLOCK_BYTES, Filter};
 
 /// A remembered key: the hash of its columns, and an event time.
 pub type Entry = (u128, i64);

@@ -10,10 +10,11 @@ use std::collections::{BTreeSet, BinaryHeap, HashMap};
 use std::fs::File;
 use std::hash::{BuildHasherDefault, Hasher};
 
+use arrow::array::ArrayRef;
+use arrow::row::RowConverter;
 use bytes::Bytes;
 
 mod file;
-mod filter;
 
 use super::sealed::Sealed;
 use super::tiers;
@@ -22,6 +23,13 @@ use file::{ENTRY_BYTES, Entry, KeyFile, encode};
 
 /// Under this many free places a map is left as it is: making it smaller would cost more than it frees.
 const FREE_PLACES_MIN: usize = 65_536;
+
+/// Gives hashes of 128 bits (XXH3) of keys in their encoding as Arrow's rows, which stand for the keys: with ten thousand
+/// million of them the chance that two have the same is below 10^-18.
+pub fn hashes(converter: &RowConverter, columns: &[ArrayRef]) -> Result<Vec<u128>> {
+    let keys = converter.convert_columns(columns)?;
+    Ok(keys.iter().map(|key| twox_hash::XxHash3_128::oneshot(key.as_ref())).collect())
+}
 
 /// What remembered keys may take.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

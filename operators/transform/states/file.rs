@@ -11,13 +11,21 @@ use bytes::Bytes;
 
 use super::order::{Order, Place};
 use crate::error::{Error, Result};
+use crate::transform::filter::Filter;
 
-/// Under this name the footer holds the index: for each block the ends of the windows and the hashes of the keys of its
+/// Under this name the footer holds the index: for each block the ends and the hashes of the keys of its
 /// first and its last state, and its size in memory, as JSON.
 const INDEX: &str = "nexus.blocks";
 
+/// Under this name the footer holds what is asked of sessions: for each block its [`Block::openings`], and the words of
+/// the filter of their keys, as JSON.
+const SESSIONS: &str = "nexus.sessions";
+
 /// What an Arrow IPC file begins with; a stream does not.
 const MAGIC: &[u8] = b"ARROW1";
+
+/// An end at which states of sessions stand, and the first time of all that stand there.
+pub type Opening = (i64, i64);
 
 /// States that are read at once.
 pub struct Block {
@@ -27,6 +35,8 @@ pub struct Block {
     pub last: Place,
     /// What it takes in memory, in bytes.
     pub bytes: usize,
+    /// Of sessions, the first times by ends, in order.
+    pub openings: Vec<Opening>,
     /// The states, if they are in memory.
     pub rows: Option<RecordBatch>,
 }
@@ -36,10 +46,12 @@ pub struct BlockFile(Box<FileReader<BufReader<File>>>);
 
 /// What was found in a file.
 pub enum Found {
-    /// States in order, of which none is in memory.
-    Ordered(BlockFile, Vec<Block>),
+    /// States in order, of which none is in memory, and which keys they have.
+    Ordered(BlockFile, Vec<Block>, Option<Filter>),
     /// States in another order than this program's.
     Rows(Vec<RecordBatch>),
+    /// States of an earlier format, without order.
+    Stream(Vec<RecordBatch>),
 }
 
 impl BlockFile {
@@ -56,12 +68,14 @@ impl BlockFile {
         file.rewind()?;
         if !is_file {
             let rows = StreamReader::try_new_buffered(file, None).and_then(Iterator::collect).map_err(damaged)?;
-            return Ok(Found::Rows(rows));
+            return Ok(Found::Stream(rows));
         }
         let mut reader = FileReader::try_new_buffered(file, None).map_err(damaged)?;
-        if let Some(blocks) = blocks(&mut reader, order)? {
-            return Ok(Found::Ordered(Self(Box::new(reader)), blocks));
+        if let Some((blocks, filter)) = blocks(&mut reader, order)? {
+            return Ok(Found::Ordered(Self(Box::new(reader)), blocks, filter));
         }
+        // The first block has been read already.
+        reader.set_index(0).map_err(damaged)?;
         Ok(Found::Rows(reader.collect::<std::result::Result<_, _>>().map_err(damaged)?))
     }
 
@@ -72,7 +86,7 @@ impl BlockFile {
 }
 
 /// Makes a file of states in order; nothing if there is none. Unless they are to be kept, they leave the memory on the way.
-pub fn encode(schema: &SchemaRef, blocks: &mut [Block], keep: bool) -> Result<Option<Bytes>> {
+pub fn encode(schema: &SchemaRef, blocks: &mut [Block], filter: Option<&Filter>, keep: bool) -> Result<Option<Bytes>> {
     if blocks.is_empty() {
         return Ok(None);
     }
@@ -84,15 +98,20 @@ pub fn encode(schema: &SchemaRef, blocks: &mut [Block], keep: bool) -> Result<Op
         rows.iter().try_for_each(|rows| writer.write(rows))?;
     }
     let entry = |block: &Block| (block.first.end_us, block.first.key, block.last.end_us, block.last.key, block.bytes);
+    let failed = |e| Error::internal("could not write an index").because(e);
     let index: Vec<_> = blocks.iter().map(entry).collect();
-    let index = serde_json::to_string(&index).map_err(|e| Error::internal("could not write an index").because(e))?;
-    writer.write_metadata(INDEX, index);
+    writer.write_metadata(INDEX, serde_json::to_string(&index).map_err(failed)?);
+    if let Some(filter) = filter {
+        let openings: Vec<_> = blocks.iter().map(|block| &block.openings).collect();
+        let words: Vec<u32> = filter.bytes().map(u32::from_le_bytes).collect();
+        writer.write_metadata(SESSIONS, serde_json::to_string(&(openings, words)).map_err(failed)?);
+    }
     writer.finish()?;
     Ok(Some(writer.into_inner()?.into()))
 }
 
 /// Reads a file's index; nothing if it has none, or one by another hash.
-fn blocks(reader: &mut FileReader<BufReader<File>>, order: &Order) -> Result<Option<Vec<Block>>> {
+fn blocks(reader: &mut FileReader<BufReader<File>>, order: &Order) -> Result<Option<(Vec<Block>, Option<Filter>)>> {
     let Some(index) = reader.custom_metadata().get(INDEX) else { return Ok(None) };
     let index: Vec<(i64, u64, i64, u64, usize)> = serde_json::from_str(index).map_err(damaged)?;
     if index.len() != reader.num_batches() || index.is_empty() {
@@ -100,13 +119,24 @@ fn blocks(reader: &mut FileReader<BufReader<File>>, order: &Order) -> Result<Opt
     }
     let block = |(first_end, first_key, last_end, last_key, bytes)| {
         let [first, last] = [(first_end, first_key), (last_end, last_key)].map(|(end_us, key)| Place { end_us, key });
-        Block { first, last, bytes, rows: None }
+        Block { first, last, bytes, openings: Vec::new(), rows: None }
     };
-    let blocks: Vec<_> = index.into_iter().map(block).collect();
+    let mut blocks: Vec<_> = index.into_iter().map(block).collect();
     // Another version of this program may hash otherwise.
     let places = order.places(&read(reader, 0)?)?;
     let same = places.first() == blocks.first().map(|block| &block.first);
-    Ok(same.then_some(blocks))
+    if !same || order.sessions().is_none() {
+        return Ok(same.then_some((blocks, None)));
+    }
+    let Some(index) = reader.custom_metadata().get(SESSIONS) else { return Ok(None) };
+    let (openings, words): (Vec<Vec<Opening>>, Vec<u32>) = serde_json::from_str(index).map_err(damaged)?;
+    if openings.len() != blocks.len() || words.is_empty() {
+        let (expected, found) = (blocks.len(), openings.len());
+        return Err(damaged(format!("{expected} blocks, and {found} with a filter of {} words", words.len())));
+    }
+    blocks.iter_mut().zip(openings).for_each(|(block, openings)| block.openings = openings);
+    let words: Vec<u8> = words.into_iter().flat_map(u32::to_le_bytes).collect();
+    Ok(Some((blocks, Some(Filter::from_bytes(&words)))))
 }
 
 fn read(reader: &mut FileReader<BufReader<File>>, block: usize) -> Result<RecordBatch> {
@@ -115,5 +145,5 @@ fn read(reader: &mut FileReader<BufReader<File>>, block: usize) -> Result<Record
 }
 
 fn damaged(cause: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> Error {
-    Error::config("a file of windows' state is damaged; restore it from a copy of the state").because(cause)
+    Error::config("a file of state is damaged; restore it from a copy of the state").because(cause)
 }

@@ -1,30 +1,36 @@
-//! States of windows: what fits in memory, and files for the rest.
+//! States that outlive an epoch: what fits in memory, and files for the rest.
 //!
-//! What an epoch adds becomes a file, ordered by window and key. Files of about the same size are merged. A file is
-//! never changed: a window that has been given out is skipped until all windows of its file have been. To give windows
-//! out is to go through all files side by side in their order, a piece at a time that fits in memory.
+//! What an epoch adds becomes a file, ordered by the time at which states end (with their window, say) and by key. Files
+//! of about the same size are merged. A file is never changed: what has been given out is skipped until all of its file
+//! has been. To give states out, or to look some up by their keys, is to go through all files side by side in their
+//! order, a piece at a time that fits in memory.
 
 use std::collections::BTreeSet;
 use std::fs::File;
 
 use arrow::array::RecordBatch;
-use arrow::compute::{filter_record_batch, not};
 use arrow::datatypes::SchemaRef;
 
 mod file;
 mod order;
 mod pieces;
+mod sessions;
+#[cfg(test)]
+mod sessions_tests;
 #[cfg(test)]
 mod tests;
 
+use super::filter::Filter;
 use super::held::Held;
 use super::sealed::Sealed;
 use super::tiers;
-use super::window::{WATERMARK_END, WATERMARK_START, Window};
+use super::window::{WATERMARK_END, WATERMARK_START};
 use crate::error::{Error, Result};
 use file::{Block, BlockFile, Found, encode};
 use order::Order;
-pub use pieces::Pieces;
+pub use order::{Ends, Place};
+pub use pieces::{Pieces, Wanted};
+pub use sessions::SessionPieces;
 
 /// What the states of a table may take, in bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -36,7 +42,7 @@ pub struct StateLimits {
     pub piece_bytes: usize,
 }
 
-/// Accumulator states by window and key.
+/// States by the time at which they end, and by key.
 pub struct States {
     order: Order,
     limits: StateLimits,
@@ -48,8 +54,13 @@ pub struct States {
     open: Vec<RecordBatch>,
     /// What that takes.
     open_held: Held,
-    /// Windows that end at or before this have been given out.
+    /// States that end at or before this have been given out.
     closed_until_us: i64,
+    /// Up to which end `fresh` holds no states.
+    settled_until_us: i64,
+    /// The first time of the sessions that have been moved, and of those that are open and stand where others have been
+    /// given out; nothing until it is read. The blocks tell that of all others.
+    earliest_moved_us: Option<i64>,
     /// Whether everything has been given out.
     ended: bool,
 }
@@ -61,17 +72,30 @@ struct Segment {
     epoch: u64,
     file: Option<BlockFile>,
     blocks: Vec<Block>,
+    /// Of sessions, which keys there are.
+    filter: Option<Filter>,
 }
 
 impl States {
-    /// Keeps nothing yet. The first `keys` columns of `schema` are the keys, the window's start among them.
-    pub fn new(schema: SchemaRef, keys: usize, window: Window, limits: StateLimits) -> Result<Self> {
-        let order = Order::new(schema, keys, window)?;
+    /// Keeps nothing yet. `keys` are the columns of `schema` by which states are put together, and found.
+    pub fn new(schema: SchemaRef, keys: Vec<usize>, ends: Ends, limits: StateLimits) -> Result<Self> {
+        let order = Order::new(schema, keys, ends)?;
         let (segments, fresh, open, open_held) = Default::default();
-        Ok(Self { order, limits, segments, fresh, open, open_held, closed_until_us: WATERMARK_START, ended: false })
+        Ok(Self {
+            order,
+            limits,
+            segments,
+            fresh,
+            open,
+            open_held,
+            closed_until_us: WATERMARK_START,
+            settled_until_us: WATERMARK_START,
+            earliest_moved_us: None,
+            ended: false,
+        })
     }
 
-    /// Gives the time up to which windows have been given out.
+    /// Gives the time up to which states have been given out.
     pub fn closed_until_us(&self) -> i64 {
         self.closed_until_us
     }
@@ -86,21 +110,97 @@ impl States {
         Ok(())
     }
 
-    /// Gives the states of windows that end at or before `bound_us` and have not been given out; [`WATERMARK_END`]
-    /// gives all there are.
+    /// Gives the states that end at or before `bound_us` and have not been given out; [`WATERMARK_END`] gives all there
+    /// are.
     ///
     /// From now on they count as given out, so all pieces must be taken. Input that ends leaves no trace beyond its last
-    /// window, so that later input is not late as a whole.
+    /// end, so that later input is not late as a whole.
     pub fn close(&mut self, bound_us: i64) -> Result<Pieces<'_>> {
         self.settle()?;
-        let span = (self.closed_until_us, bound_us.max(self.closed_until_us));
-        if bound_us == WATERMARK_END {
-            self.ended = true;
-        } else {
-            self.closed_until_us = span.1;
-        }
+        let (after_us, until_us) = self.pass(bound_us);
         let segments = self.segments.iter_mut().chain([&mut self.fresh]);
-        Ok(Pieces::new(&self.order, segments, span, self.limits.piece_bytes, &mut self.closed_until_us))
+        let wanted = Wanted::span(after_us, until_us);
+        Ok(Pieces::new(&self.order, segments, wanted, self.limits.piece_bytes, Some(&mut self.closed_until_us)))
+    }
+
+    /// Gives the states of sessions that end at or before `bound_us`, as [`close`](Self::close) gives those of windows.
+    ///
+    /// The states of a session get its first and its last time.
+    pub fn close_sessions(&mut self, bound_us: i64) -> Result<SessionPieces<'_>> {
+        self.settle()?;
+        let (after_us, until_us) = self.pass(bound_us);
+        SessionPieces::new(self, after_us, until_us)
+    }
+
+    /// Gives the first time of the sessions that have not been given out; [`WATERMARK_END`] if there are none.
+    pub fn earliest_us(&self) -> Result<i64> {
+        let mut earliest = WATERMARK_END;
+        let Some(sessions) = self.order.sessions().filter(|_| !self.ended) else { return Ok(earliest) };
+        // Where the states have been read of which others have been given out, their first time is known.
+        let known_until = match self.earliest_moved_us {
+            Some(first) => {
+                earliest = first;
+                sessions.stands_at_us(self.closed_until_us)
+            }
+            None => self.closed_until_us,
+        };
+        let blocks = self.segments.iter().chain([&self.fresh]).flat_map(|segment| &segment.blocks);
+        let openings = blocks.flat_map(|block| &block.openings).filter(|(end_us, _)| *end_us > known_until);
+        earliest = openings.map(|(_, first_us)| *first_us).fold(earliest, i64::min);
+        for states in &self.open {
+            let firsts = sessions.spans(states)?.into_iter().flatten().map(|span| span.first_us);
+            earliest = firsts.fold(earliest, i64::min);
+        }
+        Ok(earliest)
+    }
+
+    /// Gives the states that are asked for and have not been given out, and raises `last_us` to the last of their ends.
+    /// They stay.
+    ///
+    /// States with equal ends and keys stand at the same place; those of other keys may stand there too.
+    pub fn find<'a>(&'a mut self, wanted: Wanted, last_us: Option<&'a mut i64>) -> Result<Pieces<'a>> {
+        self.settle()?;
+        let mut wanted = Wanted { after_us: wanted.after_us.max(self.closed_until_us), ..wanted };
+        wanted.places.retain(|place| place.end_us > self.closed_until_us);
+        let segments = self.segments.iter_mut().chain([&mut self.fresh]);
+        Ok(Pieces::new(&self.order, segments, wanted, self.limits.piece_bytes, last_us))
+    }
+
+    /// Gives the places of the states that the open epoch has added.
+    pub fn fresh_places(&mut self) -> Result<Vec<Place>> {
+        self.settle()?;
+        let rows = self.fresh.blocks.iter().filter_map(|block| block.rows.as_ref());
+        let mut places = Vec::new();
+        for rows in rows {
+            places.extend(self.order.places(rows)?);
+        }
+        Ok(places)
+    }
+
+    /// Gives the places where states stand, or would.
+    pub fn places(&self, states: &RecordBatch) -> Result<Vec<Place>> {
+        self.order.places(&self.order.plain(states)?)
+    }
+
+    /// Forgets the states that end at or before `bound_us`.
+    pub fn forget(&mut self, bound_us: i64) {
+        self.closed_until_us = self.closed_until_us.max(bound_us);
+    }
+
+    /// Takes out what the open epoch has added since it was put in order, with what was in order before; it comes back
+    /// through [`add`](Self::add).
+    pub fn take_fresh(&mut self) -> Result<Vec<RecordBatch>> {
+        if self.open.is_empty() {
+            return Ok(Vec::new());
+        }
+        self.open_held = Held::default();
+        let blocks = std::mem::take(&mut self.fresh).blocks.into_iter().filter_map(|block| block.rows);
+        let mut taken = Vec::with_capacity(self.open.len());
+        for rows in blocks {
+            taken.push(self.order.open(&rows, self.closed_until_us)?);
+        }
+        taken.append(&mut self.open);
+        taken.iter().map(|rows| self.order.typed(rows)).collect()
     }
 
     /// Takes out the states that should be merged; they come back through [`add`](Self::add).
@@ -119,10 +219,8 @@ impl States {
         self.segments = kept.into_iter().map(|(_, segment)| segment).collect();
         for mut segment in merged.into_iter().map(|(_, segment)| segment).chain([fresh]) {
             for block in 0..segment.blocks.len() {
-                let rows = segment.read(block)?;
-                let windows = self.order.windows(&rows)?;
-                let from = windows.partition_point(|place| place.end_us <= self.closed_until_us);
-                taken.push(self.order.typed(&rows.slice(from, rows.num_rows() - from))?);
+                let rows = self.order.open(&segment.read(block)?, self.closed_until_us)?;
+                taken.push(self.order.typed(&rows)?);
             }
         }
         Ok(taken)
@@ -134,11 +232,11 @@ impl States {
     pub fn seal(&mut self, epoch: u64) -> Result<Sealed> {
         self.settle()?;
         let mut live: Vec<u64> = self.segments.iter().map(|segment| segment.epoch).collect();
-        let mut blocks = std::mem::take(&mut self.fresh).blocks;
-        let bytes: usize = blocks.iter().map(|block| block.bytes).sum();
-        let added = encode(self.order.plain_schema(), &mut blocks, bytes <= self.limits.cached_bytes)?;
+        let mut segment = Segment { epoch, ..std::mem::take(&mut self.fresh) };
+        let keep = segment.bytes() <= self.limits.cached_bytes as u64;
+        let added = encode(self.order.plain_schema(), &mut segment.blocks, segment.filter.as_ref(), keep)?;
         if added.is_some() {
-            self.segments.push(Segment { epoch, file: None, blocks });
+            self.segments.push(segment);
             live.push(epoch);
         }
         Ok(Sealed { live, added })
@@ -148,7 +246,7 @@ impl States {
     pub fn adopt(&mut self, epoch: u64, file: File) -> Result<()> {
         let found = BlockFile::open(file, &self.order)?;
         let segment = self.segments.last_mut().filter(|segment| segment.epoch == epoch);
-        let (Found::Ordered(file, _), Some(segment)) = (found, segment) else {
+        let (Found::Ordered(file, ..), Some(segment)) = (found, segment) else {
             return Err(Error::internal("a file of states is not what was sealed"));
         };
         segment.file = Some(file);
@@ -156,19 +254,27 @@ impl States {
         Ok(())
     }
 
-    /// Goes on from the files of these epochs, oldest first.
-    pub fn restore(&mut self, files: Vec<(u64, File)>, closed_until_us: i64) -> Result<()> {
+    /// Goes on from the files of these epochs, oldest first. What lies in files of an earlier format goes through `update`
+    /// first.
+    pub fn restore(
+        &mut self,
+        files: Vec<(u64, File)>,
+        closed_until_us: i64,
+        update: impl FnOnce(Vec<RecordBatch>) -> Result<Vec<RecordBatch>>,
+    ) -> Result<()> {
         self.closed_until_us = closed_until_us;
+        let (mut without_order, mut earlier) = (Vec::new(), Vec::new());
         for (epoch, file) in files {
             match BlockFile::open(file, &self.order)? {
-                Found::Ordered(file, blocks) => self.segments.push(Segment { epoch, file: Some(file), blocks }),
-                Found::Rows(rows) => {
-                    for rows in rows {
-                        let given = self.order.window().closed(&rows, closed_until_us)?;
-                        self.add(&filter_record_batch(&rows, &not(&given)?)?)?;
-                    }
+                Found::Ordered(file, blocks, filter) => {
+                    self.segments.push(Segment { epoch, file: Some(file), blocks, filter });
                 }
+                Found::Rows(rows) => without_order.extend(rows),
+                Found::Stream(rows) => earlier.extend(rows),
             }
+        }
+        for rows in update(earlier)?.into_iter().chain(without_order) {
+            self.add(&self.order.open(&rows, closed_until_us)?)?;
         }
         Ok(())
     }
@@ -176,14 +282,24 @@ impl States {
     /// Gives the memory that the states take, in bytes.
     pub fn size_bytes(&self) -> usize {
         let segments = self.segments.iter().chain([&self.fresh]);
-        let kept = segments.map(|segment| segment.blocks.len() * size_of::<Block>() + segment.cached_bytes());
-        kept.sum::<usize>() + self.open_held.bytes()
+        segments.map(|segment| segment.index_bytes() + segment.cached_bytes()).sum::<usize>() + self.open_held.bytes()
     }
 
     /// Gives the part of it that the open epoch has added, and that is taken once more while it is put in order: what its
     /// barrier may free.
     pub fn open_bytes(&self) -> usize {
         2 * self.open_held.bytes()
+    }
+
+    /// Goes on to a bound, and gives the ends after which, and up to which, states are to be given out now.
+    fn pass(&mut self, bound_us: i64) -> (i64, i64) {
+        let span = (self.closed_until_us, bound_us.max(self.closed_until_us));
+        if bound_us == WATERMARK_END {
+            self.ended = true;
+        } else {
+            self.closed_until_us = span.1;
+        }
+        span
     }
 
     /// Puts what has come in order, and leaves out what has been given out.
@@ -195,21 +311,23 @@ impl States {
         let closed_until_us = self.closed_until_us;
         let is_open = |block: &Block| block.last.end_us > closed_until_us;
         self.segments.retain(|segment| segment.blocks.last().is_some_and(is_open));
-        let given = |block: &Block| block.first.end_us <= closed_until_us;
-        if self.open.is_empty() && !self.fresh.blocks.first().is_some_and(given) {
+        let order = &self.order;
+        let given = |block: &Block| order.earliest_end_us(block.first.end_us) <= closed_until_us;
+        let passed = self.settled_until_us < closed_until_us && self.fresh.blocks.iter().any(given);
+        self.settled_until_us = closed_until_us;
+        if self.open.is_empty() && !passed {
             return Ok(());
         }
-        let fresh = std::mem::take(&mut self.fresh.blocks).into_iter().filter(is_open);
-        let mut fresh: Vec<_> = fresh.filter_map(|block| block.rows).collect();
-        if let Some(first) = fresh.first_mut() {
-            // Blocks are in order: only in the first there may be windows on both sides.
-            let windows = self.order.windows(first)?;
-            let from = windows.partition_point(|place| place.end_us <= closed_until_us);
-            *first = first.slice(from, first.num_rows() - from);
+        let mut fresh = Vec::new();
+        for block in std::mem::take(&mut self.fresh.blocks).into_iter().filter(is_open) {
+            let given = given(&block);
+            if let Some(rows) = block.rows {
+                fresh.push(if given { order.open(&rows, closed_until_us)? } else { rows });
+            }
         }
         fresh.append(&mut self.open);
         self.open_held = Held::default();
-        self.fresh.blocks = self.order.sorted(&fresh)?;
+        (self.fresh.blocks, self.fresh.filter) = self.order.sorted(&fresh)?;
         Ok(())
     }
 
@@ -230,6 +348,13 @@ impl Segment {
     /// Gives what the states would take in memory, in bytes.
     fn bytes(&self) -> u64 {
         self.blocks.iter().map(|block| block.bytes as u64).sum()
+    }
+
+    /// Gives what the index takes in memory.
+    fn index_bytes(&self) -> usize {
+        let openings: usize = self.blocks.iter().map(|block| size_of_val(block.openings.as_slice())).sum();
+        let filter = self.filter.as_ref().map_or(0, Filter::size_bytes);
+        self.blocks.len() * size_of::<Block>() + openings + filter
     }
 
     /// Gives what they take now.

@@ -1,38 +1,51 @@
-//! States that are given out, a piece at a time: all files are read side by side in their order.
+//! States that are asked for, a piece at a time: all files are read side by side in their order.
 
-use arrow::array::RecordBatch;
+use std::sync::Arc;
 
-use super::Segment;
+use arrow::array::{BooleanArray, RecordBatch};
+use arrow::compute::filter_record_batch;
+
 use super::order::{Order, Place};
+use super::{Block, Segment};
 use crate::error::Result;
 use crate::transform::window::WATERMARK_END;
 
-/// States of windows that end in a span of time. Each piece holds all states of its windows and keys.
+/// Which states are asked for.
+#[derive(Debug, Clone)]
+pub struct Wanted {
+    /// All that end behind this,
+    pub after_us: i64,
+    /// and at or before this.
+    pub until_us: i64,
+    /// And those that stand here, in order.
+    pub places: Vec<Place>,
+    /// And those of keys with these hashes, whenever they end; in order.
+    pub keys: Vec<u64>,
+}
+
+/// States that are asked for. Each piece holds all of them with the same end and key.
 pub struct Pieces<'a> {
     order: &'a Order,
     cursors: Vec<Cursor<'a>>,
     piece_bytes: usize,
     /// Whether all is one piece.
     fits: bool,
-    /// The end of the last window that has been given out.
-    closed_until_us: &'a mut i64,
+    /// What becomes the last end that has been given.
+    last_us: Option<&'a mut i64>,
 }
 
 /// A place in a file.
 struct Cursor<'a> {
     segment: &'a mut Segment,
+    wanted: Arc<Wanted>,
     /// The next block.
     next: usize,
-    /// The blocks behind this one hold no window of the span.
-    end: usize,
-    after_us: i64,
-    until_us: i64,
     /// Whether places are asked for by key too.
     by_key: bool,
     loaded: Option<Loaded>,
 }
 
-/// States in memory that have not been given out.
+/// States in memory that have not been given.
 struct Loaded {
     rows: RecordBatch,
     places: Vec<Place>,
@@ -40,25 +53,92 @@ struct Loaded {
     to: usize,
 }
 
+impl Wanted {
+    /// Asks for the states that end in a span of time.
+    pub fn span(after_us: i64, until_us: i64) -> Self {
+        Self { after_us, until_us, places: Vec::new(), keys: Vec::new() }
+    }
+
+    /// Asks for the states that stand at some places.
+    pub fn places(mut places: Vec<Place>) -> Self {
+        places.sort_unstable();
+        places.dedup();
+        Self { places, ..Self::span(WATERMARK_END, WATERMARK_END) }
+    }
+
+    /// Asks for the states of the keys of those that stand at some places.
+    pub fn keys(places: &[Place]) -> Self {
+        let mut keys: Vec<u64> = places.iter().map(|place| place.key).collect();
+        keys.sort_unstable();
+        keys.dedup();
+        Self { keys, ..Self::span(WATERMARK_END, WATERMARK_END) }
+    }
+
+    fn is_wanted(&self, place: &Place) -> bool {
+        self.is_in_span(place)
+            || self.places.binary_search(place).is_ok()
+            || self.keys.binary_search(&place.key).is_ok()
+    }
+
+    /// Tells whether only a span is asked for.
+    fn is_span(&self) -> bool {
+        self.places.is_empty() && self.keys.is_empty()
+    }
+
+    fn is_in_span(&self, place: &Place) -> bool {
+        place.end_us > self.after_us && place.end_us <= self.until_us
+    }
+
+    /// Tells whether a block may hold states that are asked for.
+    fn may_be_in(&self, block: &Block) -> bool {
+        let Block { first, last, .. } = block;
+        let place = self.places.get(self.places.partition_point(|place| place < first));
+        // In a block with several ends there may be any key.
+        let keys = if first.end_us == last.end_us { first.key..=last.key } else { 0..=u64::MAX };
+        let key = self.keys.get(self.keys.partition_point(|key| key < keys.start()));
+        (last.end_us > self.after_us && first.end_us <= self.until_us)
+            || place.is_some_and(|place| place <= last)
+            || key.is_some_and(|key| keys.contains(key))
+    }
+
+    /// Leaves of states, which are in order, those that are asked for.
+    fn of(&self, rows: RecordBatch, mut places: Vec<Place>) -> Result<Loaded> {
+        if self.is_span() {
+            let from = places.partition_point(|place| place.end_us <= self.after_us);
+            let to = places.partition_point(|place| place.end_us <= self.until_us);
+            return Ok(Loaded { rows, places, from, to });
+        }
+        let wanted: Vec<bool> = places.iter().map(|place| self.is_wanted(place)).collect();
+        let mut marks = wanted.iter();
+        places.retain(|_| marks.next().is_some_and(|wanted| *wanted));
+        let rows = filter_record_batch(&rows, &BooleanArray::from(wanted))?;
+        let to = places.len();
+        Ok(Loaded { rows, places, from: 0, to })
+    }
+}
+
 impl<'a> Pieces<'a> {
-    /// Goes through the windows that end after `after_us`, and at or before `until_us`.
+    /// Goes through the states of all segments that are asked for.
     pub(super) fn new(
         order: &'a Order,
         segments: impl Iterator<Item = &'a mut Segment>,
-        (after_us, until_us): (i64, i64),
+        wanted: Wanted,
         piece_bytes: usize,
-        closed_until_us: &'a mut i64,
+        last_us: Option<&'a mut i64>,
     ) -> Self {
-        let mut cursors: Vec<_> = segments.map(|segment| Cursor::new(segment, after_us, until_us)).collect();
+        let wanted = Arc::new(wanted);
+        let cursor = |segment| Cursor { segment, wanted: wanted.clone(), next: 0, by_key: true, loaded: None };
+        let mut cursors: Vec<_> = segments.map(cursor).collect();
         let fits = cursors.iter().map(Cursor::bytes).sum::<usize>() <= piece_bytes;
-        cursors.iter_mut().for_each(|cursor| cursor.by_key = !fits);
-        Self { order, cursors, piece_bytes, fits, closed_until_us }
+        let by_key = !fits || !wanted.is_span();
+        cursors.iter_mut().for_each(|cursor| cursor.by_key = by_key);
+        Self { order, cursors, piece_bytes, fits, last_us }
     }
 
     /// Gives the next piece; nothing when all have been given.
     pub fn next_piece(&mut self) -> Result<Option<Vec<RecordBatch>>> {
         let mut piece = Vec::new();
-        let mut bytes = 0;
+        let (mut bytes, mut last) = (0, None);
         while bytes < self.piece_bytes || self.fits {
             let mut boundary = None;
             for cursor in &mut self.cursors {
@@ -69,34 +149,35 @@ impl<'a> Pieces<'a> {
             let Some(boundary) = boundary else { break };
             let boundary = if self.fits { Place::LAST } else { boundary };
             for cursor in &mut self.cursors {
-                bytes += cursor.take_until(boundary, self.order, &mut piece, self.closed_until_us)?;
+                bytes += cursor.take_until(boundary, self.order, &mut piece, &mut last)?;
             }
+        }
+        if let (Some(last_us), Some(last)) = (&mut self.last_us, last) {
+            **last_us = last.max(**last_us);
         }
         Ok((!piece.is_empty()).then_some(piece))
     }
 }
 
-impl<'a> Cursor<'a> {
-    fn new(segment: &'a mut Segment, after_us: i64, until_us: i64) -> Self {
-        let next = segment.blocks.partition_point(|block| block.last.end_us <= after_us);
-        let end = segment.blocks.partition_point(|block| block.first.end_us <= until_us);
-        Self { segment, next, end: end.max(next), after_us, until_us, by_key: true, loaded: None }
-    }
-
-    /// Gives what the blocks take in memory that have not been read, in bytes.
+impl Cursor<'_> {
+    /// Gives what the blocks take in memory that are asked for, in bytes.
     fn bytes(&self) -> usize {
-        self.segment.blocks.get(self.next..self.end).unwrap_or_default().iter().map(|block| block.bytes).sum()
+        let wanted = self.segment.blocks.iter().filter(|block| self.wanted.may_be_in(block));
+        wanted.map(|block| block.bytes).sum()
     }
 
     /// Reads the next block if none is in memory, and tells the last place in memory; nothing at the end.
     fn load(&mut self, order: &Order) -> Result<Option<Place>> {
-        while self.loaded.is_none() && self.next < self.end {
-            let rows = self.segment.read(self.next)?;
-            self.next += 1;
-            let places = if self.by_key { order.places(&rows)? } else { order.windows(&rows)? };
-            let from = places.partition_point(|place| place.end_us <= self.after_us);
-            let to = places.partition_point(|place| place.end_us <= self.until_us);
-            self.loaded = (from < to).then_some(Loaded { rows, places, from, to });
+        while self.loaded.is_none() {
+            let mut blocks = self.segment.blocks.iter().enumerate().skip(self.next);
+            let Some((block, _)) = blocks.find(|(_, block)| self.wanted.may_be_in(block)) else {
+                self.next = self.segment.blocks.len();
+                break;
+            };
+            self.next = block + 1;
+            let rows = self.segment.read(block)?;
+            let places = if self.by_key { order.places(&rows)? } else { order.ends(&rows)? };
+            self.loaded = Some(self.wanted.of(rows, places)?).filter(|loaded| loaded.from < loaded.to);
         }
         Ok(self.loaded.as_ref().and_then(|loaded| loaded.places.get(loaded.to - 1)).copied())
     }
@@ -107,15 +188,15 @@ impl<'a> Cursor<'a> {
         boundary: Place,
         order: &Order,
         piece: &mut Vec<RecordBatch>,
-        last_us: &mut i64,
+        last_us: &mut Option<i64>,
     ) -> Result<usize> {
         let mut bytes = 0;
         while self.load(order)?.is_some() {
             let Some(loaded) = &mut self.loaded else { break };
             let left = loaded.places.get(loaded.from..loaded.to).unwrap_or_default();
             let count = left.partition_point(|place| *place <= boundary);
-            let windows = left.iter().take(count).rev().map(|place| place.end_us);
-            *last_us = windows.filter(|end| *end != WATERMARK_END).take(1).fold(*last_us, i64::max);
+            let mut ends = left.iter().take(count).rev().map(|place| place.end_us);
+            *last_us = ends.find(|end| *end != WATERMARK_END).max(*last_us);
             if count > 0 {
                 piece.push(order.typed(&loaded.rows.slice(loaded.from, count))?);
                 bytes += loaded.rows.get_array_memory_size() * count / loaded.places.len();

@@ -10,7 +10,7 @@ use arrow::ipc::writer::StreamWriter;
 use datafusion::physical_expr::expressions::Column;
 
 use super::*;
-use crate::transform::window::Width;
+use crate::transform::window::{Width, Window};
 
 /// Width of the windows.
 const WIDTH_US: i64 = 10;
@@ -40,9 +40,14 @@ fn rows(batch: &RecordBatch) -> Vec<Row> {
     starts.zip(keys).zip(numbers).map(|((start, key), number)| (start, key.unwrap().to_owned(), *number)).collect()
 }
 
+/// Keeps states that do not end, by their key.
+fn keyed(limits: StateLimits) -> States {
+    States::new(states(&[]).schema(), vec![1], Ends::Never, limits).unwrap()
+}
+
 fn none(limits: StateLimits) -> States {
     let window = Window { start: Arc::new(Column::new("start", 0)), width: Width::Micros(WIDTH_US) };
-    States::new(states(&[]).schema(), 2, window, limits).unwrap()
+    States::new(states(&[]).schema(), vec![0, 1], Ends::Window(window), limits).unwrap()
 }
 
 fn file(content: &[u8]) -> File {
@@ -73,18 +78,21 @@ impl Durable {
         assert!(self.0.keys().eq(&sealed.live), "a file is live that was never given");
     }
 
-    fn restored(&self, limits: StateLimits, closed_until_us: i64) -> States {
-        let mut restored = none(limits);
+    /// Gives what `none` keeps after a restart.
+    fn restored(&self, mut none: States, closed_until_us: i64) -> States {
         let files = self.0.iter().map(|(epoch, content)| (*epoch, file(content)));
-        restored.restore(files.collect(), closed_until_us).unwrap();
-        restored
+        none.restore(files.collect(), closed_until_us, Ok).unwrap();
+        none
     }
 }
 
 /// Gives out windows, and adds up by window and key; no key may stand in two pieces.
 fn given(states: &mut States, bound_us: i64) -> (BTreeMap<(Option<i64>, String), i64>, usize) {
+    added_up(states.close(bound_us).unwrap())
+}
+
+fn added_up(mut pieces: Pieces<'_>) -> (BTreeMap<(Option<i64>, String), i64>, usize) {
     let mut all = BTreeMap::new();
-    let mut pieces = states.close(bound_us).unwrap();
     let mut count = 0;
     while let Some(piece) = pieces.next_piece().unwrap() {
         count += 1;
@@ -99,13 +107,17 @@ fn given(states: &mut States, bound_us: i64) -> (BTreeMap<(Option<i64>, String),
     (all, count)
 }
 
-#[test]
-fn windows_are_given_once_whatever_is_in_memory_and_whenever_it_starts_again() {
-    let mut random = 11_u64;
-    let mut next = |below: u64| {
+fn random(seed: u64) -> impl FnMut(u64) -> u64 {
+    let mut random = seed;
+    move |below| {
         random = random.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
         (random >> 33) % below
-    };
+    }
+}
+
+#[test]
+fn windows_are_given_once_whatever_is_in_memory_and_whenever_it_starts_again() {
+    let mut next = random(11);
     for limits in [LARGE, SMALL, StateLimits { cached_bytes: 5_000, piece_bytes: 20_000 }] {
         let (mut tested, mut durable) = (none(limits), Durable::default());
         let mut expected: BTreeMap<(Option<i64>, String), i64> = BTreeMap::new();
@@ -138,7 +150,7 @@ fn windows_are_given_once_whatever_is_in_memory_and_whenever_it_starts_again() {
             }
             if epoch % 17 == 0 {
                 let until_us = tested.closed_until_us();
-                tested = durable.restored(limits, until_us);
+                tested = durable.restored(none(limits), until_us);
             }
         }
         let last = expected.keys().filter_map(|(start, _)| *start).max().unwrap();
@@ -154,13 +166,68 @@ fn windows_are_given_once_whatever_is_in_memory_and_whenever_it_starts_again() {
 }
 
 #[test]
+fn states_are_found_by_their_keys_and_stay() {
+    let mut next = random(12);
+    for limits in [LARGE, SMALL, StateLimits { cached_bytes: 5_000, piece_bytes: 20_000 }] {
+        let (mut tested, mut durable) = (keyed(limits), Durable::default());
+        let mut expected: BTreeMap<(Option<i64>, String), i64> = BTreeMap::new();
+        for epoch in 1..=100 {
+            let row = |next: &mut dyn FnMut(u64) -> u64| {
+                (None, format!("key {}", next(3000)), i64::try_from(next(9)).unwrap())
+            };
+            let added: Vec<Row> = (0..next(300)).map(|_| row(&mut next)).collect();
+            for (_, key, number) in &added {
+                *expected.entry((None, key.clone())).or_default() += number;
+            }
+            tested.add(&states(&added)).unwrap();
+            // What the epoch has touched, and some others that there may be.
+            let mut places = tested.fresh_places().unwrap();
+            assert_eq!(places.len(), added.len());
+            let more: Vec<Row> = (0..next(20)).map(|_| row(&mut next)).collect();
+            places.extend(tested.places(&states(&more)).unwrap());
+            let sought: std::collections::BTreeSet<_> = added.iter().chain(&more).map(|row| &row.1).collect();
+            let wanted = Wanted::places(places);
+            let mut last_us = 7;
+            let (found, _) = added_up(tested.find(wanted, Some(&mut last_us)).unwrap());
+            let there = |(key, number): (&(Option<i64>, String), &i64)| {
+                sought.contains(&key.1).then_some((key.clone(), *number))
+            };
+            assert_eq!(found, expected.iter().filter_map(there).collect(), "epoch {epoch}");
+            assert_eq!(last_us, 7, "they do not end");
+            durable.close(&mut tested, epoch);
+            if epoch % 17 == 0 {
+                tested = durable.restored(keyed(limits), WATERMARK_START);
+            }
+        }
+    }
+}
+
+#[test]
+fn windows_can_be_looked_at_before_they_are_forgotten() {
+    let (mut tested, mut durable) = (none(SMALL), Durable::default());
+    for start in 0..50 {
+        tested.add(&states(&[(Some(start * WIDTH_US), format!("key {start}"), start)])).unwrap();
+        durable.close(&mut tested, u64::try_from(start).unwrap());
+    }
+    let corrected = tested.places(&states(&[(Some(30), "key 3".into(), 0), (Some(40), "none".into(), 0)])).unwrap();
+    let wanted = Wanted { after_us: 400, until_us: 420, ..Wanted::places(corrected) };
+    let numbers = |found: BTreeMap<_, i64>| found.into_values().collect::<Vec<_>>();
+    for (forgotten_us, there) in [(0, vec![3, 40, 41]), (40, vec![40, 41]), (410, vec![41])] {
+        tested.forget(forgotten_us);
+        let mut last_us = 0;
+        let (found, _) = added_up(tested.find(wanted.clone(), Some(&mut last_us)).unwrap());
+        assert_eq!((numbers(found), last_us), (there, 420), "{forgotten_us}");
+    }
+}
+
+#[test]
 fn states_of_a_stream_without_order_are_read_too() {
     let before = states(&[(Some(30), "a".into(), 1), (Some(0), "b".into(), 2), (Some(10), "a".into(), 3)]);
     let mut writer = StreamWriter::try_new(Vec::new(), &before.schema()).unwrap();
     writer.write(&before).unwrap();
     writer.finish().unwrap();
     let mut restored = none(SMALL);
-    restored.restore(vec![(1, file(&writer.into_inner().unwrap()))], 10).unwrap();
+    restored.restore(vec![(1, file(&writer.into_inner().unwrap()))], 10, Ok).unwrap();
     let mut durable = Durable::default();
     durable.close(&mut restored, 2);
     assert!(durable.0.keys().eq(&[2]), "they are written in order from now on");
@@ -174,9 +241,9 @@ fn a_damaged_file_is_refused() {
     let mut whole = none(LARGE);
     whole.add(&states(&[(Some(0), "a".into(), 1)])).unwrap();
     let content = whole.seal(1).unwrap().added.unwrap();
-    none(LARGE).restore(vec![(1, file(&content))], 0).unwrap();
+    none(LARGE).restore(vec![(1, file(&content))], 0, Ok).unwrap();
     for damaged in [&content[..0], &content[..20], &content[..content.len() - 1]] {
-        let error = none(LARGE).restore(vec![(1, file(damaged))], 0).unwrap_err();
-        assert!(error.to_string().contains("windows' state is damaged"), "{error}");
+        let error = none(LARGE).restore(vec![(1, file(damaged))], 0, Ok).unwrap_err();
+        assert!(error.to_string().contains("a file of state is damaged"), "{error}");
     }
 }

@@ -4,17 +4,19 @@
 //! before; not on time. No request fails more than twice in a row: that is what a client has to bear without giving up.
 
 use std::collections::hash_map::DefaultHasher;
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::hash::{Hash, Hasher};
 use std::io;
 use std::net::{TcpListener, TcpStream};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+mod call;
 mod http;
 mod operation;
 mod sqs;
 
+pub use call::Call;
 use http::{Answer, Head};
 pub use operation::Fault;
 use operation::{Operation, Request};
@@ -61,6 +63,7 @@ struct Shared {
 struct Memory {
     asked: HashMap<String, Asked>,
     injected: BTreeMap<Fault, u64>,
+    calls: BTreeSet<Call>,
     /// Older answers of listings.
     listings: HashMap<String, Answer>,
     /// Which shard an iterator is of.
@@ -93,6 +96,11 @@ impl Faults {
         Self { port, shared }
     }
 
+    /// Tells what was called.
+    pub fn calls(&self) -> BTreeSet<Call> {
+        self.shared.memory().calls.clone()
+    }
+
     /// Tells how often each fault was injected.
     pub fn injected(&self) -> BTreeMap<Fault, u64> {
         self.shared.memory().injected.clone()
@@ -122,6 +130,7 @@ impl Shared {
             _ => {}
         }
         let body = head.read(&mut client, head.body_bytes())?;
+        self.memory().calls.extend(Call::all(&head, &body));
         let (operation, of) = early.unwrap_or_else(|| Operation::of_json(&head, &body, &self.memory().iterators));
         let fault = if is_json { self.decide(operation, &of) } else { fault };
         let request = Request { head, body, operation, of };
