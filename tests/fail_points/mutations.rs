@@ -77,7 +77,7 @@ impl Trial {
                 }
                 scene.ends_whole(Cuts::of_bytes(9_000))
             }
-            Trial::Overtaken(point, passing) => scene.is_overtaken(point, passing),
+            Trial::Overtaken(point, passing) => scene.is_overtaken(point, passing, Cuts::of_bytes(3_000)),
             Trial::Idle => scene.is_fenced_when_idle(FENCED_MAX),
             Trial::Again => {
                 scene.ends_whole(Cuts::of_bytes(9_000))?;

@@ -318,9 +318,9 @@ impl Scene {
 
     /// Has a process stand still at a fail point while another one runs to the end, and then go on: it must find out
     /// that it is not the newest, and leave everything as it is.
-    pub fn is_overtaken(&mut self, point: &str, passing: usize) -> Result<(), String> {
+    pub fn is_overtaken(&mut self, point: &str, passing: usize, cuts: Cuts) -> Result<(), String> {
         self.world.set("NEXUS_FAIL_POINT", &format!("{point}:{passing}:stop"));
-        let mut older = self.start(Cuts::of_bytes(3_000));
+        let mut older = self.start(cuts);
         self.world.set("NEXUS_FAIL_POINT", "");
         older.until_stopped();
         let newer = self.finish(Cuts::of_bytes(9_000));

@@ -104,7 +104,7 @@ impl<'a> Judge<'a> {
             Err(error) if self.may_judge(&error) => {
                 before.rollback().await?;
                 self.prepare().await?;
-                self.try_ranges(self.rows, RANGE_ROWS, |ordinal| Ok(ordinal)).await
+                self.try_ranges(self.rows, RANGE_ROWS, Ok).await
             }
             Err(error) => Err(error),
         }
