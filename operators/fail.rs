@@ -78,7 +78,6 @@ pub const MUTATIONS: &[&str] = &[
     "no_fence",
     "no_keys",
     "no_note_in_postgres",
-    "no_place_of_refused",
     "no_positions",
     "no_redo",
     "no_removal_of_claims",

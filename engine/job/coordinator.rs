@@ -329,7 +329,8 @@ impl Coordinator {
         }
         fail::point("after_record")?;
         self.progress.add(&record);
-        if !fail::mutated("commit_before_record") {
+        // An epoch of refused rows alone has no sources, and is not swapped.
+        if !fail::mutated("commit_before_record") || record.sources.is_empty() {
             self.order_commits(&record)?;
         }
         self.ledger.open.push_back(OpenEpoch {
