@@ -348,7 +348,11 @@ impl Scene {
         let committed = || table_files(&self.world.path("lake"), "bronze/events");
 
         let mut older = self.world.start(&["run", &pipeline]);
-        older.until("it has committed", || committed() > 0);
+        // What Postgres has refused takes one epoch more.
+        let waiting = || self.world.ask_postgres("SELECT 1 FROM nexus.refused").len();
+        older.until("it has committed", || {
+            committed() > 0 && table_files(&self.world.path("lake"), "_quarantine/bronze.events") > 0 && waiting() == 0
+        });
         let newer = self.world.start(&["run", &pipeline]);
         let ended = older.ends_within(limit);
         newer.signal("KILL");

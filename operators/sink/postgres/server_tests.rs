@@ -70,8 +70,8 @@ const UUID: &str = "a0eebc99-9c0b-4ef8-bb6d-6bb9bd380a11";
 /// Values of rows, the types of columns they go to, and what is there then.
 fn pairs() -> Vec<(ArrayRef, &'static str, &'static str)> {
     let city: ArrayRef = Arc::new(StringViewArray::from(vec![Some("Köln"), None]));
-    let place: ArrayRef =
-        Arc::new(StructArray::from(vec![(Arc::new(Field::new("city", DataType::Utf8View, true)), city)]));
+    let fields = vec![Field::new("city", DataType::Utf8View, true)];
+    let place: ArrayRef = Arc::new(StructArray::new(fields.into(), vec![city], Some(vec![true, false].into())));
     let bytes: ArrayRef = Arc::new(BinaryArray::from(vec![Some(&b"\x00\xff"[..]), None]));
     let flag: ArrayRef = Arc::new(BooleanArray::from(vec![Some(true), None]));
     let day: ArrayRef = Arc::new(Date32Array::from(vec![Some(15_736), None]));
