@@ -131,7 +131,7 @@ fn pairs() -> Vec<(ArrayRef, &'static str, &'static str)> {
         (integers(&[1, 2]), "smallint[]", "{1,2}"),
         (integers(&[1, 2]), "numeric(3,1)[]", "{1.0,2.0}"),
         (place.clone(), "jsonb", r#"{"city": "Köln"}"#),
-        (place, "json", r#"{"city":"Köln"}"#),
+        (place, "json", r#"{"city": "Köln"}"#),
     ]
 }
 
