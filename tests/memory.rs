@@ -169,22 +169,6 @@ fn a_row_group_that_is_far_larger_in_memory() {
 }
 
 #[test]
-fn rows_of_a_join_above_their_share_are_named() {
-    let source = "    generate:\n      rows: 1500000\n      columns:\n        n: { sequence: {} }\n        \
-                  ts: { time: { start: \"2026-11-01T00:00:00Z\", step: 1ms } }\n    \
-                  event_time: { column: ts, lateness: 1s }\n";
-    let table = "    from: events\ngold:\n  again:\n    sql: SELECT a.n, b.n AS other FROM events a JOIN events b ON a.n = b.n + 1 \
-                 AND b.ts BETWEEN a.ts - INTERVAL '1 day' AND a.ts + INTERVAL '1 day'\n";
-    let world = World::new();
-    let pipeline = pipeline(&world, "memory: 128MiB", source, table);
-    let (finished, peak, _) = run(&world, &pipeline);
-    assert!(peak < 128 << 20, "{} MiB of memory", peak >> 20);
-    let said = finished.expect_code(1).said();
-    assert!(said.contains("error: table gold.again: the state of all tables takes"), "{said}");
-    assert!(said.contains("limits.memory") && said.contains("bounds of joins shorter"), "{said}");
-}
-
-#[test]
 fn state_above_its_share_is_named() {
     const ROWS: usize = 1_200_000;
     let source = format!(

@@ -149,6 +149,13 @@ const KEYS: u64 = 600_000;
 /// the 16 MiB that state has there.
 const WINDOWS: u64 = 250_000;
 
+/// Rows of each side of the joins in the test below, unless NEXUS_TEST_JOINED says otherwise: what waits of them takes
+/// more than the memory that state has there.
+const JOINED: u64 = 600_000;
+
+/// How far apart partners are in their streams: rows of many epochs are kept before the first of theirs comes.
+const APART: u64 = 200_000;
+
 #[test]
 fn remembered_keys_outgrow_the_memory_for_state() {
     let world = World::new();
@@ -159,7 +166,7 @@ fn remembered_keys_outgrow_the_memory_for_state() {
     sql: SELECT k, ts FROM bronze.events
     unique: { key: [k], within: 1d }
 ";
-    let report = run_within(&world, rows, keys, 64 + rows / 20_000, table);
+    let report = run_within(&world, rows, Some(keys), 64 + rows / 20_000, table);
     let lake = world.path("lake");
     let distinct = ask(&lake, "SELECT count(DISTINCT k), sum(DISTINCT k) FROM bronze.events");
     assert_eq!(ask(&lake, "SELECT count(*), sum(k) FROM silver.events"), distinct);
@@ -179,7 +186,7 @@ fn open_windows_outgrow_the_memory_for_state() {
         avg(CAST(k AS DOUBLE)) AS mean
       FROM bronze.events GROUP BY 1, 2
 ";
-    run_within(&world, 4 * windows, windows, 64 + windows / 20_000, table);
+    run_within(&world, 4 * windows, Some(windows), 64 + windows / 20_000, table);
     let states = "SELECT time_bucket(INTERVAL '1 day', ts) AS day, k, count(*) AS events, min(ts) AS first,
         max(ts) AS last, avg(CAST(k AS DOUBLE)) AS mean FROM bronze.events GROUP BY 1, 2";
     let given = "SELECT day, k, events, first, last, mean FROM gold.days";
@@ -198,7 +205,7 @@ fn rows_of_keys_without_a_window_outgrow_the_memory_for_state() {
     postgres: { url: pg, table: totals, key: [k], create: true }
 secrets: { pg: { env: DATABASE_URL } }
 ";
-    run_within(&world, 4 * keys, keys, 64 + keys / 20_000, table);
+    run_within(&world, 4 * keys, Some(keys), 64 + keys / 20_000, table);
     let all = "SELECT k, count(*) AS events, min(ts) AS first, max(ts) AS last, avg(CAST(k AS DOUBLE)) AS mean
         FROM bronze.events GROUP BY 1";
     let newest = "SELECT * EXCLUDE (_sequence) FROM gold.totals
@@ -217,7 +224,7 @@ fn newest_rows_outgrow_the_memory_for_state() {
     postgres: { url: pg, table: events, key: [k], create: true }
 secrets: { pg: { env: DATABASE_URL } }
 ";
-    let report = run_within(&world, 3 * keys, keys, 64 + keys / 20_000, table);
+    let report = run_within(&world, 3 * keys, Some(keys), 64 + keys / 20_000, table);
     let lake = world.path("lake");
     let all = "SELECT k, max(ts) AS ts FROM bronze.events GROUP BY 1";
     let newest = "SELECT k, ts FROM silver.events
@@ -235,6 +242,52 @@ fn same_rows(lake: &std::path::Path, one: &str, other: &str, least: u64) {
     let rows = answer[0][0].as_u64().expect("a count is a number");
     assert_eq!(answer, [json!([rows, rows, rows])], "rows of the one, of the other, and of both together");
     assert!(rows >= least, "only {rows} rows");
+}
+
+#[test]
+fn rows_of_joins_outgrow_the_memory_for_state() {
+    let world = World::new();
+    let rows = number("NEXUS_TEST_JOINED", JOINED);
+    // Each row of the right comes long after its partner; all of them may have others until the end.
+    let left = "SELECT k, ts FROM bronze.events";
+    let right = format!("SELECT k - {APART} AS k, k % 3 AS third, ts FROM bronze.events WHERE k % 2 = 0");
+    let within = "ON l.k = r.k AND r.ts BETWEEN l.ts AND l.ts + INTERVAL '1 day'";
+    let table = format!(
+        "silver:
+  left: {{ sql: '{left}', store: false }}
+  right: {{ sql: '{right}', store: false }}
+gold:
+  met:
+    sql: SELECT l.k, l.ts, r.third, r.ts AS later FROM silver.left l LEFT JOIN silver.right r {within}
+  followed:
+    sql: SELECT l.k, l.ts FROM silver.left l LEFT SEMI JOIN silver.right r {within}
+  newest:
+    sql: |
+      SELECT l.k, l.ts, r.k AS other, r.ts AS before
+      FROM silver.left l ASOF JOIN silver.right r MATCH_CONDITION (l.ts >= r.ts) ON l.k - {APART} - {APART} = r.k
+"
+    );
+    run_within(&world, rows, None, 64 + rows / 20_000, &table);
+    let lake = world.path("lake");
+    let sides = format!("WITH l AS ({left}), r AS ({right})");
+    for (batch, given, least) in [
+        (
+            format!("{sides} SELECT l.k, l.ts, r.third, r.ts AS later FROM l LEFT JOIN r {within}"),
+            "SELECT k, ts, third, later FROM gold.met",
+            rows,
+        ),
+        (format!("{sides} SELECT l.k, l.ts FROM l SEMI JOIN r {within}"), "SELECT k, ts FROM gold.followed", rows / 4),
+        (
+            format!(
+                "{sides} SELECT l.k, l.ts, r.k AS other, r.ts AS before
+                FROM l ASOF LEFT JOIN r ON l.k - {APART} - {APART} = r.k AND l.ts >= r.ts"
+            ),
+            "SELECT k, ts, other, before FROM gold.newest",
+            rows,
+        ),
+    ] {
+        same_rows(&lake, &batch, given, least);
+    }
 }
 
 /// Sessions of the test below, unless NEXUS_TEST_WINDOWS says otherwise: the states of those that are open at once take
@@ -257,7 +310,7 @@ fn open_sessions_outgrow_the_memory_for_state() {
       FROM bronze.events GROUP BY session(ts, {gap}), k
 "
     );
-    run_within(&world, 4 * sessions, sessions, 64 + sessions / 6_000, &table);
+    run_within(&world, 4 * sessions, Some(sessions), 64 + sessions / 6_000, &table);
     let states = format!(
         "WITH marked AS (SELECT ts, k, CASE WHEN lag(ts) OVER of_k + {gap} > ts THEN 0 ELSE 1 END AS fresh
             FROM bronze.events WINDOW of_k AS (PARTITION BY k ORDER BY ts)),
@@ -275,8 +328,9 @@ fn number(name: &str, otherwise: u64) -> u64 {
     given.map_or(otherwise, |text| text.parse().unwrap_or_else(|_| panic!("{name} is a number")))
 }
 
-/// Generates rows with keys from 1 to `keys` for a table, and gives the report.
-fn run_within(world: &World, rows: u64, keys: u64, memory_mib: u64, table: &str) -> serde_json::Value {
+/// Generates rows with keys from 1 to `keys`, or in a sequence from 0, for a table, and gives the report.
+fn run_within(world: &World, rows: u64, keys: Option<u64>, memory_mib: u64, table: &str) -> serde_json::Value {
+    let keys = keys.map_or("sequence: {}".to_owned(), |keys| format!("integer: {{ min: 1, max: {keys} }}"));
     let pipeline = world.file(
         "state.yaml",
         &format!(
@@ -290,7 +344,7 @@ sources:
       rows: {rows}
       seed: 5
       columns:
-        k: {{ integer: {{ min: 1, max: {keys} }} }}
+        k: {{ {keys} }}
         ts: {{ time: {{ start: \"2026-11-01T00:00:00Z\", step: 1ms }} }}
     event_time: {{ column: ts, lateness: 1s }}
 bronze:

@@ -185,6 +185,7 @@ impl TableStage {
         while let Some(batch) = closing.next().await? {
             self.outlet.pass(batch, &mut tally).await?;
         }
+        drop(closing);
         self.outlet.give_newest(barrier.epoch, &mut tally).await?;
         self.report(&barrier, watermark_us, tally).await?;
         let forwarded = Barrier { watermark_us: self.forward(barrier.watermark_us)?, ..barrier };

@@ -14,19 +14,18 @@ use datafusion::physical_expr::PhysicalExpr;
 use datafusion::physical_expr::expressions::Column as PhysicalColumn;
 use nexus_operators::clock::SharedClock;
 use nexus_operators::transform::join::{
-    AsOf, AsOfSide, Bounded, Join, JoinKind, Meeting, Meetings, Partners, Parts, ROW_COLUMN, Side, with_row,
+    AsOf, AsOfSide, Bounded, Join, JoinKind, Meeting, Meetings, Partners, Parts, ROW_COLUMN, Side, TIME_COLUMN,
+    with_row,
 };
 use nexus_operators::transform::leaf::{Leaf, StreamTable};
 use nexus_operators::transform::query::{Query, failed};
+use nexus_operators::transform::states::StateLimits;
 use nexus_operators::transform::window::{Width, Window};
 use nexus_operators::{Error, Result};
 
 use super::analyze::join::{JoinShape, StreamJoin, Until};
 use super::analyze::{EventTimes, stream_name};
 use crate::spec::units::Span;
-
-/// The column with the time of a row that has found a partner.
-const TIME_COLUMN: &str = "__time";
 
 /// The name under which rows of one kind are scanned; a plan has one such scan, or one for each side.
 const SCANS: [&str; 2] = ["__left", "__right"];
@@ -50,6 +49,7 @@ struct Making<'a> {
     sides: [&'a LogicalPlan; 2],
     /// Under which columns the rows of both sides are kept.
     kept: [SchemaRef; 2],
+    limits: StateLimits,
 }
 
 impl JoinPlan {
@@ -71,6 +71,7 @@ impl JoinPlan {
         state: &SessionState,
         clock: &SharedClock,
         inputs: &[(String, SchemaRef)],
+        limits: StateLimits,
     ) -> Result<Join> {
         let (node, join) = StreamJoin::find(&self.plan, &self.times)
             .ok_or_else(|| Error::internal("the plan has no join of two streams"))?;
@@ -79,7 +80,10 @@ impl JoinPlan {
             sides.reverse();
         }
         let kept = sides.map(|side| kept_schema(side.schema()));
-        let making = Making { plan: self, state, clock, sides, kept };
+        // What a table keeps is shared by the rows of both sides, and by the logs of which have found a partner; the rows
+        // of both may be merged in the same epoch.
+        let limits = StateLimits { cached_bytes: limits.cached_bytes / 4, piece_bytes: limits.piece_bytes / 2 };
+        let making = Making { plan: self, state, clock, sides, kept, limits };
         let (above, joined) = making.above(node).await?;
         let [left, right] = sides;
         let parts = Parts {
@@ -155,23 +159,26 @@ impl Making<'_> {
             true => Some(self.meetings([0, 1], numbered, &|rows| pairs(node, turned, rows)).await?),
             false => None,
         };
-        let mut sides = Vec::with_capacity(2);
+        let (mut sides, mut first) = (Vec::with_capacity(2), 0);
         for (place, until) in until.iter().enumerate() {
             let mut partners = None;
             if numbered.get(place) == Some(&true) {
                 let time = until.time.clone();
                 let is_right = (place == 1) != turned;
-                let make = |rows| found(node, is_right, rows, time.clone());
+                let make = |rows| found(node, is_right, rows, time.clone(), kind == JoinKind::Semi);
                 let meetings = self.meetings([place, 1 - place], numbered, &make).await?;
                 let leave = matches!(kind, JoinKind::Semi | JoinKind::Anti);
                 let time = Arc::new(PhysicalColumn::new(TIME_COLUMN, 1));
-                partners = Some(Partners::new(meetings, leave, window(time, until.reach_us)));
+                partners = Some(Partners::new(meetings, leave, window(time, until.reach_us), self.limits)?);
             }
-            let time = self.physical(&until.time, place)?;
-            sides.push(Side::new(window(time, until.reach_us), partners));
+            let time = window(self.physical(&until.time, place)?, until.reach_us);
+            let kept = self.kept.get(place).ok_or_else(|| Error::internal("a join has two sides"))?;
+            let columns = first..first + kept.fields().len();
+            first = columns.end;
+            sides.push(Side::new(kept, columns, time, partners, self.limits)?);
         }
         let sides = <[Side; 2]>::try_from(sides).map_err(|_| Error::internal("a join has two sides"))?;
-        Ok(Bounded::new(kind, sides, pairs, [self.kept[0].fields().len(), self.kept[1].fields().len()]))
+        Ok(Bounded::new(kind, sides, pairs))
     }
 
     fn as_of(&self, times: &[Expr; 2], keys: &[Vec<Expr>; 2], same_time: bool) -> Result<AsOf> {
@@ -180,7 +187,7 @@ impl Making<'_> {
             let time = times.get(place).ok_or_else(|| Error::internal("a join has two sides"))?;
             Ok::<_, Error>(AsOfSide::new(self.physical(time, place)?, keys.collect::<Result<_>>()?))
         };
-        AsOf::new([side(0)?, side(1)?], same_time, &self.kept)
+        AsOf::new([side(0)?, side(1)?], same_time, &self.kept, self.limits)
     }
 
     /// Makes a query over the kept rows of both sides, in this order.
@@ -229,14 +236,16 @@ fn pairs(node: &JoinNode, turned: bool, rows: [LogicalPlan; 2]) -> Result<Logica
     LogicalPlanBuilder::from(met).project(columns.collect::<Vec<_>>()).and_then(|plan| plan.build()).map_err(failed)
 }
 
-/// Makes the numbers and times of the rows of the first input that have a partner in the second.
-fn found(node: &JoinNode, turned: bool, rows: [LogicalPlan; 2], time: Expr) -> Result<LogicalPlan> {
+/// Makes the numbers and times of the rows of the first input that have a partner in the second; with `whole`, behind the
+/// rows themselves.
+fn found(node: &JoinNode, turned: bool, rows: [LogicalPlan; 2], time: Expr, whole: bool) -> Result<LogicalPlan> {
     let met = joined(node, turned, JoinType::LeftSemi, rows)?;
-    let row = met.schema().columns().into_iter().find(|column| column.name == ROW_COLUMN);
-    let row = row.ok_or_else(|| Error::internal("rows of a join have no numbers"))?;
-    let columns = vec![Expr::Column(row).alias(ROW_COLUMN), time.alias(TIME_COLUMN)];
-    let plan = LogicalPlanBuilder::from(met).project(columns);
-    plan.and_then(|plan| plan.build()).map_err(failed)
+    let is_row = |column: &Column| column.name == ROW_COLUMN;
+    let (row, own): (Vec<_>, Vec<_>) = met.schema().columns().into_iter().partition(is_row);
+    let own = own.into_iter().filter(|_| whole).enumerate().map(|(place, own)| Expr::Column(own).alias(name(place)));
+    let row = row.into_iter().map(|row| Expr::Column(row).alias(ROW_COLUMN));
+    let columns: Vec<Expr> = own.chain(row).chain([time.alias(TIME_COLUMN)]).collect();
+    LogicalPlanBuilder::from(met).project(columns).and_then(|plan| plan.build()).map_err(failed)
 }
 
 /// Joins rows as a node does, which may have them the other way round.

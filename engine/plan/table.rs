@@ -37,6 +37,9 @@ use super::{as_of, windows};
 use crate::spec::Tier;
 use crate::spec::model::{self, Keep, Late};
 
+/// For a query that is looked at only.
+const NOTHING_KEPT: StateLimits = StateLimits { cached_bytes: 0, piece_bytes: 0 };
+
 /// What a table may read.
 pub struct Readable<'a> {
     /// Streams by name, with their columns and the index of their event time.
@@ -265,14 +268,14 @@ impl TablePlan {
     /// Gives the plans as DataFusion runs them, each with what it is.
     pub async fn physical(&self) -> Result<Vec<(&'static str, Arc<dyn ExecutionPlan>)>> {
         let Some(join) = &self.join else { return Ok(vec![("query", self.query().await?.physical().clone())]) };
-        let join = self.run().join(join).await?;
+        let join = self.run().join(join, NOTHING_KEPT).await?;
         Ok(join.queries().into_iter().map(|(what, query)| (what, query.physical().clone())).collect())
     }
 
     /// Makes the query ready to run epoch by epoch.
     pub async fn transform(&self, limits: StateLimits) -> Result<Transform> {
         if let Some(join) = &self.join {
-            return Ok(Transform::Joined(Box::new(self.run().join(join).await?)));
+            return Ok(Transform::Joined(Box::new(self.run().join(join, limits).await?)));
         }
         let query = self.query().await?;
         Ok(match self.window {
@@ -335,7 +338,7 @@ struct Run<'a> {
 impl Run<'_> {
     async fn schema(&self, join: Option<&JoinPlan>) -> Result<SchemaRef> {
         match join {
-            Some(join) => Ok(self.join(join).await?.schema()),
+            Some(join) => Ok(self.join(join, NOTHING_KEPT).await?.schema()),
             None => Ok(self.query().await?.schema()),
         }
     }
@@ -344,10 +347,10 @@ impl Run<'_> {
         Query::new(self.state.clone(), self.logical.clone(), self.leaves.to_vec(), self.clock.clone()).await
     }
 
-    async fn join(&self, join: &JoinPlan) -> Result<Join> {
+    async fn join(&self, join: &JoinPlan, limits: StateLimits) -> Result<Join> {
         let inputs = self.inputs.iter().zip(self.leaves);
         let inputs: Vec<_> = inputs.map(|(name, leaf)| (name.clone(), leaf.schema().clone())).collect();
-        join.build(self.state, self.clock, &inputs).await
+        join.build(self.state, self.clock, &inputs, limits).await
     }
 }
 

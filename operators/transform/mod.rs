@@ -24,7 +24,6 @@ mod phases;
 pub mod query;
 pub mod rows;
 pub mod sealed;
-mod segments;
 mod session;
 pub mod states;
 mod tiers;
@@ -39,7 +38,6 @@ use join::Join;
 use keyed::KeyedAggregate;
 use query::{Query, Running, failed};
 use sealed::Sealed;
-use segments::Segment;
 use window::WATERMARK_START;
 
 /// The kind of state that the accumulators of an aggregate are.
@@ -133,7 +131,7 @@ impl Transform {
             Transform::Windowed(aggregate) => Closing::Aggregate(aggregate.close(watermark_us).await?),
             Transform::Corrected(aggregate) => Closing::Aggregate(aggregate.close(epoch, watermark_us)?),
             Transform::Keyed(aggregate) => Closing::Aggregate(aggregate.close(epoch)?),
-            Transform::Joined(join) => Closing::Rows(join.close(watermark_us).await?),
+            Transform::Joined(join) => Closing::Joined(join.close(watermark_us)?),
         })
     }
 
@@ -156,6 +154,7 @@ impl Transform {
             Transform::Windowed(aggregate) if kind == WINDOWS => aggregate.adopt(epoch, file),
             Transform::Corrected(aggregate) if kind == WINDOWS => aggregate.adopt(epoch, file),
             Transform::Keyed(aggregate) if kind == WINDOWS => aggregate.adopt(epoch, file),
+            Transform::Joined(join) => join.adopt(kind, epoch, file),
             _ => Ok(()),
         }
     }
@@ -167,7 +166,6 @@ impl Transform {
         closed_until_us: i64,
         forgotten_until_us: Option<i64>,
     ) -> Result<()> {
-        let segments = |files: Vec<(u64, File)>| files.into_iter().map(Segment::read).collect::<Result<Vec<_>>>();
         match self {
             Transform::Stateless(_) => Ok(()),
             Transform::Windowed(aggregate) => {
@@ -178,13 +176,7 @@ impl Transform {
                 aggregate.restore(files, closed_until_us, forgotten_until_us)
             }
             Transform::Keyed(aggregate) => aggregate.restore(kinds.remove(WINDOWS).unwrap_or_default()),
-            Transform::Joined(join) => {
-                let mut kept = BTreeMap::new();
-                for (kind, files) in kinds {
-                    kept.insert(kind, segments(files)?);
-                }
-                join.restore(kept, closed_until_us)
-            }
+            Transform::Joined(join) => join.restore(kinds, closed_until_us),
         }
     }
 
@@ -246,6 +238,8 @@ pub enum Closing<'a> {
     Rows(Option<SendableRecordBatchStream>),
     /// Of an aggregate.
     Aggregate(closing::Closing<'a>),
+    /// Of a join.
+    Joined(join::Closing<'a>),
 }
 
 impl Closing<'_> {
@@ -255,6 +249,7 @@ impl Closing<'_> {
             Closing::Rows(None) => Ok(None),
             Closing::Rows(Some(rows)) => rows.next().await.transpose().map_err(failed),
             Closing::Aggregate(closing) => closing.next().await,
+            Closing::Joined(join) => join.next().await,
         }
     }
 }

@@ -5,28 +5,37 @@
 //! plan above it runs over what that gives. DataFusion does the joining, so that any condition works.
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
+use std::fs::File;
+use std::ops::Range;
 
-use arrow::array::{BooleanArray, RecordBatch};
+use arrow::array::{BooleanArray, RecordBatch, new_null_array};
+use arrow::compute::{filter_record_batch, not};
 use arrow::datatypes::SchemaRef;
-use datafusion::error::DataFusionError;
 use datafusion::execution::SendableRecordBatchStream;
 use datafusion::physical_plan::stream::RecordBatchStreamAdapter;
-use futures::StreamExt;
+use futures::TryFutureExt;
+use futures::stream::{self, StreamExt};
+use tokio::sync::mpsc;
 
 mod as_of;
 mod bounded;
+mod meetings;
+mod numbers;
+mod seek;
 mod side;
+#[cfg(test)]
+mod tests;
 
 pub use as_of::{AsOf, AsOfSide};
 pub use bounded::{Bounded, JoinKind};
-pub use side::{Meetings, Partners, ROW_COLUMN, Side, with_row};
+pub use meetings::Meetings;
+use meetings::{Met, beside, to_the_end};
+pub use side::{Partners, ROW_COLUMN, Side, TIME_COLUMN, with_row};
 
 use super::held::Held;
 use super::query::{Query, Running};
 use super::rows::conform;
 use super::sealed::Sealed;
-use super::segments::Segment;
 use super::window::{WATERMARK_END, WATERMARK_START, Window};
 use crate::error::{Error, Result};
 
@@ -37,6 +46,9 @@ const LEFT: &str = "left";
 const RIGHT: &str = "right";
 const LEFT_FOUND: &str = "left_found";
 const RIGHT_FOUND: &str = "right_found";
+
+/// Batches that wait between the join and the plan above it.
+const MET_BATCHES_MAX: usize = 1;
 
 /// The parts of a query that joins two streams.
 pub struct Parts {
@@ -68,13 +80,25 @@ pub enum Meeting {
 pub struct Join {
     parts: Parts,
     arrived: [Vec<RecordBatch>; 2],
+    /// What that takes.
+    arrived_held: Held,
     passed_us: i64,
+}
+
+/// Rows that come of a join at a barrier.
+pub struct Closing<'a>(Met<'a>);
+
+/// Where what comes of a join goes: to the plan above it.
+pub struct Out {
+    joined: SchemaRef,
+    /// Whoever reads it may end before the rows do.
+    to: mpsc::Sender<RecordBatch>,
 }
 
 impl Join {
     /// Takes the parts of a query.
     pub fn new(parts: Parts) -> Self {
-        Self { parts, arrived: [Vec::new(), Vec::new()], passed_us: WATERMARK_START }
+        Self { parts, arrived: [Vec::new(), Vec::new()], arrived_held: Held::default(), passed_us: WATERMARK_START }
     }
 
     /// Gives the columns of the rows that come out.
@@ -124,53 +148,80 @@ impl Join {
     /// Keeps rows of a side.
     pub fn absorb(&mut self, side: usize, rows: RecordBatch) {
         if let Some(arrived) = self.arrived.get_mut(side).filter(|_| rows.num_rows() > 0) {
+            self.arrived_held.add(&rows);
             arrived.push(rows);
         }
     }
 
-    /// Has rows meet, and gives what comes of it: also of those whose time has passed at the watermark.
-    pub async fn close(&mut self, watermark_us: i64) -> Result<Option<SendableRecordBatchStream>> {
+    /// Has rows meet, and gives what comes of it: also of those whose time has passed at the watermark. All must be taken.
+    pub fn close(&mut self, watermark_us: i64) -> Result<Closing<'_>> {
+        let Self { parts: Parts { kept, meeting, above, joined, .. }, arrived, arrived_held, passed_us } = self;
+        *arrived_held = Held::default();
         let mut fresh = [Vec::new(), Vec::new()];
-        for ((fresh, arrived), kept) in fresh.iter_mut().zip(&mut self.arrived).zip(&self.parts.kept) {
+        for ((fresh, arrived), kept) in fresh.iter_mut().zip(arrived).zip(kept) {
             for rows in arrived.drain(..) {
                 fresh.push(conform(&rows, kept)?);
             }
         }
-        let time = if watermark_us == WATERMARK_END { None } else { Some(self.passed_us.max(watermark_us)) };
-        let (met, passed_us) = match &mut self.parts.meeting {
-            Meeting::Bounded(bounded) => bounded.meet(fresh, time, self.passed_us, &self.parts.joined).await?,
-            Meeting::AsOf(as_of) => as_of.meet(fresh, time, self.passed_us, &self.parts.joined)?,
+        let time = if watermark_us == WATERMARK_END { None } else { Some(watermark_us.max(*passed_us)) };
+        let (to, mut met) = mpsc::channel(MET_BATCHES_MAX);
+        let out = Out { joined: joined.clone(), to };
+        let meeting = async move {
+            *passed_us = match meeting {
+                Meeting::Bounded(bounded) => bounded.meet(fresh, time, *passed_us, &out).await?,
+                Meeting::AsOf(as_of) => as_of.meet(fresh, time, *passed_us, &out).await?,
+            };
+            Ok(())
         };
-        self.passed_us = passed_us;
-        if met.is_empty() {
-            return Ok(None);
-        }
-        let joined = self.parts.joined.clone();
-        let rows = futures::stream::iter(met)
-            .flatten()
-            .map(move |batch| conform(&batch?, &joined).map_err(|e| DataFusionError::External(Box::new(e))));
-        let rows = RecordBatchStreamAdapter::new(self.parts.joined.clone(), rows);
-        self.parts.above.run(vec![Box::pin(rows)]).await.map(Some)
+        let joined = joined.clone();
+        let rows = async move {
+            // Nothing is above nothing.
+            let Some(first) = met.recv().await else { return Ok(stream::empty().boxed()) };
+            let others =
+                stream::unfold(met, async |mut met: mpsc::Receiver<_>| met.recv().await.map(|rows| (rows, met)));
+            let rows = stream::once(std::future::ready(first)).chain(others).map(Ok);
+            let rows: SendableRecordBatchStream = Box::pin(RecordBatchStreamAdapter::new(joined, rows));
+            let rows = above.run(vec![rows]).await?;
+            Ok(to_the_end(above, rows).boxed())
+        };
+        Ok(Closing(beside(meeting, rows.try_flatten_stream())))
     }
 
     /// Closes the epoch and tells what has to be durable, by its kind.
+    ///
+    /// What was added must be given back as a file by [`adopt`](Self::adopt).
     pub fn seal(&mut self, epoch: u64) -> Result<Vec<(&'static str, Sealed)>> {
-        let (left, right) = match &mut self.parts.meeting {
+        let [[left, left_found], [right, right_found]] = match &mut self.parts.meeting {
             Meeting::Bounded(bounded) => bounded.seal(epoch)?,
             Meeting::AsOf(as_of) => as_of.seal(epoch)?,
         };
-        let kinds = [(LEFT, left.0), (RIGHT, right.0), (LEFT_FOUND, left.1), (RIGHT_FOUND, right.1)];
-        kinds.into_iter().map(|(kind, snapshot)| Ok((kind, snapshot.encode()?))).collect()
+        Ok(vec![(LEFT, left), (RIGHT, right), (LEFT_FOUND, left_found), (RIGHT_FOUND, right_found)])
     }
 
-    /// Goes on from a snapshot.
-    pub fn restore(&mut self, mut parts: BTreeMap<&'static str, Vec<Segment>>, passed_us: i64) -> Result<()> {
+    /// Takes the file of what [`seal`](Self::seal) has added to a kind of state, and that is durable now.
+    pub fn adopt(&mut self, kind: &'static str, epoch: u64, file: File) -> Result<()> {
+        let [[left, left_found], [right, right_found]] = match &mut self.parts.meeting {
+            Meeting::Bounded(bounded) => bounded.states(),
+            Meeting::AsOf(as_of) => as_of.states(),
+        };
+        let states = match kind {
+            LEFT => left,
+            RIGHT => right,
+            LEFT_FOUND => left_found,
+            RIGHT_FOUND => right_found,
+            _ => None,
+        };
+        states.ok_or_else(|| Error::internal(format!("a join keeps no {kind}")))?.adopt(epoch, file)
+    }
+
+    /// Goes on from the files of each kind of state, by their epochs, oldest first.
+    pub fn restore(&mut self, mut kinds: BTreeMap<&'static str, Vec<(u64, File)>>, passed_us: i64) -> Result<()> {
         self.passed_us = passed_us;
-        let mut part = |name| parts.remove(name).unwrap_or_default();
-        let (left, right) = ((part(LEFT), part(LEFT_FOUND)), (part(RIGHT), part(RIGHT_FOUND)));
+        let mut files = |kind| kinds.remove(kind).unwrap_or_default();
+        let files = [[files(LEFT), files(LEFT_FOUND)], [files(RIGHT), files(RIGHT_FOUND)]];
         match &mut self.parts.meeting {
-            Meeting::Bounded(bounded) => bounded.restore(left, right, passed_us),
-            Meeting::AsOf(as_of) => as_of.restore(left.0, right.0, passed_us),
+            Meeting::Bounded(bounded) => bounded.restore(files, passed_us),
+            Meeting::AsOf(as_of) => as_of.restore(files, passed_us),
         }
     }
 
@@ -185,42 +236,56 @@ impl Join {
     /// Gives the memory that the rows of the open epoch take, in bytes, and with it the hash table that they go into at
     /// its barrier, which takes about as much again.
     pub fn open_bytes(&self) -> usize {
-        2 * self.arrived.iter().flatten().map(RecordBatch::get_array_memory_size).sum::<usize>()
+        2 * self.arrived_held.bytes()
     }
 
     /// Gives the memory that the kept rows take, in bytes.
     pub fn size_bytes(&self) -> usize {
-        let arrived = Held::of(self.arrived.iter().flatten()).bytes();
         let kept = match &self.parts.meeting {
             Meeting::Bounded(bounded) => bounded.size_bytes(),
             Meeting::AsOf(as_of) => as_of.size_bytes(),
         };
-        arrived + kept
+        self.arrived_held.bytes() + kept
     }
 }
 
-/// Gives rows as a stream; nothing if there are none.
-fn at_hand(rows: Vec<RecordBatch>) -> Option<SendableRecordBatchStream> {
-    let schema = rows.first()?.schema();
-    Some(Box::pin(RecordBatchStreamAdapter::new(schema, futures::stream::iter(rows.into_iter().map(Ok)))))
+impl Closing<'_> {
+    /// Gives the next rows; nothing when all have been given.
+    pub async fn next(&mut self) -> Result<Option<RecordBatch>> {
+        self.0.next().await.transpose()
+    }
 }
 
-/// Marks the rows whose time has passed, and those that have none and meet nobody.
-fn over(until: &Window, rows: &RecordBatch, bound_us: i64) -> Result<BooleanArray> {
-    Ok(until.ends_us(rows)?.into_iter().map(|end| Some(end.is_none_or(|end| end <= bound_us))).collect())
-}
-
-/// Puts rows of one side under the columns of the join, NULL in those of the other; `first` is the place of their first
-/// column. The number of a row is left out.
-fn widened(rows: &RecordBatch, first: usize, columns: usize, joined: &SchemaRef) -> Result<RecordBatch> {
-    let own = first..first + columns;
-    let column = |(place, field): (usize, &arrow::datatypes::FieldRef)| {
-        if own.contains(&place) {
-            let column = rows.columns().get(place - first).cloned();
-            return column.ok_or_else(|| Error::internal("a row of a join lacks a column"));
+impl Out {
+    /// Gives rows that have met.
+    async fn give(&self, rows: &RecordBatch) -> Result<()> {
+        if rows.num_rows() > 0 {
+            drop(self.to.send(conform(rows, &self.joined)?).await);
         }
-        Ok(arrow::array::new_null_array(field.data_type(), rows.num_rows()))
-    };
-    let columns = joined.fields().iter().enumerate().map(column).collect::<Result<Vec<_>>>()?;
-    Ok(RecordBatch::try_new(Arc::clone(joined), columns)?)
+        Ok(())
+    }
+
+    /// Gives rows of one side, NULL in the columns of the other; `own` are the places of theirs. Columns behind these,
+    /// such as a row's number, are left out.
+    async fn give_alone(&self, rows: &RecordBatch, own: &Range<usize>) -> Result<()> {
+        if rows.num_rows() == 0 {
+            return Ok(());
+        }
+        let mut columns = Vec::with_capacity(self.joined.fields().len());
+        for (place, field) in self.joined.fields().iter().enumerate() {
+            let column = if own.contains(&place) { rows.columns().get(place - own.start).cloned() } else { None };
+            columns.push(column.unwrap_or_else(|| new_null_array(field.data_type(), rows.num_rows())));
+        }
+        self.give(&RecordBatch::try_new(self.joined.clone(), columns)?).await
+    }
+}
+
+/// Parts rows from those that have no time, and meet nobody.
+fn timeless(until: &Window, rows: RecordBatch) -> Result<(RecordBatch, RecordBatch)> {
+    let timeless: BooleanArray = until.ends_us(&rows)?.into_iter().map(|end| Some(end.is_none())).collect();
+    if timeless.true_count() == 0 {
+        let none = rows.slice(0, 0);
+        return Ok((rows, none));
+    }
+    Ok((filter_record_batch(&rows, &not(&timeless)?)?, filter_record_batch(&rows, &timeless)?))
 }

@@ -1,106 +1,103 @@
 //! One side of a join within a time bound: the rows that may still meet one of the other side.
 
-use std::collections::HashSet;
+use std::fs::File;
+use std::ops::Range;
 use std::sync::Arc;
 
 use arrow::array::{ArrayRef, AsArray, BooleanArray, RecordBatch, UInt64Array};
-use arrow::compute::filter_record_batch;
+use arrow::compute::{filter_record_batch, not};
 use arrow::datatypes::{DataType, Field, FieldRef, Schema, SchemaRef, UInt64Type};
 use futures::TryStreamExt;
 
-use super::{at_hand, over};
+use super::meetings::{Kept, Meetings};
+use super::numbers::Numbers;
+use super::{Out, timeless};
 use crate::error::{Error, Result};
-use crate::transform::query::{Query, failed};
+use crate::transform::query::Query;
 use crate::transform::rows::coalesced;
-use crate::transform::segments::{Segment, Segments, Snapshot};
-use crate::transform::window::Window;
+use crate::transform::sealed::Sealed;
+use crate::transform::states::{Ends, StateLimits, States, Wanted};
+use crate::transform::window::{WATERMARK_END, WATERMARK_START, Window};
 
-/// The column with a row's number within its side. It comes last.
+/// The column with a row's number within its side. It comes last of a row's own.
 pub const ROW_COLUMN: &str = "__row";
+
+/// The column with the time of a row that has found a partner.
+pub const TIME_COLUMN: &str = "__time";
+
+/// Bits of a row's number that count rows within an epoch, as if each of them had so many.
+const EPOCH_BITS: u32 = 32;
 
 /// Keeps one side's rows as long as a row on time of the other side may meet them.
 pub struct Side {
-    rows: Segments,
+    rows: States,
     until: Window,
     partners: Option<Partners>,
+    /// Its columns among those of the join.
+    columns: Range<usize>,
 }
 
 /// Knows which rows of a side have found a partner.
 pub struct Partners {
     meetings: Meetings,
     leave: bool,
-    found: HashSet<u64>,
-    /// The numbers and times of rows that have found a partner, as long as their files may hold them.
-    log: Segments,
+    found: Numbers,
+    /// The numbers and times of kept rows that have found a partner, as long as their files may hold them.
+    log: States,
     until: Window,
+    /// The numbers and times of those that have found one in the open epoch.
+    fresh_found: Vec<RecordBatch>,
+    /// The number of the first row of the open epoch.
+    fresh_row: u64,
     next_row: u64,
 }
 
-/// A query over two inputs, planned twice: for few rows of the first input, and for few of the second.
-pub struct Meetings {
-    few_first: Query,
-    few_second: Query,
-}
-
-impl Meetings {
-    /// Takes the same query twice, the first planned for few rows of its first input, the other for few of its second.
-    pub fn new(few_first: Query, few_second: Query) -> Self {
-        Self { few_first, few_second }
-    }
-
-    /// Gives the query.
-    pub fn query(&self) -> &Query {
-        &self.few_first
-    }
-
-    /// Has the plans made again before the next run.
-    pub fn refresh(&mut self) {
-        self.few_first.refresh();
-        self.few_second.refresh();
-    }
-
-    /// Has all rows meet of which at least one is fresh: those of each input are given as kept and fresh ones.
-    pub async fn run(
-        &mut self,
-        (kept, fresh): (Vec<RecordBatch>, &[RecordBatch]),
-        (kept_second, fresh_second): (Vec<RecordBatch>, &[RecordBatch]),
-    ) -> Result<Vec<datafusion::execution::SendableRecordBatchStream>> {
-        let mut streams = Vec::new();
-        let all_second = kept_second.into_iter().chain(fresh_second.iter().cloned()).collect();
-        let of_fresh = at_hand(fresh.to_vec()).zip(at_hand(all_second));
-        if let Some((first, second)) = of_fresh {
-            streams.push(self.few_first.run(vec![first, second]).await?);
-        }
-        if let Some((first, second)) = at_hand(kept).zip(at_hand(fresh_second.to_vec())) {
-            streams.push(self.few_second.run(vec![first, second]).await?);
-        }
-        Ok(streams)
-    }
-}
-
 impl Partners {
-    /// Takes the query that gives [`ROW_COLUMN`] and the time of each row of its first input that has a partner in the
-    /// second, and how long that time counts. With `leave`, a row leaves its side once it has found a partner.
-    pub fn new(meetings: Meetings, leave: bool, until: Window) -> Self {
-        Self { meetings, leave, found: HashSet::new(), log: Segments::default(), until, next_row: 0 }
+    /// Takes the query that gives [`ROW_COLUMN`] and [`TIME_COLUMN`] of each row of its first input that has a partner in
+    /// the second, perhaps behind the row itself, and how long that time counts: over these two columns. With `leave`, a
+    /// row leaves its side once it has found a partner.
+    pub fn new(meetings: Meetings, leave: bool, until: Window, limits: StateLimits) -> Result<Self> {
+        let log = noted(&meetings.query().schema())?;
+        let log = States::new(log, Vec::new(), Ends::Window(until.clone()), limits)?;
+        let (found, fresh_found) = Default::default();
+        Ok(Self { meetings, leave, found, log, until, fresh_found, fresh_row: 0, next_row: 0 })
     }
 
-    fn note(&mut self, rows: &RecordBatch) -> Result<()> {
-        self.found.extend(numbers(rows)?.values());
+    /// Forgets rows whose time has passed at `bound_us`, and notes which others have found a partner.
+    fn note(&mut self, bound_us: i64) -> Result<()> {
+        let mut blocks = self.log.blocks(Wanted::span(WATERMARK_START, bound_us))?;
+        while let Some(passed) = blocks.next_block()? {
+            numbers(&passed)?.values().iter().for_each(|number| self.found.remove(*number));
+        }
+        self.log.forget(bound_us);
+        for found in self.fresh_found.drain(..) {
+            let mut noted = Vec::with_capacity(found.num_rows());
+            for (number, end_us) in numbers(&found)?.values().iter().zip(self.until.ends_us(&found)?) {
+                // One that leaves before it was kept leaves no trace.
+                let is_kept = end_us.is_some_and(|end| end > bound_us) && !(self.leave && *number >= self.fresh_row);
+                if !is_kept {
+                    self.found.remove(*number);
+                }
+                noted.push(is_kept);
+            }
+            self.log.add(&filter_record_batch(&found, &BooleanArray::from(noted))?)?;
+        }
         Ok(())
-    }
-
-    /// Keeps of some rows those that have not found a partner.
-    fn alone(&self, rows: &RecordBatch) -> Result<RecordBatch> {
-        let alone: BooleanArray = numbers(rows)?.iter().map(|row| row.map(|row| !self.found.contains(&row))).collect();
-        Ok(filter_record_batch(rows, &alone)?)
     }
 }
 
 impl Side {
-    /// Keeps rows until their time has passed.
-    pub fn new(until: Window, partners: Option<Partners>) -> Self {
-        Self { rows: Segments::default(), until, partners }
+    /// Keeps rows of these columns until their time has passed; `columns` is their place among those of the join.
+    pub fn new(
+        kept: &SchemaRef,
+        columns: Range<usize>,
+        until: Window,
+        partners: Option<Partners>,
+        limits: StateLimits,
+    ) -> Result<Self> {
+        let schema = if partners.is_some() { with_row(kept) } else { kept.clone() };
+        let rows = States::new(schema, Vec::new(), Ends::Window(until.clone()), limits)?;
+        Ok(Self { rows, until, partners, columns })
     }
 
     /// Has the plans made again before the next run.
@@ -116,117 +113,142 @@ impl Side {
     }
 
     /// Gives the rows that are kept.
-    pub fn rows(&self) -> Vec<RecordBatch> {
-        self.rows.rows().cloned().collect()
+    pub fn kept(&mut self) -> Kept<'_> {
+        Kept::all(&mut self.rows)
     }
 
-    /// Numbers rows that have come, where it matters which of them find a partner.
-    pub fn number(&mut self, rows: Vec<RecordBatch>) -> Result<Vec<RecordBatch>> {
-        let rows = coalesced(rows)?;
-        let Some(partners) = &mut self.partners else { return Ok(rows) };
-        let numbered = rows.into_iter().map(|batch| {
-            let end = partners.next_row + batch.num_rows() as u64;
+    /// Numbers rows that have come, where it matters which of them find a partner. Rows without a time meet nobody: they
+    /// go to `alone` at once, or are dropped.
+    pub async fn admit(&mut self, rows: Vec<RecordBatch>, alone: Option<&Out>) -> Result<Vec<RecordBatch>> {
+        if let Some(partners) = &mut self.partners {
+            partners.fresh_row = partners.next_row;
+        }
+        let mut admitted = Vec::with_capacity(rows.len());
+        for rows in coalesced(rows)? {
+            let (rows, timeless) = timeless(&self.until, rows)?;
+            let Some(partners) = &mut self.partners else {
+                admitted.push(rows);
+                continue;
+            };
+            if let Some(out) = alone {
+                out.give_alone(&timeless, &self.columns).await?;
+            }
+            let end = partners.next_row + rows.num_rows() as u64;
             let numbers: ArrayRef = Arc::new(UInt64Array::from_iter_values(partners.next_row..end));
             partners.next_row = end;
-            let columns = batch.columns().iter().cloned().chain([numbers]).collect();
-            Ok(RecordBatch::try_new(with_row(&batch.schema()), columns)?)
-        });
-        numbered.collect()
+            let columns = rows.columns().iter().cloned().chain([numbers]).collect();
+            admitted.push(RecordBatch::try_new(with_row(&rows.schema()), columns)?);
+        }
+        admitted.retain(|rows| rows.num_rows() > 0);
+        Ok(admitted)
     }
 
-    /// Finds the rows that had no partner and have one now, by their numbers and times.
+    /// Finds the rows that had no partner and have one now. With `paired`, they go there: whole, as they are found.
     pub async fn find(
         &mut self,
         fresh: &[RecordBatch],
-        other: &Side,
+        other: &mut Side,
         fresh_of_other: &[RecordBatch],
-    ) -> Result<Vec<RecordBatch>> {
-        let Some(partners) = &mut self.partners else { return Ok(Vec::new()) };
-        let alone = match fresh_of_other {
-            [] => Vec::new(),
-            _ => self.rows.rows().map(|rows| partners.alone(rows)).collect::<Result<Vec<_>>>()?,
-        };
-        let mut found = Vec::new();
-        for rows in partners.meetings.run((alone, fresh), (other.rows(), fresh_of_other)).await? {
-            found.extend(rows.try_collect::<Vec<_>>().await.map_err(failed)?);
+        paired: Option<&Out>,
+    ) -> Result<()> {
+        let Some(partners) = &mut self.partners else { return Ok(()) };
+        let mut met = partners.meetings.of_first(fresh, other.kept(), fresh_of_other).await?;
+        while let Some(rows) = met.try_next().await? {
+            partners.fresh_found.push(tell(&rows, &self.columns, paired).await?);
         }
-        Ok(found)
+        drop(met);
+        let kept = Kept { rows: &mut self.rows, without: Some(&partners.found) };
+        let mut met = partners.meetings.of_second(kept, fresh_of_other).await?;
+        while let Some(rows) = met.try_next().await? {
+            partners.fresh_found.push(tell(&rows, &self.columns, paired).await?);
+        }
+        drop(met);
+        for found in &partners.fresh_found {
+            numbers(found)?.values().iter().for_each(|number| partners.found.insert(*number));
+        }
+        Ok(())
     }
 
-    /// Keeps rows that have come, and notes which rows have found a partner. Gives those that leave for it.
-    pub fn keep(&mut self, fresh: Vec<RecordBatch>, found: Vec<RecordBatch>) -> Result<Vec<RecordBatch>> {
-        fresh.into_iter().for_each(|rows| self.rows.add(rows));
-        let Some(partners) = &mut self.partners else { return Ok(Vec::new()) };
-        for rows in found {
-            partners.note(&rows)?;
-            partners.log.add(rows);
-        }
-        if partners.leave { self.take_found() } else { Ok(Vec::new()) }
-    }
-
-    /// Drops the rows whose time has passed, and gives those of them that have found no partner.
-    pub fn expire(&mut self, bound_us: i64) -> Result<Vec<RecordBatch>> {
-        let taken = self.rows.take(|rows| over(&self.until, rows, bound_us))?;
-        let Some(partners) = &mut self.partners else { return Ok(Vec::new()) };
-        let alone = taken.iter().map(|rows| partners.alone(rows)).collect::<Result<Vec<_>>>()?;
-        for gone in partners.log.take(|rows| over(&partners.until, rows, bound_us))? {
-            for row in numbers(&gone)?.values() {
-                partners.found.remove(row);
+    /// Keeps rows that have come, and drops those whose time has passed. With `alone`, those of them that have found no
+    /// partner go there.
+    pub async fn keep(&mut self, fresh: Vec<RecordBatch>, bound_us: i64, alone: Option<&Out>) -> Result<()> {
+        let alone = alone.zip(self.partners.as_ref());
+        if let Some((out, partners)) = alone {
+            let mut blocks = self.rows.blocks(Wanted::span(WATERMARK_START, bound_us))?;
+            while let Some(passed) = blocks.next_block()? {
+                out.give_alone(&without(&passed, &partners.found)?, &self.columns).await?;
             }
         }
-        Ok(alone.into_iter().filter(|rows| rows.num_rows() > 0).collect())
+        self.rows.forget(bound_us);
+        for rows in fresh {
+            let passed = self.until.closed(&rows, bound_us)?;
+            if let Some((out, partners)) = alone {
+                let passed = filter_record_batch(&rows, &passed)?;
+                out.give_alone(&without(&passed, &partners.found)?, &self.columns).await?;
+            }
+            let kept = filter_record_batch(&rows, &not(&passed)?)?;
+            let leaving = self.partners.as_ref().filter(|partners| partners.leave);
+            self.rows.add(&leaving.map_or(Ok(kept.clone()), |partners| without(&kept, &partners.found))?)?;
+        }
+        self.partners.as_mut().map_or(Ok(()), |partners| partners.note(bound_us))
     }
 
     /// Gives the time at which the last row passes that has found no partner, if it matters.
-    pub fn last_alone_us(&self) -> Result<Option<i64>> {
+    pub fn last_alone_us(&mut self, fresh: &[RecordBatch]) -> Result<Option<i64>> {
         let Some(partners) = &self.partners else { return Ok(None) };
-        let mut last = None;
-        for rows in self.rows.rows() {
-            last = self.until.ends_us(&partners.alone(rows)?)?.into_iter().fold(last, Option::max);
+        let last = |rows: &RecordBatch| {
+            let ends = self.until.ends_us(&without(rows, &partners.found)?)?;
+            Ok::<_, Error>(ends.into_iter().flatten().max())
+        };
+        let mut last_us = None;
+        for rows in fresh {
+            last_us = last_us.max(last(rows)?);
         }
-        Ok(last)
+        let mut blocks = self.rows.blocks(Wanted::span(WATERMARK_START, WATERMARK_END))?;
+        while let Some(rows) = blocks.next_block()? {
+            last_us = last_us.max(last(&rows)?);
+        }
+        Ok(last_us)
     }
 
-    /// Closes the epoch: gives what has to be durable of the rows, and of which have found a partner.
-    pub fn seal(&mut self, epoch: u64) -> Result<(Snapshot, Snapshot)> {
-        merge(&mut self.rows)?;
-        let rows = self.rows.seal(epoch);
-        let Some(partners) = &mut self.partners else { return Ok((rows, Snapshot::default())) };
-        merge(&mut partners.log)?;
-        Ok((rows, partners.log.seal(epoch)))
+    /// Closes the epoch: tells what has to be durable of the rows, and of which have found a partner.
+    pub fn seal(&mut self, epoch: u64) -> Result<[Sealed; 2]> {
+        for rows in self.rows.take_mergeable()? {
+            let left = self.partners.as_ref().filter(|partners| partners.leave);
+            self.rows.add(&left.map_or(Ok(rows.clone()), |partners| without(&rows, &partners.found))?)?;
+        }
+        let rows = self.rows.seal(epoch)?;
+        let Some(partners) = &mut self.partners else { return Ok([rows, Sealed::default()]) };
+        for found in partners.log.take_mergeable()? {
+            partners.log.add(&found)?;
+        }
+        Ok([rows, partners.log.seal(epoch)?])
     }
 
-    /// Goes on from a snapshot. A segment is saved once: what has left it since is still in it.
-    pub fn restore(&mut self, rows: Vec<Segment>, found: Vec<Segment>, bound_us: i64) -> Result<()> {
-        self.rows.restore(rows);
-        if let Some(partners) = &mut self.partners {
-            partners.log.restore(found);
-            let known: Vec<RecordBatch> = partners.log.rows().cloned().collect();
-            known.iter().try_for_each(|rows| partners.note(rows))?;
-            for rows in self.rows.rows().chain(partners.log.rows()) {
-                let next = arrow::compute::max(numbers(rows)?).map_or(0, |last| last + 1);
-                partners.next_row = partners.next_row.max(next);
-            }
-            if partners.leave {
-                self.take_found()?;
-            }
+    /// Gives the rows, and which of them have found a partner, as they are kept.
+    pub fn states(&mut self) -> [Option<&mut States>; 2] {
+        [Some(&mut self.rows), self.partners.as_mut().map(|partners| &mut partners.log)]
+    }
+
+    /// Goes on from the files of some epochs, oldest first.
+    pub fn restore(&mut self, rows: Vec<(u64, File)>, found: Vec<(u64, File)>, bound_us: i64) -> Result<()> {
+        let last = rows.iter().chain(&found).map(|(epoch, _)| *epoch).max();
+        self.rows.restore(rows, bound_us, Ok)?;
+        let Some(partners) = &mut self.partners else { return Ok(()) };
+        partners.log.restore(found, bound_us, Ok)?;
+        let mut blocks = partners.log.blocks(Wanted::span(WATERMARK_START, WATERMARK_END))?;
+        while let Some(found) = blocks.next_block()? {
+            numbers(&found)?.values().iter().for_each(|number| partners.found.insert(*number));
         }
-        self.expire(bound_us).map(drop)
+        // No epoch has so many rows, so those of the last one and of all before it have smaller numbers.
+        partners.next_row = last.map_or(0, |last| (last + 1) << EPOCH_BITS);
+        Ok(())
     }
 
     /// Gives the memory that is taken, in bytes.
     pub fn size_bytes(&self) -> usize {
-        let partners = self
-            .partners
-            .as_ref()
-            .map_or(0, |partners| partners.log.size_bytes() + partners.found.capacity() * size_of::<u64>());
-        self.rows.size_bytes() + partners
-    }
-
-    fn take_found(&mut self) -> Result<Vec<RecordBatch>> {
-        let Some(partners) = &self.partners else { return Ok(Vec::new()) };
-        self.rows
-            .take(|rows| Ok(numbers(rows)?.iter().map(|row| row.map(|row| partners.found.contains(&row))).collect()))
+        let of = |partners: &Partners| partners.log.size_bytes() + partners.found.size_bytes();
+        self.rows.size_bytes() + self.partners.as_ref().map_or(0, of)
     }
 }
 
@@ -236,72 +258,28 @@ pub fn with_row(schema: &SchemaRef) -> SchemaRef {
     Arc::new(Schema::new(schema.fields().iter().cloned().chain([row]).collect::<Vec<_>>()))
 }
 
+/// Leaves out the rows with some numbers.
+pub fn without(rows: &RecordBatch, numbers_out: &Numbers) -> Result<RecordBatch> {
+    let kept: BooleanArray = numbers(rows)?.iter().map(|row| row.map(|row| !numbers_out.contains(row))).collect();
+    Ok(if kept.true_count() == rows.num_rows() { rows.clone() } else { filter_record_batch(rows, &kept)? })
+}
+
+/// Tells the number and the time of rows that have found a partner; with `paired`, they go there.
+async fn tell(rows: &RecordBatch, columns: &Range<usize>, paired: Option<&Out>) -> Result<RecordBatch> {
+    if let Some(out) = paired {
+        out.give_alone(rows, columns).await?;
+    }
+    let schema = rows.schema();
+    Ok(rows.project(&[schema.index_of(ROW_COLUMN)?, schema.index_of(TIME_COLUMN)?])?)
+}
+
 fn numbers(rows: &RecordBatch) -> Result<&UInt64Array> {
     let column = rows.column_by_name(ROW_COLUMN).and_then(|column| column.as_primitive_opt::<UInt64Type>());
     column.ok_or_else(|| Error::internal("rows of a join have no numbers"))
 }
 
-/// Merges small segments when there are many. Large ones are left alone, since nothing becomes less by it.
-pub fn merge(segments: &mut Segments) -> Result<()> {
-    coalesced(segments.take_alike())?.into_iter().for_each(|rows| segments.add(rows));
-    Ok(())
-}
-
-#[cfg(test)]
-mod tests {
-    use arrow::array::TimestampMicrosecondArray;
-    use datafusion::physical_expr::expressions::Column;
-
-    use super::*;
-    use crate::transform::window::Width;
-
-    fn rows(times_us: &[Option<i64>]) -> RecordBatch {
-        let times = TimestampMicrosecondArray::from(times_us.to_vec()).with_timezone("UTC");
-        RecordBatch::try_from_iter([("at", Arc::new(times) as ArrayRef)]).unwrap()
-    }
-
-    /// A side whose rows are kept for ten microseconds.
-    fn side() -> Side {
-        Side::new(Window { start: Arc::new(Column::new("at", 0)), width: Width::Micros(11) }, None)
-    }
-
-    fn count(rows: &[RecordBatch]) -> usize {
-        rows.iter().map(RecordBatch::num_rows).sum()
-    }
-
-    #[test]
-    fn rows_are_kept_as_long_as_one_on_time_can_meet_them() {
-        let mut side = side();
-        side.keep(vec![rows(&[Some(0), Some(5), Some(5), None])], Vec::new()).unwrap();
-        for (watermark, left) in [(i64::MIN, 3), (10, 3), (11, 2), (15, 2), (16, 0)] {
-            side.expire(watermark).unwrap();
-            assert_eq!(count(&side.rows()), left, "at {watermark}");
-        }
-    }
-
-    #[test]
-    fn a_snapshot_has_what_is_new_and_a_restart_leaves_out_what_has_passed() {
-        const EPOCHS: i64 = 5_000;
-        let until = |reach| Window { start: Arc::new(Column::new("at", 0)), width: Width::Micros(reach) };
-        // Rows live for four epochs, and for two thousand.
-        for reach in [11, 6_000] {
-            let mut whole = Side::new(until(reach), None);
-            let (mut saved, mut written, mut files) = (Vec::new(), 0, 0);
-            for epoch in 1..EPOCHS {
-                whole.keep(vec![rows(&[Some(epoch * 3), Some(epoch * 3 + 1)])], Vec::new()).unwrap();
-                whole.expire(epoch * 3).unwrap();
-                let epoch = epoch.unsigned_abs();
-                let (snapshot, _) = whole.seal(epoch).unwrap();
-                written += count(&snapshot.added);
-                saved.push(Segment { epoch, rows: snapshot.added });
-                saved.retain(|segment| snapshot.live.contains(&segment.epoch));
-                files = files.max(saved.len());
-            }
-            let rows = 2 * usize::try_from(EPOCHS).unwrap();
-            assert!(written < 8 * rows && files <= 40, "{written} rows were written in up to {files} files");
-            let mut again = Side::new(until(reach), None);
-            again.restore(saved, Vec::new(), 3 * (EPOCHS - 1)).unwrap();
-            assert_eq!(count(&again.rows()), count(&whole.rows()));
-        }
-    }
+/// Gives the columns in which is noted which rows have found a partner.
+fn noted(found: &SchemaRef) -> Result<SchemaRef> {
+    let places = [found.index_of(ROW_COLUMN)?, found.index_of(TIME_COLUMN)?];
+    Ok(Arc::new(found.project(&places)?))
 }

@@ -10,12 +10,16 @@ use arrow::ipc::writer::FileWriter;
 use bytes::Bytes;
 
 use super::order::{Order, Place};
+use super::sweep::Sweep;
 use crate::error::{Error, Result};
 use crate::transform::filter::Filter;
 
 /// Under this name the footer holds the index: for each block the ends and the hashes of the keys of its
 /// first and its last state, and its size in memory, as JSON.
 const INDEX: &str = "nexus.blocks";
+
+/// Under this name it tells how far a sweep had come, as JSON.
+const SWEEP: &str = "nexus.sweep";
 
 /// Under this name the footer holds what is asked of sessions: for each block its [`Block::openings`], and the words of
 /// the filter of their keys, as JSON.
@@ -44,10 +48,22 @@ pub struct Block {
 /// An open file of states.
 pub struct BlockFile(Box<FileReader<BufReader<File>>>);
 
+/// A file of states in order.
+pub struct Ordered {
+    /// The file.
+    pub file: BlockFile,
+    /// What it holds, none of it in memory.
+    pub blocks: Vec<Block>,
+    /// Of sessions, which keys there are.
+    pub filter: Option<Filter>,
+    /// How far a sweep had come.
+    pub sweep: Sweep,
+}
+
 /// What was found in a file.
 pub enum Found {
-    /// States in order, of which none is in memory, and which keys they have.
-    Ordered(BlockFile, Vec<Block>, Option<Filter>),
+    /// States in order.
+    Ordered(Ordered),
     /// States in another order than this program's.
     Rows(Vec<RecordBatch>),
     /// States of an earlier format, without order.
@@ -71,8 +87,15 @@ impl BlockFile {
             return Ok(Found::Stream(rows));
         }
         let mut reader = FileReader::try_new_buffered(file, None).map_err(damaged)?;
+        let sweep = reader.custom_metadata().get(SWEEP);
+        let sweep = sweep.map_or(Ok(Sweep::default()), |sweep| serde_json::from_str(sweep)).map_err(damaged)?;
         if let Some((blocks, filter)) = blocks(&mut reader, order)? {
-            return Ok(Found::Ordered(Self(Box::new(reader)), blocks, filter));
+            return Ok(Found::Ordered(Ordered { file: Self(Box::new(reader)), blocks, filter, sweep }));
+        }
+        if sweep.through_epoch.is_some() {
+            let message = "a state was being written again by another version of this program, which orders keys \
+                           otherwise; run that version for some epochs more";
+            return Err(Error::config(message));
         }
         // The first block has been read already.
         reader.set_index(0).map_err(damaged)?;
@@ -86,7 +109,13 @@ impl BlockFile {
 }
 
 /// Makes a file of states in order; nothing if there is none. Unless they are to be kept, they leave the memory on the way.
-pub fn encode(schema: &SchemaRef, blocks: &mut [Block], filter: Option<&Filter>, keep: bool) -> Result<Option<Bytes>> {
+pub fn encode(
+    schema: &SchemaRef,
+    blocks: &mut [Block],
+    filter: Option<&Filter>,
+    sweep: Sweep,
+    keep: bool,
+) -> Result<Option<Bytes>> {
     if blocks.is_empty() {
         return Ok(None);
     }
@@ -101,6 +130,9 @@ pub fn encode(schema: &SchemaRef, blocks: &mut [Block], filter: Option<&Filter>,
     let failed = |e| Error::internal("could not write an index").because(e);
     let index: Vec<_> = blocks.iter().map(entry).collect();
     writer.write_metadata(INDEX, serde_json::to_string(&index).map_err(failed)?);
+    if sweep != Sweep::default() {
+        writer.write_metadata(SWEEP, serde_json::to_string(&sweep).map_err(failed)?);
+    }
     if let Some(filter) = filter {
         let openings: Vec<_> = blocks.iter().map(|block| &block.openings).collect();
         let words: Vec<u32> = filter.bytes().map(u32::from_le_bytes).collect();

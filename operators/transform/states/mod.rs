@@ -7,16 +7,21 @@
 
 use std::collections::BTreeSet;
 use std::fs::File;
+use std::sync::Arc;
 
-use arrow::array::RecordBatch;
+use arrow::array::{ArrayRef, RecordBatch};
 use arrow::datatypes::SchemaRef;
+use datafusion::physical_expr::PhysicalExpr;
+use datafusion::physical_expr::expressions::Column;
 
+mod blocks;
 mod file;
 mod order;
 mod pieces;
 mod sessions;
 #[cfg(test)]
 mod sessions_tests;
+mod sweep;
 #[cfg(test)]
 mod tests;
 
@@ -26,11 +31,13 @@ use super::sealed::Sealed;
 use super::tiers;
 use super::window::{WATERMARK_END, WATERMARK_START};
 use crate::error::{Error, Result};
-use file::{Block, BlockFile, Found, encode};
+pub use blocks::Blocks;
+use file::{Block, BlockFile, Found, Ordered, encode};
 use order::Order;
 pub use order::{Ends, Place};
 pub use pieces::{Pieces, Wanted};
 pub use sessions::SessionPieces;
+use sweep::Sweep;
 
 /// What the states of a table may take, in bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -54,6 +61,10 @@ pub struct States {
     open: Vec<RecordBatch>,
     /// What that takes.
     open_held: Held,
+    /// How far the files have been written again that are too large to be merged.
+    sweep: Sweep,
+    /// What has come in the open epoch, in bytes, before states of a sweep came to it.
+    fresh_bytes: Option<u64>,
     /// States that end at or before this have been given out.
     closed_until_us: i64,
     /// Up to which end `fresh` holds no states.
@@ -72,6 +83,10 @@ struct Segment {
     epoch: u64,
     file: Option<BlockFile>,
     blocks: Vec<Block>,
+    /// How many blocks of the file come before these, whose states lie in newer files.
+    first_block: usize,
+    /// So do those of keys before this.
+    from_key: u64,
     /// Of sessions, which keys there are.
     filter: Option<Filter>,
 }
@@ -79,8 +94,21 @@ struct Segment {
 impl States {
     /// Keeps nothing yet. `keys` are the columns of `schema` by which states are put together, and found.
     pub fn new(schema: SchemaRef, keys: Vec<usize>, ends: Ends, limits: StateLimits) -> Result<Self> {
+        let column =
+            |index: usize| -> Arc<dyn PhysicalExpr> { Arc::new(Column::new(schema.field(index).name(), index)) };
+        let keys = keys.into_iter().map(column).collect();
+        Self::with_keys(schema, keys, ends, limits)
+    }
+
+    /// Keeps nothing yet. `keys` give from states that by which they are put together, and found.
+    pub fn with_keys(
+        schema: SchemaRef,
+        keys: Vec<Arc<dyn PhysicalExpr>>,
+        ends: Ends,
+        limits: StateLimits,
+    ) -> Result<Self> {
         let order = Order::new(schema, keys, ends)?;
-        let (segments, fresh, open, open_held) = Default::default();
+        let (segments, fresh, open, open_held, sweep, fresh_bytes) = Default::default();
         Ok(Self {
             order,
             limits,
@@ -88,11 +116,18 @@ impl States {
             fresh,
             open,
             open_held,
+            sweep,
+            fresh_bytes,
             closed_until_us: WATERMARK_START,
             settled_until_us: WATERMARK_START,
             earliest_moved_us: None,
             ended: false,
         })
+    }
+
+    /// Gives the columns of states.
+    pub fn schema(&self) -> &SchemaRef {
+        self.order.schema()
     }
 
     /// Gives the time up to which states have been given out.
@@ -160,10 +195,24 @@ impl States {
     /// States with equal ends and keys stand at the same place; those of other keys may stand there too.
     pub fn find<'a>(&'a mut self, wanted: Wanted, last_us: Option<&'a mut i64>) -> Result<Pieces<'a>> {
         self.settle()?;
-        let mut wanted = Wanted { after_us: wanted.after_us.max(self.closed_until_us), ..wanted };
-        wanted.places.retain(|place| place.end_us > self.closed_until_us);
+        let wanted = self.not_given(wanted);
         let segments = self.segments.iter_mut().chain([&mut self.fresh]);
         Ok(Pieces::new(&self.order, segments, wanted, self.limits.piece_bytes, last_us))
+    }
+
+    /// Gives the states that are asked for and have not been given out, block by block. They stay.
+    pub fn blocks(&mut self, wanted: Wanted) -> Result<Blocks<'_>> {
+        self.settle()?;
+        let wanted = self.not_given(wanted);
+        let segments = self.segments.iter_mut().chain([&mut self.fresh]);
+        Ok(Blocks::new(&self.order, segments, wanted))
+    }
+
+    /// Gives the last end of the states that have not been given out.
+    pub fn last_us(&mut self) -> Result<Option<i64>> {
+        self.settle()?;
+        let segments = self.segments.iter().chain([&self.fresh]);
+        Ok(segments.filter_map(|segment| segment.blocks.last()).map(|block| block.last.end_us).max())
     }
 
     /// Gives the places of the states that the open epoch has added.
@@ -180,6 +229,11 @@ impl States {
     /// Gives the places where states stand, or would.
     pub fn places(&self, states: &RecordBatch) -> Result<Vec<Place>> {
         self.order.places(&self.order.plain(states)?)
+    }
+
+    /// Gives the places where states with these keys stand that do not end.
+    pub fn places_of(&self, keys: &[ArrayRef], rows: usize) -> Result<Vec<Place>> {
+        self.order.places_of(keys, rows)
     }
 
     /// Forgets the states that end at or before `bound_us`.
@@ -209,17 +263,17 @@ impl States {
         let sizes: Vec<u64> = self.segments.iter().map(Segment::bytes).collect();
         let most = self.limits.piece_bytes as u64;
         let picked = tiers::alike(self.fresh.bytes(), &sizes, most, BTreeSet::new());
-        let mut taken = Vec::new();
         if picked.is_empty() {
-            return Ok(taken);
+            return self.take_swept();
         }
+        let mut taken = Vec::new();
         let fresh = std::mem::take(&mut self.fresh);
         let segments = std::mem::take(&mut self.segments).into_iter().enumerate();
         let (merged, kept): (Vec<_>, Vec<_>) = segments.partition(|(place, _)| picked.contains(place));
         self.segments = kept.into_iter().map(|(_, segment)| segment).collect();
         for mut segment in merged.into_iter().map(|(_, segment)| segment).chain([fresh]) {
             for block in 0..segment.blocks.len() {
-                let rows = self.order.open(&segment.read(block)?, self.closed_until_us)?;
+                let rows = self.order.open(&segment.read(block, &self.order)?, self.closed_until_us)?;
                 taken.push(self.order.typed(&rows)?);
             }
         }
@@ -233,8 +287,11 @@ impl States {
         self.settle()?;
         let mut live: Vec<u64> = self.segments.iter().map(|segment| segment.epoch).collect();
         let mut segment = Segment { epoch, ..std::mem::take(&mut self.fresh) };
-        let keep = segment.bytes() <= self.limits.cached_bytes as u64;
-        let added = encode(self.order.plain_schema(), &mut segment.blocks, segment.filter.as_ref(), keep)?;
+        let bytes = segment.bytes();
+        self.note_swept(bytes);
+        let keep = bytes <= self.limits.cached_bytes as u64;
+        let filter = segment.filter.as_ref();
+        let added = encode(self.order.plain_schema(), &mut segment.blocks, filter, self.sweep, keep)?;
         if added.is_some() {
             self.segments.push(segment);
             live.push(epoch);
@@ -246,7 +303,7 @@ impl States {
     pub fn adopt(&mut self, epoch: u64, file: File) -> Result<()> {
         let found = BlockFile::open(file, &self.order)?;
         let segment = self.segments.last_mut().filter(|segment| segment.epoch == epoch);
-        let (Found::Ordered(file, ..), Some(segment)) = (found, segment) else {
+        let (Found::Ordered(Ordered { file, .. }), Some(segment)) = (found, segment) else {
             return Err(Error::internal("a file of states is not what was sealed"));
         };
         segment.file = Some(file);
@@ -263,16 +320,19 @@ impl States {
         update: impl FnOnce(Vec<RecordBatch>) -> Result<Vec<RecordBatch>>,
     ) -> Result<()> {
         self.closed_until_us = closed_until_us;
-        let (mut without_order, mut earlier) = (Vec::new(), Vec::new());
+        let (mut without_order, mut earlier, mut sweep) = (Vec::new(), Vec::new(), Sweep::default());
         for (epoch, file) in files {
             match BlockFile::open(file, &self.order)? {
-                Found::Ordered(file, blocks, filter) => {
-                    self.segments.push(Segment { epoch, file: Some(file), blocks, filter });
+                Found::Ordered(Ordered { file, blocks, filter, sweep: told }) => {
+                    let file = Some(file);
+                    self.segments.push(Segment { epoch, file, blocks, filter, ..Segment::default() });
+                    sweep = told;
                 }
                 Found::Rows(rows) => without_order.extend(rows),
                 Found::Stream(rows) => earlier.extend(rows),
             }
         }
+        self.restore_sweep(sweep);
         for rows in update(earlier)?.into_iter().chain(without_order) {
             self.add(&self.order.open(&rows, closed_until_us)?)?;
         }
@@ -289,6 +349,12 @@ impl States {
     /// barrier may free.
     pub fn open_bytes(&self) -> usize {
         2 * self.open_held.bytes()
+    }
+
+    fn not_given(&self, mut wanted: Wanted) -> Wanted {
+        wanted.after_us = wanted.after_us.max(self.closed_until_us);
+        wanted.places.retain(|place| place.end_us > self.closed_until_us);
+        wanted
     }
 
     /// Goes on to a bound, and gives the ends after which, and up to which, states are to be given out now.
@@ -362,12 +428,18 @@ impl Segment {
         self.blocks.iter().filter(|block| block.rows.is_some()).map(|block| block.bytes).sum()
     }
 
-    fn read(&mut self, block: usize) -> Result<RecordBatch> {
+    fn read(&mut self, block: usize, order: &Order) -> Result<RecordBatch> {
         let cached = self.blocks.get(block).and_then(|block| block.rows.clone());
-        match (cached, &mut self.file) {
-            (Some(rows), _) => Ok(rows),
-            (None, Some(file)) => file.read(block),
-            (None, None) => Err(Error::internal("a block of states is neither in memory nor in a file")),
+        let rows = match (cached, &mut self.file) {
+            (Some(rows), _) => rows,
+            (None, Some(file)) => file.read(self.first_block + block)?,
+            (None, None) => return Err(Error::internal("a block of states is neither in memory nor in a file")),
+        };
+        if block > 0 || self.from_key == 0 {
+            return Ok(rows);
         }
+        // Blocks are in order: only in the first there may be keys on both sides.
+        let from = order.places(&rows)?.partition_point(|place| place.key < self.from_key);
+        Ok(rows.slice(from, rows.num_rows() - from))
     }
 }

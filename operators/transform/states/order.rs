@@ -3,14 +3,16 @@
 use std::sync::Arc;
 
 use arrow::array::{ArrayRef, AsArray, BooleanArray, RecordBatch};
-use arrow::compute::{filter_record_batch, interleave_record_batch};
+use arrow::compute::{cast, filter_record_batch, interleave_record_batch};
 use arrow::datatypes::{DataType, Field, Schema, SchemaRef};
 use arrow::row::{RowConverter, Rows, SortField};
+use datafusion::physical_expr::PhysicalExpr;
 
 use super::file::{Block, Opening};
 use crate::error::Result;
 use crate::transform::filter::Filter;
 use crate::transform::held::Held;
+use crate::transform::query::failed;
 use crate::transform::rows::conform;
 use crate::transform::session::Sessions;
 use crate::transform::window::{WATERMARK_END, Window};
@@ -64,20 +66,31 @@ pub struct Order {
     /// The columns as they are kept: dictionaries, which differ from batch to batch, are resolved.
     plain: SchemaRef,
     ends: Ends,
-    keys: Vec<usize>,
+    keys: Vec<Arc<dyn PhysicalExpr>>,
+    /// What the keys are as they are kept.
+    key_types: Vec<DataType>,
     converter: RowConverter,
     /// Gives the hash of a key. States of different keys may have the same.
     pub(super) hash: fn(&[u8]) -> u64,
 }
 
 impl Order {
-    /// Takes the columns of states, and which of them are the keys.
-    pub fn new(schema: SchemaRef, keys: Vec<usize>, ends: Ends) -> Result<Self> {
+    /// Takes the columns of states, and what gives their keys.
+    pub fn new(schema: SchemaRef, keys: Vec<Arc<dyn PhysicalExpr>>, ends: Ends) -> Result<Self> {
         let plain = Arc::new(Schema::new(schema.fields().iter().map(|field| resolved(field)).collect::<Vec<_>>()));
-        let fields = plain.project(&keys)?;
-        let fields = fields.fields().iter().map(|field| SortField::new(field.data_type().clone()));
-        let converter = RowConverter::new(fields.collect())?;
-        Ok(Self { schema, plain, ends, keys, converter, hash })
+        let key_types = keys.iter().map(|key| key.data_type(&plain).map_err(failed)).collect::<Result<Vec<_>>>()?;
+        let converter = RowConverter::new(key_types.iter().cloned().map(SortField::new).collect())?;
+        Ok(Self { schema, plain, ends, keys, key_types, converter, hash })
+    }
+
+    /// Gives when states end.
+    pub fn ends_by(&self) -> &Ends {
+        &self.ends
+    }
+
+    /// Gives the columns of states.
+    pub fn schema(&self) -> &SchemaRef {
+        &self.schema
     }
 
     /// Gives the columns as they are kept.
@@ -141,8 +154,17 @@ impl Order {
     /// Gives the place of each state.
     pub fn places(&self, states: &RecordBatch) -> Result<Vec<Place>> {
         let mut places = self.ends(states)?;
-        if let Some(keys) = self.keys(states)? {
-            places.iter_mut().zip(keys.iter()).for_each(|(place, key)| place.key = (self.hash)(key.as_ref()));
+        self.hash_keys(&mut places, self.keys(states)?);
+        Ok(places)
+    }
+
+    /// Gives the places of states that do not end, by their keys.
+    pub fn places_of(&self, keys: &[ArrayRef], rows: usize) -> Result<Vec<Place>> {
+        let mut places = vec![Place { end_us: WATERMARK_END, key: 0 }; rows];
+        if !keys.is_empty() {
+            let kept = keys.iter().zip(&self.key_types).map(|(key, kept)| Ok(cast(key, kept)?));
+            let keys = self.converter.convert_columns(&kept.collect::<Result<Vec<_>>>()?)?;
+            self.hash_keys(&mut places, Some(keys));
         }
         Ok(places)
     }
@@ -152,7 +174,15 @@ impl Order {
         if self.keys.is_empty() {
             return Ok(None);
         }
-        Ok(Some(self.converter.convert_columns(states.project(&self.keys)?.columns())?))
+        let key = |key: &Arc<dyn PhysicalExpr>| key.evaluate(states).and_then(|key| key.into_array(states.num_rows()));
+        let keys = self.keys.iter().map(|expr| key(expr).map_err(failed)).collect::<Result<Vec<_>>>()?;
+        Ok(Some(self.converter.convert_columns(&keys)?))
+    }
+
+    fn hash_keys(&self, places: &mut [Place], keys: Option<Rows>) {
+        if let Some(keys) = keys {
+            places.iter_mut().zip(keys.iter()).for_each(|(place, key)| place.key = (self.hash)(key.as_ref()));
+        }
     }
 
     /// Puts states in order, in blocks of memory of their own, and tells which keys there are, if that is asked for.

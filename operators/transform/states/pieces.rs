@@ -46,7 +46,7 @@ struct Cursor<'a> {
 }
 
 /// States in memory that have not been given.
-struct Loaded {
+pub(super) struct Loaded {
     rows: RecordBatch,
     places: Vec<Place>,
     from: usize,
@@ -81,7 +81,7 @@ impl Wanted {
     }
 
     /// Tells whether only a span is asked for.
-    fn is_span(&self) -> bool {
+    pub(super) fn is_span(&self) -> bool {
         self.places.is_empty() && self.keys.is_empty()
     }
 
@@ -90,7 +90,7 @@ impl Wanted {
     }
 
     /// Tells whether a block may hold states that are asked for.
-    fn may_be_in(&self, block: &Block) -> bool {
+    pub(super) fn may_be_in(&self, block: &Block) -> bool {
         let Block { first, last, .. } = block;
         let place = self.places.get(self.places.partition_point(|place| place < first));
         // In a block with several ends there may be any key.
@@ -102,7 +102,7 @@ impl Wanted {
     }
 
     /// Leaves of states, which are in order, those that are asked for.
-    fn of(&self, rows: RecordBatch, mut places: Vec<Place>) -> Result<Loaded> {
+    pub(super) fn of(&self, rows: RecordBatch, mut places: Vec<Place>) -> Result<Loaded> {
         if self.is_span() {
             let from = places.partition_point(|place| place.end_us <= self.after_us);
             let to = places.partition_point(|place| place.end_us <= self.until_us);
@@ -114,6 +114,13 @@ impl Wanted {
         let rows = filter_record_batch(&rows, &BooleanArray::from(wanted))?;
         let to = places.len();
         Ok(Loaded { rows, places, from: 0, to })
+    }
+}
+
+impl Loaded {
+    /// Gives the states.
+    pub(super) fn into_rows(self) -> RecordBatch {
+        self.rows.slice(self.from, self.to.saturating_sub(self.from))
     }
 }
 
@@ -175,7 +182,7 @@ impl Cursor<'_> {
                 break;
             };
             self.next = block + 1;
-            let rows = self.segment.read(block)?;
+            let rows = self.segment.read(block, order)?;
             let places = if self.by_key { order.places(&rows)? } else { order.ends(&rows)? };
             self.loaded = Some(self.wanted.of(rows, places)?).filter(|loaded| loaded.from < loaded.to);
         }

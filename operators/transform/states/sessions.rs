@@ -98,7 +98,7 @@ impl<'a> SessionPieces<'a> {
                 if !may {
                     continue;
                 }
-                let rows = self.segment_mut(segment).read(block)?;
+                let rows = self.read(segment, block)?;
                 let spans = self.sessions.spans(&rows)?;
                 let mut marks = Vec::with_capacity(spans.len());
                 for span in spans {
@@ -178,7 +178,7 @@ impl<'a> SessionPieces<'a> {
                     block.openings.iter().any(goes_on) && may_hold(block, &hashes)
                 });
                 if may {
-                    let rows = self.segment_mut(segment).read(block)?;
+                    let rows = self.read(segment, block)?;
                     later.extend(self.going_on(&rows, &mut sought, last_us)?);
                 }
             }
@@ -223,8 +223,9 @@ impl<'a> SessionPieces<'a> {
         self.states.segments.get(number).unwrap_or(&self.states.fresh)
     }
 
-    fn segment_mut(&mut self, number: usize) -> &mut Segment {
-        self.states.segments.get_mut(number).unwrap_or(&mut self.states.fresh)
+    fn read(&mut self, segment: usize, block: usize) -> Result<RecordBatch> {
+        let States { segments, fresh, order, .. } = &mut *self.states;
+        segments.get_mut(segment).unwrap_or(fresh).read(block, order)
     }
 }
 

@@ -203,6 +203,44 @@ fn states_are_found_by_their_keys_and_stay() {
 }
 
 #[test]
+fn states_of_known_keys_take_what_the_keys_do_however_often_they_come() {
+    const KEYS: u64 = 1_000;
+    let mut next = random(17);
+    let (mut tested, mut durable) = (keyed(SMALL), Durable::default());
+    let mut expected: BTreeMap<String, i64> = BTreeMap::new();
+    let whole = durable_bytes_of_keys(KEYS);
+    let mut most = 0;
+    for epoch in 1..=400 {
+        // A whole epoch is larger than what may be merged: none of its states leaves its file by that.
+        let batch: Vec<Row> = (0..100).map(|_| (None, format!("key {}", next(KEYS)), 1)).collect();
+        batch.iter().for_each(|(_, key, number)| *expected.entry(key.clone()).or_default() += number);
+        tested.add(&states(&batch)).unwrap();
+        durable.close(&mut tested, epoch);
+        most = most.max(durable.0.values().map(Vec::len).sum());
+        if epoch % 41 == 0 {
+            tested = durable.restored(keyed(SMALL), WATERMARK_START);
+        }
+        if epoch % 30 == 0 {
+            let sought: Vec<Row> = (0..50).map(|_| (None, format!("key {}", next(KEYS)), 0)).collect();
+            let places = tested.places(&states(&sought)).unwrap();
+            let (found, _) = added_up(tested.find(Wanted::places(places), None).unwrap());
+            let wanted = sought.iter().filter_map(|(_, key, _)| Some(((None, key.clone()), *expected.get(key)?)));
+            assert_eq!(found, wanted.collect(), "epoch {epoch}");
+        }
+    }
+    let (found, _) = given(&mut tested, WATERMARK_END);
+    assert_eq!(found, expected.into_iter().map(|(key, number)| ((None, key), number)).collect());
+    assert!(most < 8 * whole, "{most} bytes in files, and {whole} once by key");
+}
+
+/// Gives what the states of so many keys take in a file.
+fn durable_bytes_of_keys(keys: u64) -> usize {
+    let mut whole = keyed(LARGE);
+    whole.add(&states(&(0..keys).map(|key| (None, format!("key {key}"), 1)).collect::<Vec<_>>())).unwrap();
+    whole.seal(1).unwrap().added.map_or(0, |file| file.len())
+}
+
+#[test]
 fn windows_can_be_looked_at_before_they_are_forgotten() {
     let (mut tested, mut durable) = (none(SMALL), Durable::default());
     for start in 0..50 {
