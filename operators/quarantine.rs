@@ -13,6 +13,9 @@ pub mod read;
 use crate::batch::{KEY_COLUMN, OFFSET_COLUMN, PARTITION_COLUMN, SOURCE_COLUMN, timestamp_type};
 use crate::error::Result;
 
+/// The rule of rows of a table that Postgres has refused, which all other sinks have taken.
+pub const REFUSED_RULE: &str = "refused by postgres";
+
 const REASON: &str = "reason";
 const RULE: &str = "rule";
 const RAW: &str = "raw";

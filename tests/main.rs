@@ -35,6 +35,7 @@ mod pressure;
 mod readers;
 mod redrive;
 mod reference;
+mod refused;
 mod restart;
 mod schema;
 mod servers;

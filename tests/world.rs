@@ -170,6 +170,13 @@ impl World {
     pub fn ask_postgres(&self, sql: &str) -> Vec<Value> {
         postgres::ask(self.env("DATABASE_URL"), sql)
     }
+
+    /// Runs SQL in the database of [`with_postgres`](Self::with_postgres).
+    pub fn change_postgres(&self, sql: &str) {
+        let url = self.env("DATABASE_URL");
+        let name = url.rsplit('/').next().and_then(|name| name.split('?').next());
+        postgres::shared().sql(name.expect("the URL names a database"), sql);
+    }
 }
 
 impl Running {

@@ -77,6 +77,9 @@ pub struct SinkFindings {
     pub files: u64,
     /// Rows that were found.
     pub rows: u64,
+    /// Rows that the service has refused, and that are in the quarantine, or on their way there.
+    #[serde(skip_serializing_if = "is_zero")]
+    pub refused: u64,
     /// Rows of files that are gone, because a redrive has sent them again.
     #[serde(skip_serializing_if = "is_zero")]
     pub redriven: u64,

@@ -1,9 +1,11 @@
-//! Postgres: `nexus.commits` holds the epochs that the records name, with their rows.
+//! Postgres: `nexus.commits` holds the epochs that the records name, with their rows, and of those that were refused
+//! each is either in the quarantine, as a later record says, or waits for it in `nexus.refused`.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use nexus_operators::Result;
 use nexus_operators::secret::SecretRef;
+use nexus_operators::sink::RefusedUpto;
 use nexus_operators::sink::postgres::audit::{landed, oldest_remembered, spooled, spooled_by};
 
 use super::staged::{self, Spools};
@@ -16,6 +18,16 @@ pub fn secret(plan: &Plan, table: &str) -> Option<SecretRef> {
     plan.loaded.secret_ref(&spec.url)
 }
 
+/// Gives how many refused rows of each epoch are in the quarantine, as the records say, and up to where.
+fn taken_over(view: &View<'_>, sink: &str) -> (BTreeMap<u64, u64>, RefusedUpto) {
+    let (mut taken, mut upto) = (BTreeMap::<u64, u64>::new(), RefusedUpto::default());
+    for (epoch, rows) in view.records.read.iter().filter_map(|record| record.refused.get(sink)).flatten() {
+        *taken.entry(*epoch).or_default() += rows;
+        upto.pass(*epoch, *rows);
+    }
+    (taken, upto)
+}
+
 /// Compares what has landed with what the records say.
 pub async fn check(
     view: &View<'_>,
@@ -25,7 +37,8 @@ pub async fn check(
 ) -> Result<(SinkFindings, Vec<Fault>)> {
     let table = sink.rsplit_once('/').map_or(sink, |(table, _)| table);
     let state = view.store.id().await?;
-    let landed = landed(secret, view.pipeline(), table, &state);
+    let (taken, upto) = taken_over(view, sink);
+    let landed = landed(secret, view.pipeline(), table, &state, upto);
     let mut landed = landed.await.map_err(|e| e.while_doing(format!("could not audit {sink}")))?;
     let oldest = landed.last_key_value().map_or(0, |(newest, _)| oldest_remembered(*newest));
     let mut findings = SinkFindings::default();
@@ -41,10 +54,17 @@ pub async fn check(
         let expected = format!("{} rows by generation {}", prepared.rows, record.generation);
         match landed.remove(&record.epoch) {
             Some(found) if (found.rows, found.generation) == (prepared.rows, record.generation) => {
-                findings.rows += found.rows;
+                findings.rows += found.rows.saturating_sub(found.refused);
+                findings.refused += found.refused;
+                let quarantined = taken.get(&record.epoch).copied().unwrap_or(0);
+                if found.refused != quarantined + found.waiting {
+                    let expected = format!("{} refused rows, in the quarantine or nexus.refused", found.refused);
+                    let here = format!("{quarantined} in the quarantine, {} in nexus.refused", found.waiting);
+                    fault(record.epoch, expected, here);
+                }
                 // The spool is cleared after the transaction, and the note is written after that.
                 if !view.is_noted(sink, record.epoch) {
-                    waiting.extend(spooled(handle)?.files);
+                    waiting.extend(spooled(handle)?.all_files().cloned());
                 }
             }
             Some(found) => {
@@ -54,7 +74,7 @@ pub async fn check(
             None if view.is_noted(sink, record.epoch) => fault(record.epoch, expected, "no such epoch".to_owned()),
             None => {
                 findings.uncommitted += 1;
-                for name in spooled(handle)?.files {
+                for name in spooled(handle)?.all_files().cloned() {
                     if view.store.folder().size(&format!("spool/{table}/{name}")).await?.is_none() {
                         fault(record.epoch, expected.clone(), format!("neither them nor the spooled file {name}"));
                     }

@@ -107,7 +107,9 @@ fn summary(report: &Report) -> String {
     let sources = report.sources.iter().map(|(name, counts)| (name, counts.redriven, counts.rows, counts.quarantined));
     let tables = report.tables.iter().map(|(name, table)| {
         let counts = &table.counts;
-        (name, counts.redriven, counts.redriven.saturating_sub(counts.quarantined), counts.quarantined)
+        let refused: u64 = report.sinks.get(name).into_iter().flatten().map(|(_, counts)| counts.refused).sum();
+        let back = counts.quarantined.saturating_add(refused);
+        (name, counts.redriven, counts.redriven.saturating_sub(back), back)
     });
     let sent = sources.chain(tables).filter(|(_, redriven, ..)| *redriven > 0);
     let sent = sent.map(|(name, redriven, good, bad)| vec![name.clone(), count(redriven), count(good), count(bad)]);

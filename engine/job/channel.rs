@@ -28,6 +28,19 @@ pub enum Item {
     Batch(RecordBatch),
     /// The end of the epoch.
     Barrier(Barrier),
+    /// Rows on their way to the quarantine that a sink's service has refused.
+    Refused(Refused),
+}
+
+/// Rows that a sink's service has refused in the commit of an earlier epoch.
+#[derive(Debug, Clone)]
+pub struct Refused {
+    /// The sink.
+    pub sink: Arc<str>,
+    /// That epoch.
+    pub epoch: u64,
+    /// The rows, with the columns of the quarantine.
+    pub rows: RecordBatch,
 }
 
 /// Closes an epoch.
@@ -44,7 +57,7 @@ pub struct Barrier {
 impl Weigh for Item {
     fn weight_bytes(&self) -> usize {
         match self {
-            Item::Batch(batch) => batch.get_array_memory_size(),
+            Item::Batch(batch) | Item::Refused(Refused { rows: batch, .. }) => batch.get_array_memory_size(),
             Item::Barrier(_) => 0,
         }
     }

@@ -11,15 +11,16 @@ use std::time::Duration;
 use arrow::datatypes::Field;
 use nexus_operators::clock::SharedClock;
 use nexus_operators::position::Cut;
-use nexus_operators::sink::{EpochId, Handle, Prepared};
+use nexus_operators::sink::{EpochId, Prepared, RefusedUpto};
 use nexus_operators::{Error, ErrorKind, Result, fail};
 use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, MissedTickBehavior, interval};
 
-use super::channel::closed;
+use super::channel::{Barrier, Item, Sender, closed};
 use super::errors::{Budgets, Reasons};
 use super::ledger::{Ledger, OpenEpoch};
 use super::progress::{Progress, Standing};
+use super::sink::Order;
 use super::source::{Closing, Command, EpochLoad};
 use crate::plan::reference::ReferenceTable;
 use crate::state::record::{CommitRecord, SourceCounts, TableRecord};
@@ -90,6 +91,8 @@ pub enum Report {
         epoch: u64,
         /// What it has prepared.
         prepared: Prepared,
+        /// Of these rows, those that the services of other sinks have refused, by sink and epoch.
+        refused: BTreeMap<String, BTreeMap<u64, u64>>,
     },
     /// A sink has committed.
     Committed {
@@ -97,6 +100,8 @@ pub enum Report {
         sink: String,
         /// The epoch.
         epoch: u64,
+        /// Up to where the rows that its service has refused have been sent to the quarantine.
+        refused: RefusedUpto,
     },
     /// A source has acknowledged a cut.
     Acknowledged {
@@ -126,7 +131,7 @@ pub struct Timing {
 }
 
 /// How a sink's commit stage is reached.
-pub type CommitQueue = mpsc::UnboundedSender<(EpochId, Option<Handle>)>;
+pub type CommitQueue = mpsc::UnboundedSender<Order>;
 
 /// Runs the commit protocol.
 pub struct Coordinator {
@@ -146,6 +151,9 @@ pub struct Coordinator {
     pub references: Vec<Arc<ReferenceTable>>,
     /// The sinks' commit stages.
     pub sinks: BTreeMap<String, CommitQueue>,
+    /// The channels of the sinks to the quarantine that take what services of other sinks refuse, also behind the last
+    /// barrier.
+    pub takers_of_refused: BTreeMap<String, Sender<Item>>,
     /// What the stages tell.
     pub reports: mpsc::UnboundedReceiver<Report>,
     /// How much has been read in the open epoch.
@@ -253,7 +261,7 @@ impl Coordinator {
             let read = self.load.bytes.load(Ordering::Acquire);
             let full = read >= self.load.bytes_max
                 || self.timing.rows_max.is_some_and(|max| self.rows_read() - rows_before >= max);
-            let due = read > 0 && closed_at.elapsed() >= self.timing.every;
+            let due = (read > 0 || self.ledger.holds_refused()) && closed_at.elapsed() >= self.timing.every;
             let silent = *idle_barrier_owed && closed_at.elapsed() > self.timing.idle_after;
             if !held && (full || due || silent) && self.ledger.spooled_bytes() <= self.timing.spool_bytes_max {
                 *idle_barrier_owed = read > 0;
@@ -294,7 +302,7 @@ impl Coordinator {
         counted?;
         if fail::mutated("commit_before_record") {
             self.order_commits(&record)?;
-            while self.ledger.committed_by_all(self.sinks.keys()) < record.epoch {
+            while !self.ledger.landed_by_all(self.sinks.keys(), record.epoch) {
                 let report = self.reports.recv().await.ok_or_else(closed)?;
                 self.hear(report).await?;
             }
@@ -307,15 +315,22 @@ impl Coordinator {
                 self.hear(report).await?;
             }
         }
+        self.record(record, closed_at).await
+    }
+
+    /// Writes the record of an epoch, and orders the commits.
+    async fn record(&mut self, record: CommitRecord, closed_at: Instant) -> Result<()> {
         fail::point("before_record")?;
         self.store.commit(&mut self.state, &record).await?;
+        self.ledger.release(&self.state.refused);
         if fail::mutated("done_before_commit") {
             let all = self.sinks.keys().map(|name| (name.clone(), record.epoch)).collect();
             self.store.note_committed(self.generation, &all).await?;
         }
         fail::point("after_record")?;
         self.progress.add(&record);
-        if !fail::mutated("commit_before_record") {
+        // An epoch of refused rows alone has no sources, and is not swapped.
+        if !fail::mutated("commit_before_record") || record.sources.is_empty() {
             self.order_commits(&record)?;
         }
         self.ledger.open.push_back(OpenEpoch {
@@ -333,7 +348,8 @@ impl Coordinator {
         let id = EpochId { generation: record.generation, epoch: record.epoch };
         for (name, prepared) in &record.sinks {
             let queue = self.sinks.get(name).ok_or_else(|| Error::internal(format!("sink {name} is not known")))?;
-            queue.send((id, prepared.handle.clone())).map_err(|_| closed())?;
+            let recorded = self.state.refused.get(name).copied().unwrap_or_default();
+            queue.send(Order { id, handle: prepared.handle.clone(), recorded }).map_err(|_| closed())?;
         }
         Ok(())
     }
@@ -375,13 +391,37 @@ impl Coordinator {
                     part.schema = schema.cloned();
                     record.tables.insert(table, *part);
                 }
-                Report::Prepared { sink, epoch: of, prepared } if of == epoch => {
+                Report::Prepared { sink, epoch: of, prepared, refused } if of == epoch => {
                     record.sinks.insert(sink, prepared);
+                    record.refused.extend(refused);
                 }
                 other => self.hear(other).await?,
             }
         }
         Ok(record)
+    }
+
+    /// Closes an epoch behind the last one, which brings nothing but refused rows to the quarantine.
+    async fn close_refused(&mut self) -> Result<()> {
+        let closed_at = Instant::now();
+        let mut record = self.store.record(self.generation, self.state.epoch + 1);
+        for taker in self.takers_of_refused.values() {
+            let barrier = Barrier { epoch: record.epoch, watermark_us: None, last: true };
+            taker.send(Item::Barrier(barrier)).await?;
+        }
+        while record.sinks.len() < self.takers_of_refused.len() {
+            match self.reports.recv().await.ok_or_else(closed)? {
+                Report::Prepared { sink, epoch, prepared, refused } if epoch == record.epoch => {
+                    record.sinks.insert(sink, prepared);
+                    record.refused.extend(refused);
+                }
+                other => self.hear(other).await?,
+            }
+        }
+        for name in self.sinks.keys() {
+            record.sinks.entry(name.clone()).or_default();
+        }
+        self.record(record, closed_at).await
     }
 
     /// Takes a report that is not part of the epoch being closed.
@@ -396,8 +436,9 @@ impl Coordinator {
                 fail::point("after_acknowledge")?;
                 Ok(())
             }
-            Report::Committed { sink, epoch } => {
-                self.ledger.committed.insert(sink, epoch);
+            Report::Committed { sink, epoch, refused } => {
+                self.ledger.land(sink, epoch, refused);
+                self.ledger.release(&self.state.refused);
                 if self.reports.is_empty() {
                     return self.settle().await;
                 }
@@ -470,6 +511,9 @@ impl Coordinator {
     async fn finish(&mut self) -> Result<()> {
         let until = Instant::now() + LAST_COMMIT_MAX;
         while !self.ledger.open.is_empty() || self.ledger.owed > 0 {
+            if self.ledger.holds_refused() && self.ledger.landed_by_all(self.sinks.keys(), self.state.epoch) {
+                self.close_refused().await?;
+            }
             match tokio::time::timeout_at(until, self.reports.recv()).await {
                 Ok(report) => self.hear(report.ok_or_else(closed)?).await?,
                 Err(_) => return Err(self.ledger.unfinished(self.sinks.keys(), self.state.epoch)),

@@ -4,13 +4,19 @@ use std::collections::{BTreeMap, VecDeque};
 
 use nexus_operators::Error;
 use nexus_operators::position::Cut;
+use nexus_operators::sink::RefusedUpto;
 use tokio::time::Instant;
 
 /// Which epochs have been committed by which sink.
 #[derive(Debug, Default)]
 pub struct Ledger {
-    /// Up to which epoch each sink has committed.
+    /// Up to which epoch each sink has committed, and records have the rows that were refused in it.
     pub committed: BTreeMap<String, u64>,
+    /// Up to which epoch each sink has landed what it could.
+    landed: BTreeMap<String, u64>,
+    /// Epochs that a sink has landed, and the place up to which records must have its refused rows before the epoch
+    /// counts as committed, oldest first.
+    held: BTreeMap<String, VecDeque<(u64, RefusedUpto)>>,
     /// Recorded epochs that some sink has not committed, oldest first.
     pub open: VecDeque<OpenEpoch>,
     /// Sources that have ended.
@@ -37,7 +43,33 @@ pub struct OpenEpoch {
 impl Ledger {
     /// Starts from what an earlier process has left.
     pub fn new(committed: BTreeMap<String, u64>, open: VecDeque<OpenEpoch>) -> Self {
-        Self { committed, open, ..Self::default() }
+        Self { landed: committed.clone(), committed, open, ..Self::default() }
+    }
+
+    /// Notes that a sink has committed an epoch, and that its refused rows up to a place are on their way.
+    pub fn land(&mut self, sink: String, epoch: u64, refused: RefusedUpto) {
+        self.landed.insert(sink.clone(), epoch);
+        self.held.entry(sink).or_default().push_back((epoch, refused));
+    }
+
+    /// Counts epochs as committed whose refused rows records have.
+    pub fn release(&mut self, recorded: &BTreeMap<String, RefusedUpto>) {
+        for (sink, held) in &mut self.held {
+            let upto = recorded.get(sink).copied().unwrap_or_default();
+            while let Some((epoch, _)) = held.pop_front_if(|(_, refused)| *refused <= upto) {
+                self.committed.insert(sink.clone(), epoch);
+            }
+        }
+    }
+
+    /// Tells whether refused rows are on their way that no record has.
+    pub fn holds_refused(&self) -> bool {
+        self.held.values().any(|held| !held.is_empty())
+    }
+
+    /// Tells whether all sinks have landed an epoch.
+    pub fn landed_by_all<'a>(&self, mut sinks: impl Iterator<Item = &'a String>, epoch: u64) -> bool {
+        sinks.all(|name| self.landed.get(name).copied().unwrap_or(0) >= epoch)
     }
 
     /// Gives the newest epoch that all sinks have committed.
@@ -48,8 +80,8 @@ impl Ledger {
     /// Gives the bytes that are prepared and not committed.
     pub fn spooled_bytes(&self) -> u64 {
         let waiting = self.open.iter().flat_map(|open| {
-            let committed = |sink: &String| self.committed.get(sink).copied().unwrap_or(0);
-            open.bytes.iter().filter(move |(sink, _)| committed(sink) < open.epoch).map(|(_, bytes)| *bytes)
+            let landed = |sink: &String| self.landed.get(sink).copied().unwrap_or(0);
+            open.bytes.iter().filter(move |(sink, _)| landed(sink) < open.epoch).map(|(_, bytes)| *bytes)
         });
         waiting.sum()
     }

@@ -6,13 +6,11 @@ use nexus_operators::{Error, Result};
 use crate::plan::Plan;
 use crate::spec::Tier;
 use crate::state::StateStore;
+pub use crate::state::record::POSTGRES;
 use crate::state::record::QUARANTINE;
 
 /// The kind of sink that stores a table in the lake.
 pub const PARQUET: &str = "parquet";
-
-/// The kind of sink that brings a table to Postgres.
-pub const POSTGRES: &str = "postgres";
 
 /// The folders of a Parquet sink.
 #[derive(Debug, Clone)]

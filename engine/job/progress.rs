@@ -5,6 +5,7 @@ use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use nexus_operators::sink::Prepared;
 use serde::Serialize;
 use tokio::time::Instant;
 
@@ -141,6 +142,14 @@ pub struct SinkCounts {
     pub bytes: u64,
     /// Files.
     pub files: u64,
+    /// Of the rows, those that the service has refused and that have gone to the quarantine.
+    #[serde(skip_serializing_if = "is_zero")]
+    pub refused: u64,
+}
+
+#[allow(clippy::trivially_copy_pass_by_ref, reason = "serde passes a reference")]
+fn is_zero(number: &u64) -> bool {
+    *number == 0
 }
 
 impl Report {
@@ -178,6 +187,7 @@ impl SinkCounts {
         self.rows += other.rows;
         self.bytes += other.bytes;
         self.files += other.files;
+        self.refused += other.refused;
     }
 }
 
@@ -307,7 +317,9 @@ impl Progress {
         for (name, prepared) in &record.sinks {
             let (table, kind) = name.split_once('/').unwrap_or((name, "sink"));
             let total = report.sinks.entry(table.to_owned()).or_default().entry(kind.to_owned()).or_default();
-            total.add(SinkCounts { rows: prepared.rows, bytes: prepared.bytes, files: prepared.files });
+            let refused = record.refused.get(name).map_or(0, |epochs| epochs.values().sum());
+            let Prepared { rows, bytes, files, .. } = *prepared;
+            total.add(SinkCounts { rows, bytes, files, refused });
         }
     }
 

@@ -1,13 +1,15 @@
 //! The stages of a sink: one takes rows and prepares, the other commits.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use nexus_operators::sink::{Committer, EpochId, Handle, Sink};
-use nexus_operators::{Error, ErrorKind, Result, fail};
+use nexus_operators::clock::SharedClock;
+use nexus_operators::sink::{Committer, EpochId, Handle, RefusedRows, RefusedUpto, Sink};
+use nexus_operators::{Error, ErrorKind, Result, fail, quarantine};
 use tokio::sync::mpsc;
 
-use super::channel::{Item, Receiver, closed};
+use super::channel::{Item, Receiver, Refused, Sender, closed};
 use super::coordinator::Report;
 
 /// The first pause after a commit that failed; it doubles up to [`PAUSE_MAX`].
@@ -28,32 +30,52 @@ pub struct SinkStage {
     pub reports: mpsc::UnboundedSender<Report>,
     /// The epoch that is open.
     pub open: EpochId,
+    /// Whether rows may come behind the last barrier of the table: what another sink's service has refused.
+    pub stays: bool,
 }
 
 impl SinkStage {
-    /// Runs until the last barrier.
+    /// Runs until the last barrier, or until nobody sends any more.
     pub async fn run(mut self) -> Result<()> {
+        let mut refused = BTreeMap::<String, BTreeMap<u64, u64>>::new();
         while let Some(item) = self.from.recv().await {
             match item {
                 Item::Batch(batch) => {
                     self.sink.write(self.open, &batch).await.map_err(|e| named(&self.name, e))?;
                     fail::point("after_write")?;
                 }
+                Item::Refused(Refused { sink, epoch, rows }) => {
+                    self.sink.write(self.open, &rows).await.map_err(|e| named(&self.name, e))?;
+                    let epochs = refused.entry(sink.to_string()).or_default();
+                    *epochs.entry(epoch).or_default() += rows.num_rows() as u64;
+                }
                 Item::Barrier(barrier) => {
                     fail::point("before_prepare")?;
                     let prepared = self.sink.prepare(self.open).await.map_err(|e| named(&self.name, e))?;
                     fail::point("after_prepare")?;
-                    let told = Report::Prepared { sink: self.name.clone(), epoch: barrier.epoch, prepared };
+                    let (sink, refused) = (self.name.clone(), std::mem::take(&mut refused));
+                    let told = Report::Prepared { sink, epoch: barrier.epoch, prepared, refused };
                     self.reports.send(told).map_err(|_| closed())?;
                     self.open.epoch = barrier.epoch + 1;
-                    if barrier.last {
+                    if barrier.last && !self.stays {
                         return Ok(());
                     }
                 }
             }
         }
-        Err(closed())
+        if self.stays { Ok(()) } else { Err(closed()) }
     }
+}
+
+/// The order to commit an epoch whose record exists.
+#[derive(Debug, Clone)]
+pub struct Order {
+    /// The epoch.
+    pub id: EpochId,
+    /// What the sink has prepared.
+    pub handle: Option<Handle>,
+    /// Up to where records have the rows that the sink's service has refused.
+    pub recorded: RefusedUpto,
 }
 
 /// Commits what one sink has prepared, epoch by epoch.
@@ -62,8 +84,10 @@ pub struct CommitStage {
     pub name: String,
     /// The publishing half.
     pub committer: Arc<dyn Committer>,
+    /// What becomes of rows that the sink's service refuses; nothing if it refuses none.
+    pub takeover: Option<Takeover>,
     /// Epochs whose record exists. When the coordinator is gone, the stage ends.
-    pub from: mpsc::UnboundedReceiver<(EpochId, Option<Handle>)>,
+    pub from: mpsc::UnboundedReceiver<Order>,
     /// The coordinator's ear.
     pub reports: mpsc::UnboundedSender<Report>,
 }
@@ -71,30 +95,106 @@ pub struct CommitStage {
 impl CommitStage {
     /// Runs until the coordinator is gone. A sink that is away is tried again, however long it takes.
     pub async fn run(mut self) -> Result<()> {
-        while let Some((id, handle)) = self.from.recv().await {
-            if let Some(handle) = handle {
+        while let Some(Order { id, handle, recorded }) = self.from.recv().await {
+            if let Some(handle) = &handle {
                 fail::point("before_commit")?;
-                self.commit(id, &handle).await?;
+                let mut patience = Patience::default();
+                while let Err(error) = self.committer.commit(id, handle).await {
+                    patience.bear(&self.name, id, error).await?;
+                }
                 fail::point("after_commit")?;
             }
-            let told = Report::Committed { sink: self.name.clone(), epoch: id.epoch };
+            let mut refused = RefusedUpto::default();
+            if let Some(takeover) = &mut self.takeover {
+                takeover.forget(id, recorded).await?;
+                if handle.is_some() {
+                    takeover.send_on(id).await?;
+                }
+                refused = takeover.sent;
+            }
+            let told = Report::Committed { sink: self.name.clone(), epoch: id.epoch, refused };
             self.reports.send(told).map_err(|_| closed())?;
         }
         Ok(())
     }
+}
 
-    async fn commit(&self, id: EpochId, handle: &Handle) -> Result<()> {
-        let mut pause = PAUSE_MIN;
+/// How long is waited after a failure, and another, for a service that is away.
+struct Patience {
+    pause: Duration,
+}
+
+impl Default for Patience {
+    fn default() -> Self {
+        Self { pause: PAUSE_MIN }
+    }
+}
+
+impl Patience {
+    /// Waits, if the call may succeed later.
+    async fn bear(&mut self, sink: &str, id: EpochId, error: Error) -> Result<()> {
+        if error.kind() != ErrorKind::Unavailable {
+            return Err(named(sink, error));
+        }
+        tracing::warn!(sink, epoch = id.epoch, %error, "could not commit; trying again");
+        tokio::time::sleep(self.pause).await;
+        self.pause = (self.pause * 2).min(PAUSE_MAX);
+        Ok(())
+    }
+}
+
+/// The way of rows that a sink's service has refused, to the quarantine of their table.
+pub struct Takeover {
+    /// The sink.
+    pub sink: Arc<str>,
+    /// The table.
+    pub table: String,
+    /// The rows.
+    pub rows: Arc<dyn RefusedRows>,
+    /// The channel of the quarantine, whose stage outlives those of the tables.
+    pub quarantine: Sender<Item>,
+    /// The time at which they are quarantined.
+    pub clock: SharedClock,
+    /// Up to where they have been sent to the quarantine. What no record has of it comes again after a crash.
+    pub sent: RefusedUpto,
+    /// Up to where the service has been told to forget them.
+    pub forgotten: RefusedUpto,
+}
+
+impl Takeover {
+    /// Has the service forget the rows that records have.
+    async fn forget(&mut self, id: EpochId, recorded: RefusedUpto) -> Result<()> {
+        if recorded <= self.forgotten {
+            return Ok(());
+        }
+        fail::point("before_forget")?;
+        let mut patience = Patience::default();
+        while let Err(error) = self.rows.forget(recorded).await {
+            patience.bear(&self.sink, id, error).await?;
+        }
+        fail::point("after_forget")?;
+        self.forgotten = recorded;
+        Ok(())
+    }
+
+    /// Sends the rows on that a commit has met.
+    async fn send_on(&mut self, id: EpochId) -> Result<()> {
+        let mut patience = Patience::default();
         loop {
-            match self.committer.commit(id, handle).await {
-                Ok(()) => return Ok(()),
-                Err(error) if error.kind() == ErrorKind::Unavailable => {
-                    tracing::warn!(sink = self.name, epoch = id.epoch, %error, "could not commit; trying again");
-                    tokio::time::sleep(pause).await;
-                    pause = (pause * 2).min(PAUSE_MAX);
+            let (epoch, rows) = match self.rows.next(self.sent).await {
+                Ok(Some(refused)) => refused,
+                Ok(None) => return Ok(()),
+                Err(error) => {
+                    patience.bear(&self.sink, id, error).await?;
+                    continue;
                 }
-                Err(error) => return Err(named(&self.name, error)),
-            }
+            };
+            fail::point("before_takeover")?;
+            let batch = quarantine::batch(&self.table, &rows, self.clock.now_us())?;
+            let refused = Refused { sink: self.sink.clone(), epoch, rows: batch };
+            self.quarantine.send(Item::Refused(refused)).await?;
+            fail::point("after_takeover")?;
+            self.sent.pass(epoch, rows.len() as u64);
         }
     }
 }
@@ -135,7 +235,7 @@ mod tests {
     struct Scene {
         to: Sender<Item>,
         heard: mpsc::UnboundedReceiver<Report>,
-        epochs: mpsc::UnboundedSender<(EpochId, Option<Handle>)>,
+        epochs: mpsc::UnboundedSender<Order>,
         stage: JoinHandle<Result<()>>,
     }
 
@@ -155,9 +255,16 @@ mod tests {
         let committer = sink.committer();
         let (to, from) = channel(MIB);
         let (reports, heard) = mpsc::unbounded_channel();
-        let stage = SinkStage { name: NAME.into(), sink: Box::new(sink), from, reports: reports.clone(), open: ID };
+        let stage = SinkStage {
+            name: NAME.into(),
+            sink: Box::new(sink),
+            from,
+            reports: reports.clone(),
+            open: ID,
+            stays: false,
+        };
         let (epochs, from) = mpsc::unbounded_channel();
-        tokio::spawn(CommitStage { name: NAME.into(), committer, from, reports }.run());
+        tokio::spawn(CommitStage { name: NAME.into(), committer, takeover: None, from, reports }.run());
         Scene { to, heard, epochs, stage: tokio::spawn(stage.run()) }
     }
 
@@ -183,7 +290,7 @@ mod tests {
 
         let Some(Report::Prepared { prepared, .. }) = heard.recv().await else { panic!("nothing was prepared") };
         assert_eq!(prepared.rows, (BATCHES * BATCH_ROWS) as u64);
-        epochs.send((ID, prepared.handle)).unwrap();
+        epochs.send(Order { id: ID, handle: prepared.handle, recorded: RefusedUpto::default() }).unwrap();
         let Some(Report::Committed { epoch: 1, .. }) = heard.recv().await else { panic!("nothing was committed") };
         assert!(begun.elapsed() >= away && begun.elapsed() < away + Duration::from_secs(60), "{:?}", begun.elapsed());
         let stored: u64 = store.list("bronze/numbers").await.unwrap().iter().map(|file| file.size).sum();

@@ -99,6 +99,8 @@ pub struct Outlet {
     pub to: Vec<Sender<Item>>,
     /// The quarantine of rows that break a rule.
     pub quarantine: Option<Sender<Item>>,
+    /// The channel of the sink to Postgres, if there is one: it alone takes again what Postgres has refused.
+    pub postgres: Option<Sender<Item>>,
     /// What the job tells of itself.
     pub progress: Arc<Progress>,
     /// The time of quarantined rows.
@@ -296,6 +298,7 @@ impl Intake {
             loop {
                 match input.from.recv().await.ok_or_else(closed)? {
                     Item::Barrier(barrier) => return Ok::<_, Error>((arrived, barrier)),
+                    Item::Refused(_) => return Err(Error::internal("refused rows have come to a table")),
                     Item::Batch(batch) => {
                         arrived.rows_in += batch.num_rows() as u64;
                         let (batch, late) = on_time(batch, input.window.as_ref(), late_until_us)?;
@@ -345,6 +348,11 @@ fn on_time(
     Ok((filter_record_batch(&batch, &not(&late)?)?, Some(filter_record_batch(&batch, &late)?)))
 }
 
+/// Tells whether Postgres has refused a row, which all other sinks have taken.
+fn is_refused(row: &Quarantined) -> bool {
+    row.rule == quarantine::REFUSED_RULE
+}
+
 async fn send_quarantined(
     table: &str,
     rows: &[Quarantined],
@@ -366,9 +374,24 @@ impl Outlet {
 
     /// Takes rows to the rules once more that broke one.
     async fn send_again(&mut self, rows: &[Quarantined], tally: &mut Tally) -> Result<()> {
-        for alike in rows.chunk_by(|a, b| a.attempts == b.attempts) {
+        for alike in rows.chunk_by(|a, b| (a.attempts, is_refused(a)) == (b.attempts, is_refused(b))) {
             let documents: Vec<_> = alike.iter().map(|row| row.raw.clone()).collect();
             match (rows::from_json(&documents, &self.schema), alike) {
+                (Ok(batch), [first, ..]) if is_refused(first) => {
+                    let rows = alike.len() as u64;
+                    tally.counts.redriven += rows;
+                    match &self.postgres {
+                        Some(postgres) => {
+                            tally.counts.resent += rows;
+                            postgres.send(Item::Batch(batch)).await?;
+                        }
+                        // The file has no such sink any more: nobody else may have them twice.
+                        None => {
+                            tally.counts.quarantined += rows;
+                            self.quarantine(alike).await?;
+                        }
+                    }
+                }
                 (Ok(batch), [first, ..]) => {
                     tally.counts.redriven += alike.len() as u64;
                     self.judge(batch, first.attempts + 1, tally).await?;

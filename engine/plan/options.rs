@@ -1,10 +1,12 @@
 //! What stands beside the SQL of a table: its rules, its key, what becomes of late rows.
 
 use std::collections::BTreeSet;
+use std::sync::Arc;
 
 use arrow::datatypes::{DataType, SchemaRef};
 use datafusion::common::DFSchema;
 use datafusion::execution::session_state::SessionState;
+use datafusion::physical_expr::PhysicalExpr;
 use nexus_operators::Error;
 use nexus_operators::transform::expect::{Otherwise, Rule};
 use nexus_operators::transform::newest::{NewestSettings, is_order};
@@ -77,13 +79,8 @@ pub fn check_keyed(spec: &model::Table, schema: &SchemaRef, keys: &[usize], time
 pub fn rules(state: &SessionState, schema: &SchemaRef, spec: &model::Table) -> Result<Vec<Rule>, Refused> {
     let columns = DFSchema::try_from(schema.as_ref().clone()).map_err(|e| sql_refused(&e))?;
     let rule = |(name, rule): (&String, &model::Expectation)| {
-        let planned = state.create_logical_expr(&rule.that, &columns);
-        let planned = planned.and_then(|expr| state.create_physical_expr(expr, &columns));
         let at = vec!["expect".to_owned(), name.clone(), "that".to_owned()];
-        let condition = planned.map_err(|e| Refused::Option(at.clone(), Error::config(sql_text(&e))))?;
-        if condition.data_type(schema).ok() != Some(DataType::Boolean) {
-            return Err(Refused::Option(at, Error::config("a rule is a condition, such as `x > 0`")));
-        }
+        let condition = condition(state, &columns, &rule.that, at, "a rule is a condition, such as `x > 0`")?;
         let otherwise = match rule.otherwise {
             model::Otherwise::Keep => Otherwise::Keep,
             model::Otherwise::Drop => Otherwise::Drop,
@@ -93,6 +90,35 @@ pub fn rules(state: &SessionState, schema: &SchemaRef, spec: &model::Table) -> R
         Ok(Rule { name: name.clone(), text: rule.that.clone(), condition, otherwise })
     };
     spec.expect.iter().map(rule).collect()
+}
+
+/// Plans which rows delete the row of their key, if the table has a sink that can.
+pub fn delete_when(
+    state: &SessionState,
+    schema: &SchemaRef,
+    spec: &model::Table,
+) -> Result<Option<Arc<dyn PhysicalExpr>>, Refused> {
+    let Some(text) = spec.postgres.as_ref().and_then(|postgres| postgres.delete_when.as_ref()) else { return Ok(None) };
+    let columns = DFSchema::try_from(schema.as_ref().clone()).map_err(|e| sql_refused(&e))?;
+    let at = vec!["postgres".to_owned(), "delete_when".to_owned()];
+    condition(state, &columns, text, at, "`delete_when` is a condition, such as `status = 'gone'`").map(Some)
+}
+
+/// Plans a condition over a table's columns.
+fn condition(
+    state: &SessionState,
+    columns: &DFSchema,
+    text: &str,
+    at: Vec<String>,
+    none: &str,
+) -> Result<Arc<dyn PhysicalExpr>, Refused> {
+    let planned = state.create_logical_expr(text, columns);
+    let planned = planned.and_then(|expr| state.create_physical_expr(expr, columns));
+    let condition = planned.map_err(|e| Refused::Option(at.clone(), Error::config(sql_text(&e))))?;
+    if condition.data_type(columns.as_arrow()).ok() != Some(DataType::Boolean) {
+        return Err(Refused::Option(at, Error::config(none)));
+    }
+    Ok(condition)
 }
 
 /// Plans that rows with the same key are kept once: gives the columns of the key, that of the event time, and the bound in

@@ -9,6 +9,7 @@ use datafusion::common::{DFSchema, TableReference};
 use datafusion::error::DataFusionError;
 use datafusion::execution::session_state::SessionState;
 use datafusion::logical_expr::{Expr, LogicalPlan, ident};
+use datafusion::physical_expr::PhysicalExpr;
 use datafusion::physical_plan::ExecutionPlan;
 use nexus_operators::clock::SharedClock;
 use nexus_operators::transform::Transform;
@@ -29,7 +30,7 @@ use nexus_operators::{Error, Result};
 
 use super::analyze::{EventTimes, Shape, analyze, corrected_keys, stream_name};
 use super::join::JoinPlan;
-use super::options::{check_columns, check_corrected, check_keyed, newest_plan, rules, unique_plan};
+use super::options::{check_columns, check_corrected, check_keyed, delete_when, newest_plan, rules, unique_plan};
 use super::reference::{ReferenceTable, ReferenceView};
 use super::refused::{Refused, sql_refused};
 use super::{as_of, windows};
@@ -77,6 +78,8 @@ pub struct TablePlan {
     pub late: Late,
     /// The rules that a row must meet.
     pub rules: Vec<Rule>,
+    /// Which rows delete the row of their key in Postgres; nothing if none do.
+    pub delete_when: Option<Arc<dyn PhysicalExpr>>,
     /// Key columns, event-time column and bound in microseconds of deduplication.
     pub unique: Option<(Vec<usize>, usize, i64)>,
     /// The same, where the newest row of a key is kept.
@@ -183,6 +186,7 @@ impl TablePlan {
             references: names.into_iter().filter(|name| readable.references.contains_key(name)).collect(),
             inputs,
             rules: rules(&state, &schema, spec)?,
+            delete_when: delete_when(&state, &schema, spec)?,
             schema,
             event_time,
             keys,

@@ -107,6 +107,7 @@ fn tables(page: &mut Page, progress: &Progress) {
             ("quarantined", counts.quarantined),
             ("duplicate", counts.duplicates),
             ("out", counts.rows_out),
+            ("resent", counts.resent),
         ] {
             page.value("nexus_table_rows_total", &[("table", name), ("fate", fate)], rows);
         }
@@ -134,6 +135,11 @@ fn sinks(page: &mut Page, progress: &Progress) {
     page.family("nexus_sink_files_total", "counter", "Files stored by recorded epochs.");
     for (table, kind, counts) in sinks() {
         page.value("nexus_sink_files_total", &[("table", table), ("sink", kind)], counts.files);
+    }
+    let help = "Of the rows, those that the service has refused and that have gone to the quarantine.";
+    page.family("nexus_sink_refused_rows_total", "counter", help);
+    for (table, kind, counts) in sinks() {
+        page.value("nexus_sink_refused_rows_total", &[("table", table), ("sink", kind)], counts.refused);
     }
 }
 

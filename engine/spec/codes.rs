@@ -163,6 +163,10 @@ codes! {
         "`errors` stops a run when more than `at_most` of the rows go to the quarantine. It has no effect where none ever \
          does, or where all may: a table has a rule with `else: quarantine`, or counts late rows (`late: true`), and \
          `at_most` is less than 100%. Rows come late to tables with windows, not to sources.";
+    /// A condition of deletion without a key.
+    BAD_DELETE = "N0509", "rows cannot be deleted",
+        "`delete_when` deletes the row of the same key, so it belongs to a postgres sink with a `key`, and it is a condition \
+         over the table's columns, such as `status = 'gone'`.";
     /// No table at all.
     NO_TABLES = "N0601", "no tables",
         "A pipeline has at least one table under `bronze`, `silver`, `gold` or `vibranium`.";

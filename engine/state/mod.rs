@@ -19,6 +19,7 @@ use std::collections::BTreeMap;
 use bytes::Bytes;
 use nexus_operators::clock::SharedClock;
 use nexus_operators::position::Cut;
+use nexus_operators::sink::RefusedUpto;
 use nexus_operators::store::Store;
 use nexus_operators::{Error, Result, fail};
 use serde::de::DeserializeOwned;
@@ -60,6 +61,9 @@ pub struct State {
     pub watermarks_us: BTreeMap<String, i64>,
     /// State by table.
     pub tables: BTreeMap<String, TableState>,
+    /// Up to where the quarantine has the rows that the services of sinks have refused, by sink.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub refused: BTreeMap<String, RefusedUpto>,
     /// What error budgets have counted, by source or table.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub errors: BTreeMap<String, Vec<Counted>>,
@@ -389,6 +393,10 @@ pub fn fold(state: &mut State, record: &CommitRecord) {
         if let Some(schema) = &table.schema {
             state.schemas.entry(name.clone()).or_default().push(schema.clone());
         }
+    }
+    for (sink, epochs) in &record.refused {
+        let upto = state.refused.entry(sink.clone()).or_default();
+        epochs.iter().for_each(|(epoch, rows)| upto.pass(*epoch, *rows));
     }
     if !record.errors.is_empty() {
         state.errors.clone_from(&record.errors);

@@ -15,6 +15,9 @@ use super::schema::TableSchema;
 /// Version of the format of records and checkpoints that this build writes.
 pub const VERSION: u32 = 1;
 
+/// The kind of sink that brings a table to Postgres.
+pub const POSTGRES: &str = "postgres";
+
 /// The kind of sink that takes what could not be used.
 pub const QUARANTINE: &str = "quarantine";
 
@@ -40,6 +43,10 @@ pub struct CommitRecord {
     /// What each sink has prepared, by `<table>/<kind>`.
     #[serde(default)]
     pub sinks: BTreeMap<String, Prepared>,
+    /// Rows that the service of a sink has refused in the commits of earlier epochs, and that are in the quarantine of
+    /// their table from this epoch on: how many, by sink and by the epoch in which they were refused.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub refused: BTreeMap<String, BTreeMap<u64, u64>>,
     /// What error budgets have counted up to this epoch, oldest first, by the name of the source or table.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub errors: BTreeMap<String, Vec<Counted>>,
@@ -148,7 +155,7 @@ pub struct TableRecord {
     pub schema: Option<TableSchema>,
 }
 
-/// What is counted of a table. `rows_sql + redriven = rows_out + dropped + quarantined + duplicates`.
+/// What is counted of a table. `rows_sql + redriven = rows_out + dropped + quarantined + duplicates + resent`.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct TableCounts {
     /// Rows that arrived.
@@ -171,6 +178,9 @@ pub struct TableCounts {
     pub duplicates: u64,
     /// Of these, rows that went on to sinks and other tables.
     pub rows_out: u64,
+    /// Of these, rows that Postgres had refused and that went to it alone: all others have them.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub resent: u64,
 }
 
 /// Where the state of a table is kept.
@@ -251,6 +261,7 @@ impl TableCounts {
         self.quarantined = self.quarantined.saturating_add(other.quarantined);
         self.duplicates = self.duplicates.saturating_add(other.duplicates);
         self.rows_out = self.rows_out.saturating_add(other.rows_out);
+        self.resent = self.resent.saturating_add(other.resent);
     }
 }
 
@@ -259,6 +270,12 @@ impl CommitRecord {
     fn sinks_of<'a>(&'a self, name: &'a str) -> impl Iterator<Item = (&'a str, &'a Prepared)> {
         let sinks = self.sinks.iter();
         sinks.filter_map(move |(sink, prepared)| Some((sink.strip_prefix(name)?.strip_prefix('/')?, prepared)))
+    }
+
+    /// Gives how many rows that were refused by a sink of a table are in the table's quarantine from this epoch on.
+    pub fn refused_of(&self, table: &str) -> u64 {
+        let sinks = self.refused.iter().filter(|(sink, _)| sink.rsplit_once('/').is_some_and(|(of, _)| of == table));
+        sinks.flat_map(|(_, epochs)| epochs.values()).sum()
     }
 
     /// Checks that every row is accounted for. A mismatch is a bug, and the record must not be written.
@@ -292,21 +309,32 @@ impl CommitRecord {
         for (name, table) in &self.tables {
             let counts = &table.counts;
             let left = counts.dropped.saturating_add(counts.quarantined).saturating_add(counts.duplicates);
+            let left = left.saturating_add(counts.resent);
             let came = counts.rows_sql.saturating_add(counts.redriven);
             if came != counts.rows_out.saturating_add(left)
                 || counts.late.saturating_add(counts.correcting) > counts.rows_in
             {
                 return Some((name, format!("{counts:?}")));
             }
-            let quarantined = counts.quarantined..=counts.quarantined.saturating_add(counts.late);
+            let quarantined = counts.quarantined.saturating_add(self.refused_of(name));
+            let quarantined = quarantined..=quarantined.saturating_add(counts.late);
             for (sink, prepared) in self.sinks_of(name) {
                 let fits = match sink {
                     QUARANTINE => quarantined.contains(&prepared.rows) && prepared.removed == counts.redriven,
+                    POSTGRES => prepared.rows == counts.rows_out.saturating_add(counts.resent),
                     _ => prepared.rows == counts.rows_out,
                 };
                 if !fits {
                     return Some((name, format!("{counts:?}, but {sink} has prepared {}", prepared.rows)));
                 }
+            }
+        }
+        // An epoch that only takes refused rows over has no tables.
+        for table in self.refused.keys().filter_map(|sink| Some(sink.rsplit_once('/')?.0)) {
+            let (rows, quarantine) = (self.refused_of(table), format!("{table}/{QUARANTINE}"));
+            let prepared = self.sinks.get(&quarantine).map_or(0, |prepared| prepared.rows);
+            if prepared < rows || (prepared != rows && !self.tables.contains_key(table)) {
+                return Some((table, format!("{rows} refused rows, but {quarantine} has prepared {prepared}")));
             }
         }
         None

@@ -12,6 +12,7 @@ use async_trait::async_trait;
 use serde::{Deserialize, Serialize};
 
 use crate::error::Result;
+use crate::quarantine::Quarantined;
 
 /// Which epoch of which process: every name that a sink stages is made from it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -87,4 +88,38 @@ pub trait Committer: Send + Sync {
     async fn commit(&self, id: EpochId, handle: &Handle) -> Result<()>;
     /// Removes what generations before `generation` staged and `keep` does not name; gives how many.
     async fn sweep(&self, generation: u64, keep: &[Handle]) -> Result<u64>;
+}
+
+/// A place among the rows that a sink's service has refused: behind so many rows of an epoch, and behind all of the
+/// epochs before it.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub struct RefusedUpto {
+    /// The epoch whose commit has met the refusals.
+    pub epoch: u64,
+    /// How many of its refused rows lie before.
+    pub rows: u64,
+}
+
+/// The rows that a sink's service has refused, kept by the service until the quarantine has them.
+///
+/// # Contract
+///
+/// - A row is there once the commit of its epoch has landed the others: the service takes both in one transaction.
+/// - The rows of an epoch have an order that does not change; epochs come in theirs.
+/// - The engine calls [`next`](RefusedRows::next) after a commit until it gives nothing, and records how far it has come
+///   together with the quarantine's files. It calls [`forget`](RefusedRows::forget) once such a record exists.
+/// - Both are idempotent; neither is called while the sink commits.
+#[async_trait]
+pub trait RefusedRows: Send + Sync {
+    /// Gives the next rows behind a place, all of one epoch, and that epoch; nothing if there are none.
+    async fn next(&self, behind: RefusedUpto) -> Result<Option<(u64, Vec<Quarantined>)>>;
+    /// Removes the rows up to a place.
+    async fn forget(&self, upto: RefusedUpto) -> Result<()>;
+}
+
+impl RefusedUpto {
+    /// Goes past rows of an epoch that follow.
+    pub fn pass(&mut self, epoch: u64, rows: u64) {
+        *self = if self.epoch == epoch { Self { epoch, rows: self.rows + rows } } else { Self { epoch, rows } };
+    }
 }

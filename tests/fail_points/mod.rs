@@ -202,3 +202,10 @@ fn killed_after_the_postgres_commit_and_before_the_epoch_is_marked_done() {
 fn killed_after_the_record_and_before_the_postgres_commit() {
     killed_at("before_postgres_commit");
 }
+
+#[test]
+fn a_process_that_stands_still_in_mid_copy_is_overtaken() {
+    // In one epoch: what an older process goes on to stage when it wakes is another matter.
+    let whole = Scene::new(FILES).is_overtaken("after_copied", 1, Cuts::of_bytes(1 << 20));
+    whole.unwrap_or_else(|why| panic!("{why}"));
+}

@@ -41,7 +41,7 @@ impl Trial {
             "done_before_commit" | "no_redo" => Trial::Killed("after_record", 3),
             "no_removal_of_claims" | "no_fence" => Trial::Idle,
             "no_committed_note" => Trial::Again,
-            "no_keys" | "no_windows" | "no_positions" => Trial::Killed("after_committed_note", 3),
+            "no_keys" | "no_windows" | "no_positions" => Trial::Killed("before_record", 4),
             "no_note_in_postgres" => Trial::Killed("after_postgres_commit", 2),
             "no_spool" | "spool_removed_early" => Trial::Killed("before_postgres_commit", 2),
             "no_sweep" => Trial::Killed("after_prepare", 6),
@@ -76,7 +76,7 @@ impl Trial {
                 }
                 scene.ends_whole(Cuts::of_bytes(9_000))
             }
-            Trial::Overtaken(point, passing) => scene.is_overtaken(point, passing),
+            Trial::Overtaken(point, passing) => scene.is_overtaken(point, passing, Cuts::of_bytes(3_000)),
             Trial::Idle => scene.is_fenced_when_idle(FENCED_MAX),
             Trial::Again => {
                 scene.ends_whole(Cuts::of_bytes(9_000))?;

@@ -70,6 +70,8 @@ pub enum Ended {
 pub struct Tables {
     lake: Vec<String>,
     postgres: Vec<String>,
+    /// What Postgres has refused, as the quarantine has it.
+    refused: Vec<String>,
 }
 
 /// A world with a pipeline of a kind.
@@ -99,6 +101,9 @@ impl Kind {
             on_s3: random.below(2) == 0 && source != Source::ManyFiles,
             postgres: random.below(2) == 0 && source != Source::ManyFiles,
         };
+        if is_of_refused(point) && kind.source == Source::Generated {
+            kind.source = Source::Files;
+        }
         kind.on_s3 |= is_of_uploads(point);
         kind.postgres |= is_of_postgres(point);
         kind
@@ -111,7 +116,11 @@ impl Kind {
                 self.source == Source::ManyFiles
             }
             "before_message_removal" | "after_message_removal" => self.source == Source::Queue,
-            _ => (self.on_s3 || !is_of_uploads(point)) && (self.postgres || !is_of_postgres(point)),
+            _ => {
+                (self.on_s3 || !is_of_uploads(point))
+                    && (self.postgres || !is_of_postgres(point))
+                    && (self.source != Source::Generated || !is_of_refused(point))
+            }
         }
     }
 
@@ -150,6 +159,12 @@ fn is_of_postgres(point: &str) -> bool {
         || point.ends_with("_spool")
         || point.ends_with("_spool_removal")
         || point.ends_with("_table")
+        || is_of_refused(point)
+}
+
+/// Tells whether only rows that Postgres refuses lead to a fail point.
+fn is_of_refused(point: &str) -> bool {
+    point.ends_with("_takeover") || point.ends_with("_forget")
 }
 
 impl Cuts {
@@ -167,6 +182,10 @@ impl Scene {
         }
         if kind.postgres {
             world = world.with_postgres();
+            if kind.source != Source::Generated {
+                let offset = if kind.source == Source::Kinesis { "text" } else { "bigint" };
+                world.change_postgres(&REFUSING_SQL.replace("{offset}", offset));
+            }
         }
         if kind.on_s3 {
             bucket = Some(world.bucket("lake"));
@@ -299,24 +318,21 @@ impl Scene {
 
     /// Has a process stand still at a fail point while another one runs to the end, and then go on: it must find out
     /// that it is not the newest, and leave everything as it is.
-    pub fn is_overtaken(&mut self, point: &str, passing: usize) -> Result<(), String> {
+    pub fn is_overtaken(&mut self, point: &str, passing: usize, cuts: Cuts) -> Result<(), String> {
         self.world.set("NEXUS_FAIL_POINT", &format!("{point}:{passing}:stop"));
-        let mut older = self.start(Cuts::of_bytes(3_000));
+        let mut older = self.start(cuts);
         self.world.set("NEXUS_FAIL_POINT", "");
         older.until_stopped();
-        if self.kind.postgres {
-            // A server ends the transactions of a client that stands still after minutes; here at once.
-            let ended = "SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity
-                WHERE datname = current_database() AND pid <> pg_backend_pid() AND xact_start IS NOT NULL";
-            self.world.ask_postgres(ended);
-        }
         let newer = self.finish(Cuts::of_bytes(9_000));
         if newer.status.code() != Some(0) {
             return Err(format!("the newer process failed:\n{}", newer.said()));
         }
         older.signal("CONT");
         let older = older.wait();
-        if older.status.code() != Some(1) || !older.said().contains("another process has taken over") {
+        // With all rows in one epoch, which the newer has committed for it, the older has nothing more to write.
+        let is_done = cuts.bytes >= 1 << 20 && older.status.code() == Some(0);
+        let is_told = older.status.code() == Some(1) && older.said().contains("another process has taken over");
+        if !is_done && !is_told {
             return Err(format!("the older process does not say that it is not the newest:\n{}", older.said()));
         }
         self.is_whole()
@@ -332,7 +348,11 @@ impl Scene {
         let committed = || table_files(&self.world.path("lake"), "bronze/events");
 
         let mut older = self.world.start(&["run", &pipeline]);
-        older.until("it has committed", || committed() > 0);
+        // What Postgres has refused takes one epoch more.
+        let waiting = || self.world.ask_postgres("SELECT 1 FROM nexus.refused").len();
+        older.until("it has committed", || {
+            committed() > 0 && table_files(&self.world.path("lake"), "_quarantine/bronze.events") > 0 && waiting() == 0
+        });
         let newer = self.world.start(&["run", &pipeline]);
         let ended = older.ends_within(limit);
         newer.signal("KILL");
@@ -373,6 +393,9 @@ impl Scene {
         if self.kind.postgres && found.postgres != expected.postgres {
             return Err(format!("Postgres differs:\n{}", differences(&found.postgres, &expected.postgres)));
         }
+        if self.kind.postgres && found.refused != expected.refused {
+            return Err(format!("the refused rows differ:\n{}", differences(&found.refused, &expected.refused)));
+        }
         self.nothing_is_left(&lake)
     }
 
@@ -400,7 +423,9 @@ impl Scene {
             texts
         };
         let postgres = if self.kind.postgres { self.world.ask_postgres(postgres) } else { Vec::new() };
-        Tables { lake: texts(ask(lake, sql)), postgres: texts(postgres) }
+        let refuses = self.kind.postgres && self.kind.source != Source::Generated;
+        let refused = if refuses { ask(lake, REFUSED_LAKE_SQL) } else { Vec::new() };
+        Tables { lake: texts(ask(lake, sql)), postgres: texts(postgres), refused: texts(refused) }
     }
 
     /// Gives a folder with the lake.
@@ -523,6 +548,19 @@ gold:
 secrets:
   pg: { env: DATABASE_URL }
 ";
+
+/// Tables that refuse some rows. Rows are added to the one, and replaced in the other.
+const REFUSING_SQL: &str = "
+    CREATE TABLE events (n bigint NOT NULL, site text, ts timestamptz, v float8 CONSTRAINT not_so CHECK (v <> 3.5),
+        _source text, _partition text, _offset {offset}, _ingested_at timestamptz, _key text);
+    CREATE TABLE hours (hour timestamptz, site varchar(6) CHECK (site <> 'site-1'), events bigint, v float8,
+        PRIMARY KEY (hour, site))";
+
+const REFUSED_LAKE_SQL: &str = "
+    SELECT 'events', json_extract(decode(raw), '$.n'), contains(reason, 'SQLSTATE 23514'), contains(reason, 'not_so'),
+        _offset, parse_filename(_partition) FROM quarantine.\"bronze.events\" WHERE rule = 'refused by postgres'
+    UNION ALL SELECT 'hours', json_extract(decode(raw), '$.hour'), contains(reason, 'SQLSTATE 23514'),
+        contains(reason, 'column site'), '', '' FROM quarantine.\"gold.hours\" WHERE rule = 'refused by postgres'";
 
 /// A table whose rows change: it is for Postgres.
 const SITES: &str = "  sites:

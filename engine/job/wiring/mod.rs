@@ -2,6 +2,8 @@
 
 mod sinks;
 
+use sinks::SinkSettings;
+
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
@@ -72,6 +74,7 @@ struct Wiring<'a> {
     stages: Vec<(String, Stage)>,
     commits: Vec<(String, Stage)>,
     queues: BTreeMap<String, CommitQueue>,
+    takers_of_refused: BTreeMap<String, Sender<Item>>,
     commands: BTreeMap<String, mpsc::UnboundedSender<Command>>,
     /// For each stream, the channels of those that take its rows.
     takers: BTreeMap<String, Vec<Sender<Item>>>,
@@ -111,13 +114,14 @@ pub async fn wire(
         stages: Vec::new(),
         commits: Vec::new(),
         queues: BTreeMap::new(),
+        takers_of_refused: BTreeMap::new(),
         commands: BTreeMap::new(),
         takers: BTreeMap::new(),
     };
     let references = wiring.references();
     // From the end to the beginning: whoever sends needs the channels of those that take.
     for (table, name, sink) in user_sinks {
-        let taken = wiring.sink(&format!("{table}/{name}"), sink).await?;
+        let taken = wiring.sink(&format!("{table}/{name}"), sink, SinkSettings::default()).await?;
         wiring.takers.entry(table).or_default().push(taken);
     }
     for table in plan.tables.iter().rev() {
@@ -138,7 +142,7 @@ pub async fn wire(
         until_idle: settings.until_idle,
         idle_after: plan.sources.values().map(|source| source.idle).max().unwrap_or_default(),
     };
-    let Wiring { stages, commits, queues, commands, .. } = wiring;
+    let Wiring { stages, commits, queues, takers_of_refused, commands, .. } = wiring;
     let tables = plan.tables.iter().map(TablePlan::name).collect();
     // Rows that fail again are as many as there were.
     let budgets = match settings.redrive {
@@ -155,6 +159,7 @@ pub async fn wire(
         schemas,
         references,
         sinks: queues,
+        takers_of_refused,
         reports: heard,
         load,
         progress,
@@ -218,7 +223,7 @@ impl Wiring<'_> {
         let positions = state.positions.get(name).filter(|_| !fail::mutated("no_positions"));
         let positions = positions.cloned().unwrap_or_else(Cut::default);
         source.open(&positions).await.map_err(|e| e.while_doing(format!("could not open source {name}")))?;
-        let quarantine = self.quarantine(name).await?;
+        let quarantine = self.quarantine(name, false).await?;
         let (read, reads) = self.channel(format!("decode {name}"));
         let (command, commands) = mpsc::unbounded_channel();
         self.commands.insert(name.to_owned(), command);
@@ -260,7 +265,7 @@ impl Wiring<'_> {
     async fn records(&mut self, name: &str) -> Result<()> {
         let plan = self.plan.sources.get(name);
         let plan = plan.ok_or_else(|| Error::internal(format!("source {name} is not planned")))?;
-        let quarantine = self.quarantine(name).await?;
+        let quarantine = self.quarantine(name, false).await?;
         let (command, commands) = mpsc::unbounded_channel();
         self.commands.insert(name.to_owned(), command);
         let stage = RecordStage {
@@ -282,13 +287,17 @@ impl Wiring<'_> {
     async fn table(&mut self, plan: &TablePlan) -> Result<()> {
         let name = plan.name();
         let spec = self.plan.spec_of(plan).cloned();
-        let mut to = self.takers.remove(&name).unwrap_or_default();
-        if let Some(spec) = spec.as_ref().filter(|_| self.stores) {
-            to.extend(self.stored(plan, spec).await?);
-        }
         let late = plan.late_reason().is_some() && plan.late.quarantines();
+        let refuses = self.stores && spec.as_ref().is_some_and(|spec| spec.postgres.is_some());
         let quarantines = late || !plan.rules.is_empty() || plan.newest.is_some() || self.has_quarantined(&name);
-        let quarantine = if quarantines { Some(self.quarantine(&name).await?) } else { None };
+        let quarantine = if refuses || quarantines { Some(self.quarantine(&name, refuses).await?) } else { None };
+        let mut to = self.takers.remove(&name).unwrap_or_default();
+        let mut postgres = None;
+        if let Some(spec) = spec.as_ref().filter(|_| self.stores) {
+            let stored = self.stored(plan, spec, quarantine.as_ref()).await?;
+            postgres = stored.last().filter(|_| refuses).cloned();
+            to.extend(stored);
+        }
         let mut inputs = Vec::with_capacity(plan.inputs.len());
         for input in &plan.inputs {
             let (sender, from) = self.channel(format!("{input} to {name}"));
@@ -336,6 +345,7 @@ impl Wiring<'_> {
                 load: self.load.clone(),
                 to,
                 quarantine,
+                postgres,
                 progress: self.progress.clone(),
                 clock: self.clock.clone(),
             },

@@ -1,8 +1,18 @@
 //! The sinks of a job: of tables, and of what comes to the quarantine.
 
+use std::sync::Arc;
+
+#[cfg(feature = "postgres")]
+use arrow::array::{Array, AsArray, BooleanArray, RecordBatch};
+#[cfg(feature = "postgres")]
+use arrow::compute::prep_null_mask_filter;
+#[cfg(feature = "postgres")]
+use datafusion::physical_expr::PhysicalExpr;
 use nexus_operators::quarantine;
 use nexus_operators::sink::parquet::{ParquetCompression, ParquetSettings, ParquetSink, PartitionBy, RemovedFile};
-use nexus_operators::sink::{EpochId, Sink};
+use nexus_operators::sink::{EpochId, RefusedRows, RefusedUpto, Sink};
+#[cfg(feature = "postgres")]
+use nexus_operators::transform::query::failed;
 use nexus_operators::{Error, Result, fail};
 use tokio::sync::mpsc;
 
@@ -11,16 +21,33 @@ use crate::job::channel::{Item, Receiver, Sender};
 #[cfg(feature = "postgres")]
 use crate::job::place::spool_place;
 use crate::job::place::{PARQUET, POSTGRES, ParquetPlace, parquet_place};
-use crate::job::sink::{CommitStage, SinkStage};
+use crate::job::sink::{CommitStage, Order, SinkStage, Takeover};
 use crate::job::start::handles_of;
 use crate::plan::changes::stored_schema;
 use crate::plan::table::TablePlan;
 use crate::spec::{Partition, model};
 use crate::state::record::{CommitRecord, QUARANTINE};
 
+/// A sink, and the rows that its service refuses, if it can keep them.
+type Refusing = (Box<dyn Sink>, Option<Arc<dyn RefusedRows>>);
+
+/// What the stages of a sink are told beside the sink.
+#[derive(Default)]
+pub(super) struct SinkSettings {
+    /// What becomes of rows that its service refuses.
+    takeover: Option<Takeover>,
+    /// Whether rows may come behind the last barrier.
+    stays: bool,
+}
+
 impl Wiring<'_> {
-    /// Makes the sinks that the file asks for, and gives their channels.
-    pub(super) async fn stored(&mut self, plan: &TablePlan, spec: &model::Table) -> Result<Vec<Sender<Item>>> {
+    /// Makes the sinks that the file asks for, and gives their channels, that of Postgres as the last.
+    pub(super) async fn stored(
+        &mut self,
+        plan: &TablePlan,
+        spec: &model::Table,
+        quarantine: Option<&Sender<Item>>,
+    ) -> Result<Vec<Sender<Item>>> {
         let name = plan.name();
         let mut takers = Vec::new();
         if spec.store {
@@ -35,11 +62,22 @@ impl Wiring<'_> {
                 open_partitions_max: self.plan.loaded.spec.limits.open_partitions,
                 buffer_bytes: self.budget.sink,
             };
-            takers.push(self.parquet(&format!("{name}/{PARQUET}"), settings, Vec::new()).await?);
+            takers.push(self.parquet(&format!("{name}/{PARQUET}"), settings, Vec::new(), false).await?);
         }
         if let Some(postgres) = &spec.postgres {
-            let sink = self.postgres(plan, postgres).await?;
-            takers.push(self.sink(&format!("{name}/{POSTGRES}"), sink).await?);
+            let (sink, refused) = self.postgres(plan, postgres).await?;
+            let sink_name = format!("{name}/{POSTGRES}");
+            let upto = self.restored.state.refused.get(&sink_name).copied().unwrap_or_default();
+            let takeover = refused.zip(quarantine).map(|(rows, quarantine)| Takeover {
+                sink: sink_name.as_str().into(),
+                table: name.clone(),
+                rows,
+                quarantine: quarantine.clone(),
+                clock: self.clock.clone(),
+                sent: upto,
+                forgotten: RefusedUpto::default(),
+            });
+            takers.push(self.sink(&sink_name, sink, SinkSettings { takeover, stays: false }).await?);
         }
         Ok(takers)
     }
@@ -53,8 +91,9 @@ impl Wiring<'_> {
         taken || self.restored.undone.iter().any(owed)
     }
 
-    /// Makes the sink of what comes to the quarantine of a table or source, and gives its channel.
-    pub(super) async fn quarantine(&mut self, of: &str) -> Result<Sender<Item>> {
+    /// Makes the sink of what comes to the quarantine of a table or source, and gives its channel. Rows that another sink
+    /// of the table `refuses` come to it too.
+    pub(super) async fn quarantine(&mut self, of: &str, refuses: bool) -> Result<Sender<Item>> {
         let settings = ParquetSettings {
             pipeline: self.plan.loaded.spec.name.clone(),
             tier: "quarantine".to_owned(),
@@ -67,7 +106,12 @@ impl Wiring<'_> {
         };
         let taken = self.portion.as_ref().and_then(|portion| portion.taken.get(of));
         let removes = taken.map(|taken| taken.files().to_vec()).unwrap_or_default();
-        self.parquet(&format!("{of}/{QUARANTINE}"), settings, removes).await
+        let name = format!("{of}/{QUARANTINE}");
+        let sender = self.parquet(&name, settings, removes, refuses).await?;
+        if refuses {
+            self.takers_of_refused.insert(name, sender.clone());
+        }
+        Ok(sender)
     }
 
     async fn parquet(
@@ -75,14 +119,16 @@ impl Wiring<'_> {
         sink: &str,
         settings: ParquetSettings,
         removes: Vec<RemovedFile>,
+        stays: bool,
     ) -> Result<Sender<Item>> {
         let ParquetPlace { table, staging, notes } =
             parquet_place(self.plan, &self.restored.store, &self.restored.encryption, sink).await?;
-        self.sink(sink, Box::new(ParquetSink::new(settings, table, staging, notes)?.removing(removes))).await
+        let operator = Box::new(ParquetSink::new(settings, table, staging, notes)?.removing(removes));
+        self.sink(sink, operator, SinkSettings { takeover: None, stays }).await
     }
 
     #[cfg(feature = "postgres")]
-    async fn postgres(&mut self, plan: &TablePlan, spec: &model::PostgresSink) -> Result<Box<dyn Sink>> {
+    async fn postgres(&mut self, plan: &TablePlan, spec: &model::PostgresSink) -> Result<Refusing> {
         use nexus_operators::sink::postgres::{PostgresSettings, PostgresSink};
         let secret = self.plan.loaded.secret_ref(&spec.url);
         let secret = secret.ok_or_else(|| Error::config(format!("there is no secret `{}`", spec.url)))?;
@@ -90,6 +136,7 @@ impl Wiring<'_> {
             pipeline: self.plan.loaded.spec.name.clone(),
             sink_name: plan.name(),
             state_id: self.restored.state.id.clone(),
+            generation: self.restored.generation,
             schema: spec.schema.clone(),
             table: spec.table.clone(),
             key: spec.key.clone(),
@@ -98,19 +145,21 @@ impl Wiring<'_> {
             rows: plan.keyed_schema(),
         };
         let spool = spool_place(&self.restored.store, &plan.name());
-        let sink = PostgresSink::new(settings, secret, spool)?;
+        let delete_when = plan.delete_when.clone().map(|condition| Box::new(Condition(condition)) as _);
+        let sink = PostgresSink::new(settings, delete_when, secret, spool)?;
         match sink.check().await {
             Err(error) if error.kind() == nexus_operators::ErrorKind::Unavailable => {
                 tracing::warn!(table = plan.name(), %error, "Postgres is away; rows are spooled until it is back");
             }
             checked => checked?,
         }
-        Ok(Box::new(sink))
+        let refused = sink.refused();
+        Ok((Box::new(sink), Some(refused)))
     }
 
     #[cfg(not(feature = "postgres"))]
     #[allow(clippy::unused_async, reason = "the same call awaits where Postgres is built in")]
-    async fn postgres(&mut self, plan: &TablePlan, _: &model::PostgresSink) -> Result<Box<dyn Sink>> {
+    async fn postgres(&mut self, plan: &TablePlan, _: &model::PostgresSink) -> Result<Refusing> {
         let name = plan.name();
         Err(Error::config(format!(
             "{name} needs Postgres, which this build leaves out; build it with feature `postgres`"
@@ -118,7 +167,12 @@ impl Wiring<'_> {
     }
 
     /// Adds the stages of a sink, and gives its channel.
-    pub(super) async fn sink(&mut self, name: &str, sink: Box<dyn Sink>) -> Result<Sender<Item>> {
+    pub(super) async fn sink(
+        &mut self,
+        name: &str,
+        sink: Box<dyn Sink>,
+        settings: SinkSettings,
+    ) -> Result<Sender<Item>> {
         let committer = sink.committer();
         let Restored { state, generation, undone, .. } = self.restored;
         fail::point("before_sweep")?;
@@ -134,17 +188,33 @@ impl Wiring<'_> {
         for record in undone {
             if let Some(prepared) = record.sinks.get(name) {
                 let id = EpochId { generation: record.generation, epoch: record.epoch };
-                queue.send((id, prepared.handle.clone())).map_err(|_| Error::internal("a new queue is closed"))?;
+                let recorded = state.refused.get(name).copied().unwrap_or_default();
+                let order = Order { id, handle: prepared.handle.clone(), recorded };
+                queue.send(order).map_err(|_| Error::internal("a new queue is closed"))?;
             }
         }
         let open = EpochId { generation: *generation, epoch: state.epoch + 1 };
         let reports = self.reports.clone();
-        let stage = SinkStage { name: name.to_owned(), sink, from, reports: reports.clone(), open };
-        let commit = CommitStage { name: name.to_owned(), committer, from: epochs, reports };
+        let SinkSettings { takeover, stays } = settings;
+        let stage = SinkStage { name: name.to_owned(), sink, from, reports: reports.clone(), open, stays };
+        let commit = CommitStage { name: name.to_owned(), committer, takeover, from: epochs, reports };
         self.queues.insert(name.to_owned(), queue);
         self.stages.push((format!("sink {name}"), Box::pin(stage.run())));
         self.commits.push((format!("commit {name}"), Box::pin(commit.run())));
         Ok(sender)
+    }
+}
+
+/// A condition over rows of a table.
+#[cfg(feature = "postgres")]
+struct Condition(Arc<dyn PhysicalExpr>);
+
+#[cfg(feature = "postgres")]
+impl nexus_operators::sink::postgres::DeleteWhen for Condition {
+    fn deletes(&self, rows: &RecordBatch) -> Result<BooleanArray> {
+        let met = self.0.evaluate(rows).and_then(|met| met.into_array(rows.num_rows())).map_err(failed)?;
+        let met = met.as_boolean();
+        Ok(if met.null_count() > 0 { prep_null_mask_filter(met) } else { met.clone() })
     }
 }
 

@@ -181,6 +181,17 @@ fn postgres(check: &mut Check<'_>, path: &[&str], sink: &PostgresSink) {
         }
         _ => check.once_each(&at("key"), &sink.key, codes::BAD_KEY),
     }
+    match &sink.delete_when {
+        Some(_) if sink.key.is_empty() => {
+            let message = "`delete_when` deletes the row of a key, and there is no `key`";
+            check.error(&at("delete_when"), codes::BAD_DELETE, message, "give a `key: [...]`, or take it out");
+        }
+        Some(condition) if condition.trim().is_empty() => {
+            let hint = "write a condition over the table's columns, such as `status = 'gone'`";
+            check.error(&at("delete_when"), codes::BAD_DELETE, "the condition is empty", hint);
+        }
+        _ => {}
+    }
     for (key, name) in [("table", &sink.table), ("schema", &sink.schema)] {
         if name.is_empty() || name.len() > NAME_BYTES_MAX {
             let message = format!("`{key}` has {} bytes; PostgreSQL takes 1 to {NAME_BYTES_MAX}", name.len());

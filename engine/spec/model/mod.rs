@@ -380,6 +380,10 @@ pub struct PostgresSink {
     /// The columns that tell rows apart: a row with a known key replaces the one that is there.
     #[serde(default)]
     pub key: Vec<String>,
+    /// A condition over the table's columns, such as `status = 'gone'`: a row that meets it deletes the row of its key. Of
+    /// the rows of a key the last one counts.
+    #[serde(default)]
+    pub delete_when: Option<String>,
     /// Every row is added.
     #[serde(default)]
     pub append: bool,

@@ -6,10 +6,14 @@
 
 use std::sync::Arc;
 
-use arrow::array::{Array, ArrayRef, AsArray, Int64Array, RecordBatch, StringBuilder, new_empty_array, new_null_array};
+use arrow::array::{
+    Array, ArrayRef, AsArray, BooleanArray, Int64Array, RecordBatch, StringBuilder, new_empty_array, new_null_array,
+};
 use arrow::compute::{CastOptions, cast_with_options};
 use arrow::datatypes::{DataType, Date32Type, Field, FieldRef, Schema, SchemaRef, TimeUnit, TimestampMicrosecondType};
-use arrow::json::writer::{EncoderOptions, make_encoder};
+use arrow::json::ReaderBuilder;
+use arrow::json::writer::{EncoderOptions, LineDelimited, Writer, WriterBuilder, make_encoder};
+use bytes::Bytes;
 use pgpq::ArrowToPostgresBinaryEncoder;
 use pgpq::encoders::{EncoderBuilder, StringEncoderBuilder};
 use pgpq::pg_schema::PostgresType;
@@ -20,8 +24,11 @@ use crate::error::{Error, Result};
 /// Key of a field's metadata that says what its text is.
 const TYPE_KEY: &str = "nexus.type";
 
-/// Numbers the rows of an epoch, so that the last one of a key is known.
+/// Numbers the rows of an epoch, so that the last one of a key is known, and which row the server has refused.
 pub(super) const ROW_COLUMN: &str = "_nexus_row";
+
+/// Says of a row that it deletes the one of its key.
+pub(super) const DELETE_COLUMN: &str = "_nexus_delete";
 
 /// The first day and the first microsecond that Postgres knows, since the Unix
 /// epoch, and its last day (`datatype/timestamp.h`). The last microsecond is
@@ -33,6 +40,9 @@ const MICROSECOND_MIN: i64 = -210_866_803_200_000_000;
 /// The columns of a table, in the order of the rows' columns.
 pub(super) struct Columns {
     pub(super) columns: Vec<Column>,
+    /// The columns of the rows before they get their wire form.
+    pub(super) rows: SchemaRef,
+    /// The columns, and [`DELETE_COLUMN`] behind them if rows may delete.
     wire: SchemaRef,
 }
 
@@ -59,7 +69,7 @@ enum Form {
 
 impl Columns {
     /// Finds the types of a table, and refuses what Postgres has no type for.
-    pub(super) fn of(rows: &Schema, table: &str) -> Result<Self> {
+    pub(super) fn of(rows: &SchemaRef, table: &str, deletes: bool) -> Result<Self> {
         let mut columns = Vec::with_capacity(rows.fields().len());
         let mut fields = Vec::with_capacity(rows.fields().len());
         for field in rows.fields() {
@@ -72,9 +82,22 @@ impl Columns {
             columns.push(column);
             fields.push(wire);
         }
-        let columns = Self { columns, wire: Arc::new(Schema::new(fields)) };
-        columns.encoder(true)?;
+        if deletes {
+            fields.push(Arc::new(Field::new(DELETE_COLUMN, DataType::Boolean, false)));
+        }
+        let columns = Self { columns, rows: rows.clone(), wire: Arc::new(Schema::new(fields)) };
+        columns.encoder(&columns.all(), true)?;
         Ok(columns)
+    }
+
+    /// Tells whether rows say if they delete.
+    pub(super) fn deletes(&self) -> bool {
+        self.wire.fields().len() > self.columns.len()
+    }
+
+    /// Gives the numbers of all columns of rows in wire form.
+    pub(super) fn all(&self) -> Vec<usize> {
+        (0..self.wire.fields().len()).collect()
     }
 
     /// Gives the schema of rows in wire form.
@@ -82,12 +105,14 @@ impl Columns {
         &self.wire
     }
 
-    /// Makes the encoder of rows in wire form, numbered or not, to the binary format of COPY.
-    pub(super) fn encoder(&self, numbered: bool) -> Result<ArrowToPostgresBinaryEncoder> {
+    /// Makes the encoder of some columns of rows in wire form, numbered or not, to the binary format of COPY.
+    pub(super) fn encoder(&self, which: &[usize], numbered: bool) -> Result<ArrowToPostgresBinaryEncoder> {
         let unsupported = |e| Error::internal("a column has no binary form for Postgres").because(e);
-        let mut builders = Vec::with_capacity(self.columns.len());
-        for (column, field) in self.columns.iter().zip(self.wire.fields()) {
-            let builder = match column.form {
+        let mut builders = Vec::with_capacity(which.len());
+        let mut fields = Vec::with_capacity(which.len());
+        for index in which {
+            let field = self.wire.fields().get(*index).ok_or_else(|| Error::internal("a column is not known"))?;
+            let builder = match self.columns.get(*index).map_or(Form::Plain, |column| column.form) {
                 Form::Plain => EncoderBuilder::try_new(field.clone()),
                 Form::Json | Form::JsonText => {
                     StringEncoderBuilder::new_with_output(field.clone(), PostgresType::Jsonb)
@@ -95,22 +120,20 @@ impl Columns {
                 }
             };
             builders.push((field.name().clone(), builder.map_err(unsupported)?));
+            fields.push(field.clone());
         }
-        let mut schema = self.wire.clone();
         if numbered {
             let row = Arc::new(Field::new(ROW_COLUMN, DataType::Int64, false));
             builders.push((ROW_COLUMN.into(), EncoderBuilder::try_new(row.clone()).map_err(unsupported)?));
-            schema = Arc::new(Schema::new(schema.fields().iter().cloned().chain([row]).collect::<Vec<_>>()));
+            fields.push(row);
         }
-        ArrowToPostgresBinaryEncoder::try_new_with_encoders(&schema, &builders.into_iter().collect())
+        ArrowToPostgresBinaryEncoder::try_new_with_encoders(&Schema::new(fields), &builders.into_iter().collect())
             .map_err(unsupported)
     }
 
-    /// Adds the number of each row to rows in wire form.
-    pub(super) fn number(&self, rows: &RecordBatch, first: u64) -> Result<RecordBatch> {
-        let first = i64::try_from(first).map_err(|e| Error::internal("an epoch has too many rows").because(e))?;
-        let numbers = Int64Array::from_iter_values((first..).take(rows.num_rows()));
-        let columns = rows.columns().iter().cloned().chain([Arc::new(numbers) as ArrayRef]);
+    /// Adds the number of each row to rows in wire form, or to some of their columns.
+    pub(super) fn number(rows: &RecordBatch, numbers: &Int64Array) -> Result<RecordBatch> {
+        let columns = rows.columns().iter().cloned().chain([Arc::new(numbers.clone()) as ArrayRef]);
         let row = Arc::new(Field::new(ROW_COLUMN, DataType::Int64, false));
         let fields: Vec<_> = rows.schema_ref().fields().iter().cloned().chain([row]).collect();
         Ok(RecordBatch::try_new(Arc::new(Schema::new(fields)), columns.collect())?)
@@ -132,18 +155,80 @@ impl Columns {
         Ok(RecordBatch::try_new(Arc::new(Schema::new(fields.collect::<Vec<_>>())), columns)?)
     }
 
-    /// Brings rows into wire form.
-    pub(super) fn wire(&self, rows: &RecordBatch) -> Result<RecordBatch> {
+    /// Brings rows into wire form. `deletes` tells which of them delete, if rows may.
+    ///
+    /// # Errors
+    ///
+    /// [`Data`](crate::ErrorKind::Data) if one of them has a value that Postgres cannot hold.
+    pub(super) fn wire(&self, rows: &RecordBatch, deletes: Option<&BooleanArray>) -> Result<RecordBatch> {
         let schema = rows.schema();
-        let mut wired = Vec::with_capacity(self.columns.len());
+        let mut wired = Vec::with_capacity(self.wire.fields().len());
         for ((column, wire), (array, field)) in
             self.columns.iter().zip(self.wire.fields()).zip(rows.columns().iter().zip(schema.fields()))
         {
             wired.push(column.wire(array, field, wire)?);
         }
+        if let Some(deletes) = deletes.filter(|_| self.deletes()) {
+            wired.push(Arc::new(deletes.clone()));
+        }
         RecordBatch::try_new(self.wire.clone(), wired)
             .map_err(|e| Error::internal("rows do not have the schema of their table").because(e))
     }
+
+    /// Gives rows in wire form as JSON, each as a table's quarantine holds its rows.
+    pub(super) fn documents(&self, wired: &RecordBatch) -> Result<Vec<Bytes>> {
+        let (json, plain): (Vec<_>, Vec<_>) =
+            (0..self.columns.len()).partition(|index| self.columns.get(*index).is_some_and(|c| c.form == Form::Json));
+        let mut documents = documents(&wired.project(&plain)?)?;
+        for index in json {
+            let (field, texts) = (self.wire.field(index), wired.column(index).as_string::<i32>());
+            let name = serde_json::Value::from(field.name().as_str());
+            for (document, text) in documents.iter_mut().zip(texts) {
+                // It is JSON already: read and written again, its numbers might lose digits.
+                let inside = document.strip_suffix(b"}").unwrap_or(document);
+                let comma = if inside.len() > 1 { "," } else { "" };
+                let value = format!("{comma}{name}:{}}}", text.unwrap_or("null"));
+                *document = Bytes::from([inside, value.as_bytes()].concat());
+            }
+        }
+        Ok(documents)
+    }
+
+    /// Tells of each row in wire form whether its JSON says all of it.
+    pub(super) fn say_all(&self, documents: &[Bytes], wired: &RecordBatch) -> Vec<bool> {
+        let says = |documents: &[Bytes], wired: &RecordBatch| {
+            let deletes = wired.column_by_name(DELETE_COLUMN).and_then(|column| column.as_boolean_opt());
+            let read = self.read(documents).and_then(|rows| self.wire(&rows, deletes));
+            read.is_ok_and(|read| read.columns() == wired.columns())
+        };
+        if says(documents, wired) {
+            return vec![true; documents.len()];
+        }
+        let one = |(row, document): (usize, &Bytes)| says(std::slice::from_ref(document), &wired.slice(row, 1));
+        documents.iter().enumerate().map(one).collect()
+    }
+
+    /// Reads rows from their JSON.
+    fn read(&self, documents: &[Bytes]) -> Result<RecordBatch> {
+        let mut reader =
+            ReaderBuilder::new(self.rows.clone()).with_batch_size(documents.len().max(1)).build_decoder()?;
+        for document in documents {
+            reader.decode(document)?;
+        }
+        Ok(reader.flush()?.unwrap_or_else(|| RecordBatch::new_empty(self.rows.clone())))
+    }
+}
+
+/// Gives each row as a JSON object, NULLs included.
+pub(super) fn documents(rows: &RecordBatch) -> Result<Vec<Bytes>> {
+    let mut writer: Writer<_, LineDelimited> = WriterBuilder::new().with_explicit_nulls(true).build(Vec::new());
+    if rows.num_columns() == 0 {
+        return Ok(vec![Bytes::from_static(b"{}"); rows.num_rows()]);
+    }
+    writer.write(rows)?;
+    writer.finish()?;
+    let lines = Bytes::from(writer.into_inner());
+    Ok(lines.split(|byte| *byte == b'\n').filter(|line| !line.is_empty()).map(|line| lines.slice_ref(line)).collect())
 }
 
 impl Column {
@@ -160,12 +245,6 @@ impl Column {
         }
         let column = Self { name: field.name().clone(), sql_type, wire_type, nullable: field.is_nullable(), form };
         Ok((column, Arc::new(Field::new(field.name(), wire, field.is_nullable()))))
-    }
-
-    /// Tells whether the COPY can send values to a column of this type as they are.
-    pub(super) fn is_sent_as(&self, there: &str) -> bool {
-        // The server brings a `numeric` into the precision of its column by itself.
-        there == self.wire_type || (self.wire_type == "numeric" && there == self.sql_type)
     }
 
     fn wire(&self, array: &ArrayRef, field: &FieldRef, wire: &Field) -> Result<ArrayRef> {
@@ -203,47 +282,41 @@ impl Column {
         Ok(Arc::new(texts.finish()))
     }
 
-    /// Finds the values that Postgres would refuse.
+    /// Finds a value that Postgres would refuse.
     fn check(&self, array: &ArrayRef) -> Result<()> {
-        let bad =
-            |row: usize, why: &str| Err(Error::data(format!("the column `{}` has {why} in row {row}", self.name)));
+        let bad = |why: &str| Err(Error::data(format!("the column `{}` has {why}", self.name)));
         match array.data_type() {
-            DataType::Utf8 if self.form == Form::Plain => match row_with_nul(array) {
-                Some(row) => bad(row, "text with a NUL byte, which Postgres cannot hold,"),
-                None => Ok(()),
-            },
-            DataType::Utf8 => {
-                for (row, text) in array.as_string::<i32>().iter().enumerate() {
-                    let Some(text) = text else { continue };
+            DataType::Utf8 if self.form == Form::Plain && has_nul(array) => {
+                bad("text with a NUL byte, which Postgres cannot hold")
+            }
+            DataType::Utf8 if self.form != Form::Plain => {
+                for text in array.as_string::<i32>().iter().flatten() {
                     if self.form == Form::JsonText && serde_json::from_str::<IgnoredAny>(text).is_err() {
-                        return bad(row, "text that is not JSON");
+                        return bad("text that is not JSON");
                     }
                     if has_escaped_nul(text) {
-                        return bad(row, "JSON with the escape of a NUL byte, which Postgres cannot hold,");
+                        return bad("JSON with the escape of a NUL byte, which Postgres cannot hold");
                     }
                 }
                 Ok(())
             }
             DataType::Date32 => {
-                let days = array.as_primitive::<Date32Type>();
-                match days.iter().position(|day| day.is_some_and(|day| !(DAY_MIN..=DAY_MAX).contains(&day))) {
-                    Some(row) => bad(row, "a date that Postgres does not know"),
-                    None => Ok(()),
+                let mut days = array.as_primitive::<Date32Type>().iter().flatten();
+                if days.all(|day| (DAY_MIN..=DAY_MAX).contains(&day)) {
+                    return Ok(());
                 }
+                bad("a date that Postgres does not know")
             }
             DataType::Timestamp(TimeUnit::Microsecond, _) => {
-                let times = array.as_primitive::<TimestampMicrosecondType>();
-                match times.iter().position(|time| time.is_some_and(|time| time < MICROSECOND_MIN)) {
-                    Some(row) => bad(row, "a time that Postgres does not know"),
-                    None => Ok(()),
+                let mut times = array.as_primitive::<TimestampMicrosecondType>().iter().flatten();
+                if times.all(|time| time >= MICROSECOND_MIN) {
+                    return Ok(());
                 }
+                bad("a time that Postgres does not know")
             }
             DataType::List(_) => {
                 let lists = array.as_list::<i32>();
-                for row in (0..lists.len()).filter(|row| lists.is_valid(*row)) {
-                    self.check(&lists.value(row)).map_err(|e| e.while_doing(format!("in the list of row {row}")))?;
-                }
-                Ok(())
+                (0..lists.len()).filter(|row| lists.is_valid(*row)).try_for_each(|row| self.check(&lists.value(row)))
             }
             _ => Ok(()),
         }
@@ -313,15 +386,14 @@ fn json_options() -> EncoderOptions {
     EncoderOptions::default().with_explicit_nulls(true)
 }
 
-/// Finds the first row of text with a NUL byte.
-fn row_with_nul(array: &ArrayRef) -> Option<usize> {
+/// Tells whether text has a NUL byte.
+fn has_nul(array: &ArrayRef) -> bool {
     let texts = array.as_string::<i32>();
-    let offsets = texts.value_offsets();
-    let (start, end) = (*offsets.first()?, *offsets.last()?);
-    let used = texts.value_data().get(usize::try_from(start).ok()?..usize::try_from(end).ok()?)?;
-    // One look at all the bytes; rows are told apart only if there is something to find.
-    memchr::memchr(0, used)?;
-    texts.iter().position(|text| text.is_some_and(|text| text.contains('\0')))
+    let range = |offsets: &[i32]| {
+        let (start, end) = (usize::try_from(*offsets.first()?).ok()?, usize::try_from(*offsets.last()?).ok()?);
+        texts.value_data().get(start..end)
+    };
+    range(texts.value_offsets()).is_some_and(|used| memchr::memchr(0, used).is_some())
 }
 
 /// Tells whether JSON has `\u0000`, and not only a backslash followed by `u0000`.

@@ -3,24 +3,23 @@
 use std::collections::HashSet;
 
 use async_trait::async_trait;
-use bytes::{Bytes, BytesMut};
+use bytes::Bytes;
 use deadpool_postgres::{Client, Transaction};
-use futures::SinkExt;
 use serde::{Deserialize, Serialize};
 use tokio::sync::OnceCell;
+use tokio_postgres::types::{ToSql, Type};
 
 use super::connect::Database;
 use super::failure::failed;
+use super::holder::Holder;
+use super::judge::Judge;
 use super::spool;
-use super::table::{Table, Way, run};
-use crate::error::{Error, Result};
+use super::table::{REFUSED_SQL, Table, run};
+use super::target::{Target, Way};
+use crate::error::{Error, ErrorKind, Result};
 use crate::fail;
 use crate::sink::{Committer, EpochId, Handle};
 use crate::store::Store;
-
-/// Bytes of a message of the COPY: large enough that its header does not count,
-/// small enough that the connection is not held up.
-const COPY_MESSAGE_BYTES: usize = 256 << 10;
 
 /// How many epochs `nexus.commits` remembers of each sink. It must hold more
 /// than can be prepared and not yet done; a day of minutes is far more.
@@ -28,16 +27,36 @@ pub(super) const EPOCHS_REMEMBERED: i64 = 10_000;
 
 /// What bounds each transaction. A commit that takes longer than ten minutes
 /// is stuck, and one that waits half a minute for a lock had better make way.
+/// Constraints are checked by each statement, so that a refused row is known
+/// while it can still be left out.
 const SETTINGS_SQL: &str = "SET LOCAL statement_timeout = '10min'; SET LOCAL lock_timeout = '30s'; \
-    SET LOCAL idle_in_transaction_session_timeout = '5min'; SET LOCAL TimeZone = 'UTC'";
+    SET LOCAL idle_in_transaction_session_timeout = '5min'; SET LOCAL TimeZone = 'UTC'; SET CONSTRAINTS ALL IMMEDIATE";
 
 /// The spooled rows of an epoch, as they stand in the commit record.
 #[derive(Debug, Serialize, Deserialize)]
 pub struct Spooled {
     /// Their files in the spool.
     pub files: Vec<String>,
-    /// How many they are.
+    /// How many they are, with those that Postgres cannot hold.
     pub rows: u64,
+    /// Files of rows that Postgres cannot hold, as the quarantine will have them.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub refused: Vec<String>,
+    /// How many those are.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub refused_rows: u64,
+}
+
+#[allow(clippy::trivially_copy_pass_by_ref, reason = "serde passes a reference")]
+fn is_zero(number: &u64) -> bool {
+    *number == 0
+}
+
+impl Spooled {
+    /// Gives the names of all its files in the spool.
+    pub fn all_files(&self) -> impl Iterator<Item = &String> {
+        self.files.iter().chain(&self.refused)
+    }
 }
 
 /// Publishes the epochs of a [`PostgresSink`](super::PostgresSink).
@@ -50,7 +69,9 @@ pub(super) struct PostgresCommitter {
     pub(super) table: std::sync::Arc<Table>,
     pub(super) spool: Store,
     /// Known once the table has been found to fit.
-    pub(super) way: OnceCell<Way>,
+    pub(super) target: OnceCell<Target>,
+    /// Marks the transactions of this process.
+    pub(super) holder: Holder,
 }
 
 /// What `nexus.commits` says about an epoch.
@@ -67,7 +88,7 @@ impl Committer for PostgresCommitter {
             e.while_doing(format!("could not commit epoch {} to the Postgres table {}", id.epoch, self.table.target()))
         })?;
         // Only now: what is gone from the spool has landed.
-        for file in &spooled.files {
+        for file in spooled.all_files() {
             fail::point("before_spool_removal")?;
             self.spool.delete(file).await?;
             fail::point("after_spool_removal")?;
@@ -78,7 +99,7 @@ impl Committer for PostgresCommitter {
     async fn sweep(&self, generation: u64, keep: &[Handle]) -> Result<u64> {
         let mut kept = HashSet::new();
         for handle in keep {
-            kept.extend(read(handle)?.files);
+            kept.extend(read(handle)?.all_files().cloned());
         }
         let mut swept = 0;
         for entry in self.spool.list("").await? {
@@ -94,7 +115,7 @@ impl Committer for PostgresCommitter {
 
 impl PostgresCommitter {
     /// Finds, once, how rows get into the table; makes it if it may.
-    pub(super) async fn way(&self) -> Result<Way> {
+    pub(super) async fn way(&self) -> Result<&Target> {
         let find = || async {
             let mut client = self.database.client().await?;
             let found = self.find_way(&mut client).await;
@@ -103,23 +124,22 @@ impl PostgresCommitter {
             }
             found
         };
-        self.way.get_or_try_init(find).await.copied()
+        self.target.get_or_try_init(find).await
     }
 
-    async fn find_way(&self, client: &mut Client) -> Result<Way> {
-        let transaction = client.transaction().await.map_err(|e| failed("could not begin a transaction", e))?;
-        run(&transaction, "set the limits of a transaction", SETTINGS_SQL).await?;
-        let way = self.table.check(&transaction).await?;
+    async fn find_way(&self, client: &mut Client) -> Result<Target> {
+        let transaction = self.begin(client).await?;
+        let target = self.table.check(&transaction).await?;
         fail::point("before_table")?;
         transaction.commit().await.map_err(|e| failed("could not commit the new tables", e))?;
         fail::point("after_table")?;
-        Ok(way)
+        Ok(target)
     }
 
     async fn land(&self, id: EpochId, spooled: &Spooled) -> Result<()> {
-        let way = self.way().await?;
+        let target = self.way().await?;
         let mut client = self.database.client().await?;
-        let landed = self.land_by(&mut client, way, id, spooled).await;
+        let landed = self.land_by(&mut client, target, id, spooled).await;
         if landed.is_err() {
             // The next try takes a new connection: this one may lead to a server that has become a standby.
             drop(Client::take(client));
@@ -127,26 +147,45 @@ impl PostgresCommitter {
         landed
     }
 
-    async fn land_by(&self, client: &mut Client, way: Way, id: EpochId, spooled: &Spooled) -> Result<()> {
-        let transaction = client.transaction().await.map_err(|e| failed("could not begin a transaction", e))?;
-        run(&transaction, "set the limits of a transaction", SETTINGS_SQL).await?;
+    async fn land_by(&self, client: &mut Client, target: &Target, id: EpochId, spooled: &Spooled) -> Result<()> {
+        let transaction = self.begin(client).await?;
         match self.note(&transaction, id, spooled.rows).await? {
             Noted::Before => return transaction.rollback().await.map_err(|e| failed("could not end a transaction", e)),
             Noted::Now => {}
         }
-        if way == Way::Staged {
+        let mut judge = Judge::new(&transaction, &self.table, target);
+        if target.way == Way::Staged {
             run(&transaction, "make a temporary table", &self.table.stage_sql()).await?;
         }
-        let rows = self.copy(&transaction, way, spooled).await?;
-        if rows != spooled.rows {
-            return Err(Error::internal(format!("the spool has {rows} rows, but {} were prepared", spooled.rows)));
+        for name in &spooled.files {
+            let file = self.spooled(name).await?;
+            match target.way {
+                Way::Direct => judge.land(file).await.map_err(|e| advised(e, target))?,
+                Way::Staged => judge.stage(file).await?,
+            }
         }
-        if way == Way::Staged {
-            run(&transaction, "bring the rows into the table", &self.table.merge_sql()).await?;
+        if judge.rows + spooled.refused_rows != spooled.rows {
+            return Err(Error::internal(format!(
+                "the spool has {} rows, but {} were prepared",
+                judge.rows + spooled.refused_rows,
+                spooled.rows
+            )));
+        }
+        if target.way == Way::Staged {
+            judge.merge().await.map_err(|e| advised(e, target))?;
+        }
+        let refused = std::mem::take(&mut judge.refused);
+        if spooled.refused_rows > 0 && !target.keeps_refused {
+            let text = format!("{} rows have values that Postgres cannot hold", spooled.refused_rows);
+            return Err(advised(Error::data(text), target));
+        }
+        let kept = self.keep_refused(&transaction, id, spooled, refused).await?;
+        if kept > 0 {
+            tracing::warn!(sink = self.sink, epoch = id.epoch, rows = kept, "Postgres has refused rows");
         }
         // If the answer is lost the outcome is open: the next call reads it from nexus.commits.
         if fail::mutated("spool_removed_early") {
-            for file in &spooled.files {
+            for file in spooled.all_files() {
                 self.spool.delete(file).await?;
             }
         }
@@ -156,108 +195,66 @@ impl PostgresCommitter {
         Ok(())
     }
 
+    /// Reads a file of the spool.
+    pub(super) async fn spooled(&self, name: &str) -> Result<Bytes> {
+        self.spool.get(name).await?.ok_or_else(|| {
+            Error::internal(format!(
+                "the spooled rows {}/{name} are lost, and nexus.commits does not know their epoch",
+                self.spool.url()
+            ))
+        })
+    }
+
+    /// Gives the values that tell the rows of this sink from those of others in the tables of schema `nexus`.
+    pub(super) fn named(&self) -> Vec<(&(dyn ToSql + Sync), Type)> {
+        vec![(&self.pipeline, Type::TEXT), (&self.sink, Type::TEXT), (&self.state, Type::TEXT)]
+    }
+
+    /// Begins a transaction, in which no older process is in the way.
+    async fn begin<'a>(&self, client: &'a mut Client) -> Result<Transaction<'a>> {
+        self.holder.end_older(client).await;
+        let transaction = client.transaction().await.map_err(|e| failed("could not begin a transaction", e))?;
+        let settings = format!("{SETTINGS_SQL}; {}", self.holder.hold_sql());
+        run(&transaction, "set the limits of a transaction", &settings).await?;
+        Ok(transaction)
+    }
+
     /// Notes the epoch as committed, in the transaction that lands its rows.
     async fn note(&self, transaction: &Transaction<'_>, id: EpochId, rows: u64) -> Result<Noted> {
         let (generation, epoch, rows) = (number(id.generation)?, number(id.epoch)?, number(rows)?);
         let doing = |e| failed("could not note the epoch in nexus.commits", e);
-        let whose: [&(dyn tokio_postgres::types::ToSql + Sync); 3] = [&self.pipeline, &self.sink, &self.state];
-        let [pipeline, sink, state] = whose;
         // Another process that commits the same epoch now holds the row: this waits for its end.
-        let noted = transaction
-            .execute(
-                "INSERT INTO nexus.commits (pipeline, sink, state, generation, epoch, rows) \
-                 VALUES ($1, $2, $3, $4, $5, $6) ON CONFLICT DO NOTHING",
-                &[pipeline, sink, state, &generation, &epoch, &rows],
-            )
-            .await
-            .map_err(doing)?;
+        let mut values = self.named();
+        values.extend([(&generation as &(dyn ToSql + Sync), Type::INT8), (&epoch, Type::INT8), (&rows, Type::INT8)]);
+        let sql = "INSERT INTO nexus.commits (pipeline, sink, state, generation, epoch, rows) \
+                   VALUES ($1, $2, $3, $4, $5, $6) ON CONFLICT DO NOTHING";
+        let noted = transaction.execute_typed(sql, &values).await.map_err(doing)?;
         if noted == 0 && !fail::mutated("no_note_in_postgres") {
             return Ok(Noted::Before);
         }
-        let later = transaction
-            .query_opt(
-                "SELECT generation, epoch FROM nexus.commits \
-                 WHERE pipeline = $1 AND sink = $2 AND state = $3 AND epoch > $4 ORDER BY epoch DESC LIMIT 1",
-                &[pipeline, sink, state, &epoch],
-            )
-            .await
-            .map_err(doing)?;
-        if let Some(row) = later {
+        let mut values = self.named();
+        values.push((&epoch, Type::INT8));
+        let sql = "SELECT generation, epoch FROM nexus.commits \
+                   WHERE pipeline = $1 AND sink = $2 AND state = $3 AND epoch > $4 ORDER BY epoch DESC LIMIT 1";
+        let later = transaction.query_typed(sql, &values).await.map_err(doing)?;
+        if let Some(row) = later.first() {
             return Err(later_epoch(row.try_get(0).map_err(doing)?, row.try_get(1).map_err(doing)?, generation));
         }
-        transaction
-            .execute(
-                "DELETE FROM nexus.commits WHERE pipeline = $1 AND sink = $2 AND state = $3 AND epoch < $4",
-                &[pipeline, sink, state, &epoch.saturating_sub(EPOCHS_REMEMBERED)],
-            )
-            .await
-            .map_err(doing)?;
+        let forgotten = epoch.saturating_sub(EPOCHS_REMEMBERED);
+        let mut values = self.named();
+        values.push((&forgotten, Type::INT8));
+        let sql = "DELETE FROM nexus.commits WHERE pipeline = $1 AND sink = $2 AND state = $3 AND epoch < $4";
+        transaction.execute_typed(sql, &values).await.map_err(doing)?;
         Ok(Noted::Now)
     }
-
-    /// Copies the spooled rows; gives their number.
-    async fn copy(&self, transaction: &Transaction<'_>, way: Way, spooled: &Spooled) -> Result<u64> {
-        let doing = |e| failed("could not copy the rows", e);
-        let copy = transaction.copy_in(&self.table.copy_sql(way)).await.map_err(doing)?;
-        let mut copy = std::pin::pin!(copy);
-        let mut rows = 0;
-        for (number, name) in spooled.files.iter().enumerate() {
-            let file = self.spool.get(name).await?.ok_or_else(|| {
-                Error::internal(format!(
-                    "the spooled rows {}/{name} are lost, and nexus.commits does not know their epoch",
-                    self.spool.url()
-                ))
-            })?;
-            let table = self.table.clone();
-            let numbered = way == Way::Staged && table.numbers_rows();
-            let encode = move || encode(&table, &file, rows, numbered, number == 0);
-            let encoded = tokio::task::spawn_blocking(encode).await;
-            let encoded = encoded.map_err(|e| Error::internal("an encoding task ended early").because(e))??;
-            rows += encoded.rows;
-            for message in encoded.messages {
-                copy.send(message).await.map_err(doing)?;
-            }
-        }
-        // The end of the format: a row with -1 columns.
-        copy.send(Bytes::from_static(&[0xff, 0xff])).await.map_err(doing)?;
-        copy.finish().await.map_err(doing)?;
-        Ok(rows)
-    }
 }
 
-/// Rows in the binary format of COPY.
-struct Encoded {
-    messages: Vec<Bytes>,
-    rows: u64,
-}
-
-/// Turns a file of the spool into COPY's format. `rows_before` are numbered already.
-fn encode(table: &Table, file: &[u8], rows_before: u64, numbered: bool, first: bool) -> Result<Encoded> {
-    let failed = |e| Error::internal("could not encode rows for Postgres").because(e);
-    let mut encoder = table.columns.encoder(numbered)?;
-    let mut buffer = BytesMut::new();
-    encoder.write_header(&mut buffer).map_err(failed)?;
-    if !first {
-        // The header stands once before all files.
-        buffer.clear();
+/// Says how refused rows could go to the quarantine, if they cannot.
+fn advised(error: Error, target: &Target) -> Error {
+    if error.kind() != ErrorKind::Data || target.keeps_refused {
+        return error;
     }
-    let mut encoded = Encoded { messages: Vec::new(), rows: 0 };
-    for batch in spool::read(file)? {
-        let mut batch = table.columns.widen(batch?)?;
-        let rows = batch.num_rows() as u64;
-        if numbered {
-            batch = table.columns.number(&batch, rows_before + encoded.rows)?;
-        }
-        encoder.write_batch(&batch, &mut buffer).map_err(failed)?;
-        encoded.rows += rows;
-        while buffer.len() > COPY_MESSAGE_BYTES {
-            encoded.messages.push(buffer.split_to(COPY_MESSAGE_BYTES).freeze());
-        }
-    }
-    if !buffer.is_empty() {
-        encoded.messages.push(buffer.freeze());
-    }
-    Ok(encoded)
+    Error::data(format!("{error}; such rows go to the quarantine once there is a place for them: {REFUSED_SQL}"))
 }
 
 fn later_epoch(generation: i64, epoch: i64, ours: i64) -> Error {
@@ -270,7 +267,7 @@ fn later_epoch(generation: i64, epoch: i64, ours: i64) -> Error {
     Error::internal(format!("epoch {epoch} has been committed already; epochs must be committed in their order"))
 }
 
-fn number(value: u64) -> Result<i64> {
+pub(super) fn number(value: u64) -> Result<i64> {
     i64::try_from(value).map_err(|e| Error::internal(format!("{value} is more than Postgres can count")).because(e))
 }
 

@@ -12,16 +12,19 @@
 //!
 //! But for `no-verify`, certificates are verified, with the server's name,
 //! against the authorities of the system and those in the file `sslrootcert`.
+//! With `sslcert` and `sslkey` (PEM; the key without a password) the client shows
+//! a certificate of its own. The files are read again with the secret.
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use deadpool_postgres::{Client, Manager, ManagerConfig, Pool, RecyclingMethod};
+use rustls::client::WantsClientCert;
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::crypto::{CryptoProvider, ring, verify_tls12_signature, verify_tls13_signature};
 use rustls::pki_types::pem::PemObject;
-use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
-use rustls::{ClientConfig, DigitallySignedStruct, RootCertStore, SignatureScheme};
+use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
+use rustls::{ClientConfig, ConfigBuilder, DigitallySignedStruct, RootCertStore, SignatureScheme};
 use tokio::sync::Mutex;
 use tokio_postgres::config::{Config, Host, SslMode};
 use tokio_postgres_rustls::MakeRustlsConnect;
@@ -76,8 +79,8 @@ impl Database {
 }
 
 fn open(url: &Secret) -> Result<Pool> {
-    let Url { config, verify, root_file } = Url::parse(url.expose())?;
-    let tls = MakeRustlsConnect::new(tls(verify, root_file.as_deref(), config.get_ssl_mode())?);
+    let Url { config, verify, files } = Url::parse(url.expose())?;
+    let tls = MakeRustlsConnect::new(tls(verify, &files, config.get_ssl_mode())?);
     let manager = Manager::from_config(config, tls, ManagerConfig { recycling_method: RecyclingMethod::Fast });
     let pool = Pool::builder(manager)
         .max_size(CONNECTIONS_MAX)
@@ -105,20 +108,33 @@ pub(super) fn address(url: &str) -> Result<Address> {
 struct Url {
     config: Config,
     verify: bool,
-    root_file: Option<String>,
+    files: TlsFiles,
+}
+
+/// The files of certificates that a connection URL names.
+#[derive(Default)]
+struct TlsFiles {
+    root: Option<String>,
+    certificate: Option<String>,
+    key: Option<String>,
 }
 
 impl Url {
     fn parse(url: &str) -> Result<Self> {
         let (base, query) = url.split_once('?').unwrap_or((url, ""));
         let mut mode = None;
-        let mut root_file = None;
+        let mut files = TlsFiles::default();
         let mut rest = Vec::new();
         for pair in query.split('&').filter(|pair| !pair.is_empty()) {
             match pair.split_once('=') {
                 Some(("sslmode", value)) => mode = Some(value.to_owned()),
-                Some(("sslrootcert", value)) => {
-                    root_file = Some(percent_encoding::percent_decode_str(value).decode_utf8_lossy().into_owned());
+                Some((name @ ("sslrootcert" | "sslcert" | "sslkey"), value)) => {
+                    let file = Some(percent_encoding::percent_decode_str(value).decode_utf8_lossy().into_owned());
+                    match name {
+                        "sslrootcert" => files.root = file,
+                        "sslcert" => files.certificate = file,
+                        _ => files.key = file,
+                    }
                 }
                 _ => rest.push(pair),
             }
@@ -145,7 +161,10 @@ impl Url {
         if config.get_application_name().is_none() {
             config.application_name("nexus");
         }
-        Ok(Self { config, verify, root_file })
+        if files.certificate.is_some() != files.key.is_some() {
+            return Err(Error::config("the Postgres URL names one of `sslcert` and `sslkey`; a client needs both"));
+        }
+        Ok(Self { config, verify, files })
     }
 }
 
@@ -157,26 +176,42 @@ fn is_here(config: &Config) -> bool {
     })
 }
 
-fn tls(verify: bool, root_file: Option<&str>, mode: SslMode) -> Result<ClientConfig> {
+fn tls(verify: bool, files: &TlsFiles, mode: SslMode) -> Result<ClientConfig> {
     let provider = Arc::new(ring::default_provider());
     let builder = ClientConfig::builder_with_provider(provider.clone())
         .with_safe_default_protocol_versions()
         .map_err(|e| Error::internal("could not set up TLS").because(e))?;
     if !verify {
         let blind = Arc::new(NoVerification(provider));
-        return Ok(builder.dangerous().with_custom_certificate_verifier(blind).with_no_client_auth());
+        return identified(builder.dangerous().with_custom_certificate_verifier(blind), files);
     }
     let mut roots = RootCertStore::empty();
     if mode != SslMode::Disable {
         // A system without authorities is no error: the handshake says so if it needs one.
         roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
-        if let Some(file) = root_file {
-            let unreadable = |e| Error::config(format!("could not read the authorities in {file}")).because(e);
-            let found = CertificateDer::pem_file_iter(file).map_err(unreadable)?;
-            roots.add_parsable_certificates(found.collect::<Result<Vec<_>, _>>().map_err(unreadable)?);
+        if let Some(file) = &files.root {
+            roots.add_parsable_certificates(certificates(file)?);
         }
     }
-    Ok(builder.with_root_certificates(roots).with_no_client_auth())
+    identified(builder.with_root_certificates(roots), files)
+}
+
+/// Has the client show its certificate, if it has one.
+fn identified(builder: ConfigBuilder<ClientConfig, WantsClientCert>, files: &TlsFiles) -> Result<ClientConfig> {
+    let (Some(certificate), Some(key)) = (&files.certificate, &files.key) else {
+        return Ok(builder.with_no_client_auth());
+    };
+    let unreadable = |e| Error::config(format!("could not read the client's key in {key}")).because(e);
+    let own = PrivateKeyDer::from_pem_file(key).map_err(unreadable)?;
+    builder.with_client_auth_cert(certificates(certificate)?, own).map_err(|e| {
+        Error::config(format!("the client's certificate in {certificate} does not go with the key in {key}")).because(e)
+    })
+}
+
+fn certificates(file: &str) -> Result<Vec<CertificateDer<'static>>> {
+    let unreadable = |e| Error::config(format!("could not read the certificates in {file}")).because(e);
+    let found = CertificateDer::pem_file_iter(file).map_err(unreadable)?;
+    found.collect::<Result<Vec<_>, _>>().map_err(unreadable)
 }
 
 /// Takes any certificate, because the URL says `sslmode=no-verify`.

@@ -29,6 +29,7 @@
 //!     pipeline: "flights".into(),
 //!     sink_name: "gold.hourly_delays".into(),
 //!     state_id: "5b1f6a0e".into(),
+//!     generation: 1,
 //!     schema: "public".into(),
 //!     table: "hourly_delays".into(),
 //!     key: vec!["origin".into()],
@@ -37,7 +38,7 @@
 //!     rows: Arc::new(Schema::new(vec![Field::new("origin", DataType::Utf8View, false)])),
 //! };
 //! let spool = Store::open("/var/lib/nexus/spool", &Default::default()).await?;
-//! let sink = PostgresSink::new(settings, SecretRef::Env("DATABASE_URL".into()), spool)?;
+//! let sink = PostgresSink::new(settings, None, SecretRef::Env("DATABASE_URL".into()), spool)?;
 //! sink.check().await
 //! # }
 //! ```
@@ -46,16 +47,28 @@ pub mod audit;
 mod columns;
 mod commit;
 mod connect;
+mod copy;
 mod failure;
+mod holder;
+mod judge;
+mod refused;
+#[cfg(test)]
+#[cfg(feature = "testing")]
+mod refused_tests;
+#[cfg(test)]
+#[cfg(feature = "testing")]
+mod server_tests;
 mod spool;
 mod table;
+mod target;
 #[cfg(test)]
 #[cfg(feature = "testing")]
 mod tests;
 
 use std::sync::Arc;
 
-use arrow::array::RecordBatch;
+use arrow::array::{BooleanArray, RecordBatch};
+use arrow::compute::concat_batches;
 use arrow::datatypes::SchemaRef;
 use async_trait::async_trait;
 use tokio::sync::OnceCell;
@@ -63,10 +76,12 @@ use tokio::sync::OnceCell;
 use self::columns::Columns;
 use self::commit::{PostgresCommitter, Spooled};
 use self::connect::Database;
+use self::holder::Holder;
 use self::spool::Spool;
 use self::table::Table;
-use super::{Committer, EpochId, Prepared, Sink};
-use crate::error::{Error, Result};
+use super::{Committer, EpochId, Prepared, RefusedRows, Sink};
+use crate::error::{Error, ErrorKind, Result};
+use crate::quarantine::{self, Quarantined};
 use crate::secret::SecretRef;
 use crate::store::Store;
 
@@ -80,6 +95,8 @@ pub struct PostgresSettings {
     /// The random id of the pipeline's state store, so that epochs counted from
     /// the start by a new one are not taken for those of an old one.
     pub state_id: String,
+    /// The process's number: it ends sessions of older ones that are in its way.
+    pub generation: u64,
     /// The table's schema.
     pub schema: String,
     /// The table.
@@ -110,17 +127,29 @@ pub async fn address(secret: &SecretRef) -> Result<Address> {
     connect::address(secret.resolve().await?.expose())
 }
 
+/// Tells which rows of a table delete the row of their key, in place of being put there.
+pub trait DeleteWhen: Send + Sync {
+    /// Tells of each row whether it deletes.
+    fn deletes(&self, rows: &RecordBatch) -> Result<BooleanArray>;
+}
+
 /// Writes a table's rows to PostgreSQL.
 ///
-/// An [`Unavailable`](crate::ErrorKind::Unavailable) or
-/// [`Data`](crate::ErrorKind::Data) error of `write` comes before any row of
-/// the call was taken: the call may be made again, without the bad rows.
+/// Rows that Postgres cannot hold, or refuses at the commit, are kept for the
+/// quarantine: [`refused`](Self::refused) gives them. An
+/// [`Unavailable`](crate::ErrorKind::Unavailable) error of `write` comes before
+/// any row of the call was taken: the call may be made again.
 pub struct PostgresSink {
     table: Arc<Table>,
+    delete_when: Option<Box<dyn DeleteWhen>>,
     spool: Spool,
+    /// Rows that Postgres cannot hold, as the quarantine will have them.
+    unfit: Spool,
     committer: Arc<PostgresCommitter>,
     /// Rows of the open epoch.
     rows: u64,
+    /// Of these, rows that Postgres cannot hold.
+    unfit_rows: u64,
 }
 
 impl PostgresSink {
@@ -132,10 +161,22 @@ impl PostgresSink {
     ///
     /// [`Config`](crate::ErrorKind::Config) for a column that Postgres has no
     /// type for, and for a key that is missing, unknown or not wanted.
-    pub fn new(settings: PostgresSettings, secret: SecretRef, spool: Store) -> Result<Self> {
+    pub fn new(
+        settings: PostgresSettings,
+        delete_when: Option<Box<dyn DeleteWhen>>,
+        secret: SecretRef,
+        spool: Store,
+    ) -> Result<Self> {
         check_key(&settings)?;
-        let columns = Columns::of(&settings.rows, &settings.table)?;
-        let rows = Spool::new(spool.clone(), columns.wire_schema());
+        if delete_when.is_some() && settings.append {
+            return Err(Error::config(format!(
+                "the Postgres table {}.{} has no key by which rows could be deleted",
+                settings.schema, settings.table
+            )));
+        }
+        let columns = Columns::of(&settings.rows, &settings.table, delete_when.is_some())?;
+        let rows = Spool::new(spool.clone(), columns.wire_schema().clone(), spool::ROWS);
+        let unfit = Spool::new(spool.clone(), quarantine::schema(), spool::REFUSED);
         let table = Arc::new(Table {
             schema: settings.schema,
             name: settings.table,
@@ -143,6 +184,8 @@ impl PostgresSink {
             create: settings.create,
             columns,
         });
+        let names = [settings.pipeline.as_str(), &settings.sink_name, &settings.state_id];
+        let holder = Holder::new(names, settings.generation);
         let committer = Arc::new(PostgresCommitter {
             pipeline: settings.pipeline,
             sink: settings.sink_name,
@@ -150,9 +193,15 @@ impl PostgresSink {
             database: Database::new(secret),
             table: table.clone(),
             spool,
-            way: OnceCell::new(),
+            target: OnceCell::new(),
+            holder,
         });
-        Ok(Self { table, spool: rows, committer, rows: 0 })
+        Ok(Self { table, delete_when, spool: rows, unfit, committer, rows: 0, unfit_rows: 0 })
+    }
+
+    /// Gives the rows that Postgres has refused.
+    pub fn refused(&self) -> Arc<dyn RefusedRows> {
+        self.committer.clone()
     }
 
     /// Connects, makes the table if it is missing and may be made, and compares its columns.
@@ -171,30 +220,70 @@ impl PostgresSink {
     }
 }
 
+impl PostgresSink {
+    fn wire(&self, rows: &RecordBatch, deletes: Option<&BooleanArray>) -> Result<RecordBatch> {
+        let wired = self.table.columns.wire(rows, deletes)?;
+        self.table.check_keys(&wired)?;
+        Ok(wired)
+    }
+
+    /// Brings rows into wire form, and finds those that have none: in halves, since they are few.
+    fn part(
+        &self,
+        rows: &RecordBatch,
+        deletes: Option<&BooleanArray>,
+        wired: &mut Vec<RecordBatch>,
+        unfit: &mut Vec<Quarantined>,
+    ) -> Result<()> {
+        match self.wire(rows, deletes) {
+            Ok(rows) => wired.push(rows),
+            Err(error) if error.kind() != ErrorKind::Data => return Err(error),
+            Err(error) if rows.num_rows() == 1 => unfit.extend(refused::unfit(rows, &error.to_string())?),
+            Err(_) => {
+                let half = rows.num_rows() / 2;
+                for (from, count) in [(0, half), (half, rows.num_rows() - half)] {
+                    let deletes = deletes.map(|deletes| deletes.slice(from, count));
+                    self.part(&rows.slice(from, count), deletes.as_ref(), wired, unfit)?;
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
 #[async_trait]
 impl Sink for PostgresSink {
     async fn write(&mut self, id: EpochId, rows: &RecordBatch) -> Result<()> {
         self.spool.make_room().await?;
+        self.unfit.make_room().await?;
         if rows.num_rows() == 0 {
             return Ok(());
         }
-        let wired = self.table.columns.wire(rows)?;
-        self.table.check_keys(&wired)?;
-        self.spool.write(id, &wired)?;
+        let deletes = self.delete_when.as_ref().map(|when| when.deletes(rows)).transpose()?;
+        let (mut wired, mut unfit) = (Vec::new(), Vec::new());
+        self.part(rows, deletes.as_ref(), &mut wired, &mut unfit)?;
+        if !wired.is_empty() {
+            self.spool.write(id, &concat_batches(self.table.columns.wire_schema(), &wired)?)?;
+        }
+        if !unfit.is_empty() {
+            self.unfit.write(id, &quarantine::batch(&self.committer.sink, &unfit, 0)?)?;
+            self.unfit_rows += unfit.len() as u64;
+        }
         self.rows += rows.num_rows() as u64;
         Ok(())
     }
 
     async fn prepare(&mut self, id: EpochId) -> Result<Prepared> {
         let (files, bytes) = self.spool.finish(id).await?;
-        if files.is_empty() {
+        let (refused, refused_bytes) = self.unfit.finish(id).await?;
+        let count = (files.len() + refused.len()) as u64;
+        if count == 0 {
             return Ok(Prepared::default());
         }
-        let rows = std::mem::take(&mut self.rows);
-        let count = files.len() as u64;
-        let handle = serde_json::to_value(Spooled { files, rows })
+        let (rows, refused_rows) = (std::mem::take(&mut self.rows), std::mem::take(&mut self.unfit_rows));
+        let handle = serde_json::to_value(Spooled { files, rows, refused, refused_rows })
             .map_err(|e| Error::internal("could not write a handle").because(e))?;
-        Ok(Prepared { handle: Some(handle), rows, bytes, files: count, ..Prepared::default() })
+        Ok(Prepared { handle: Some(handle), rows, bytes: bytes + refused_bytes, files: count, ..Prepared::default() })
     }
 
     fn committer(&self) -> Arc<dyn Committer> {

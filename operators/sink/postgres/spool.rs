@@ -1,7 +1,8 @@
 //! The rows of prepared epochs, as files in the state store.
 //!
 //! A file is an Arrow IPC stream in a frame of Zstandard, named
-//! `<generation>-<epoch>-<n>.arrow.zst`.
+//! `<generation>-<epoch>-<n>.arrow.zst`; with rows that Postgres cannot hold,
+//! as the quarantine has them, `<generation>-<epoch>-<n>.refused.zst`.
 
 use std::io::Write;
 
@@ -25,10 +26,18 @@ const FILE_BYTES_MAX: usize = 16 << 20;
 /// Fast, and a third of the size for rows that look alike.
 const ZSTD_LEVEL: i32 = 1;
 
+/// How the names of files with rows end.
+pub(super) const ROWS: &str = ".arrow.zst";
+
+/// How the names of files end with rows that Postgres cannot hold.
+pub(super) const REFUSED: &str = ".refused.zst";
+
 /// Takes rows into files.
 pub(super) struct Spool {
     store: Store,
     schema: SchemaRef,
+    /// How the files' names end.
+    ending: &'static str,
     /// The file that takes rows.
     open: Option<OpenFile>,
     /// A file that is complete and not yet stored.
@@ -44,9 +53,8 @@ struct OpenFile {
 }
 
 impl Spool {
-    pub(super) fn new(store: Store, schema: &Schema) -> Self {
-        let schema = std::sync::Arc::new(schema.clone());
-        Self { store, schema, open: None, full: None, names: Vec::new(), stored_bytes: 0 }
+    pub(super) fn new(store: Store, schema: SchemaRef, ending: &'static str) -> Self {
+        Self { store, schema, ending, open: None, full: None, names: Vec::new(), stored_bytes: 0 }
     }
 
     /// Stores the file that is full, if one is. It can be called again after an error.
@@ -88,7 +96,7 @@ impl Spool {
 
     fn close(&mut self, id: EpochId) -> Result<()> {
         if let Some(file) = self.open.take() {
-            let name = format!("{}-{}-{}.arrow.zst", id.generation, id.epoch, self.names.len());
+            let name = format!("{}-{}-{}{}", id.generation, id.epoch, self.names.len(), self.ending);
             self.full = Some((name, file.finish()?));
         }
         Ok(())
@@ -117,7 +125,11 @@ pub(super) fn read(file: &[u8]) -> Result<impl Iterator<Item = Result<RecordBatc
 
 /// Gives the epoch in a file's name.
 pub(super) fn epoch_of(name: &str) -> Option<EpochId> {
-    let mut numbers = name.strip_suffix(".arrow.zst")?.split('-').map(|number| number.parse::<u64>().ok());
+    let mut numbers = name
+        .strip_suffix(ROWS)
+        .or_else(|| name.strip_suffix(REFUSED))?
+        .split('-')
+        .map(|number| number.parse::<u64>().ok());
     let (generation, epoch) = (numbers.next()??, numbers.next()??);
     (numbers.next()?.is_some() && numbers.next().is_none()).then_some(EpochId { generation, epoch })
 }

@@ -15,23 +15,25 @@ use tokio_postgres::{Client, NoTls};
 
 use super::*;
 use crate::ErrorKind;
+use crate::sink::RefusedUpto;
 use crate::testing::postgres::Postgres;
 use crate::testing::sink::{Target, conforms, rows, schema};
 
 /// A table of a server, and a state store.
-struct Database {
+pub(super) struct Database {
     server: Arc<Postgres>,
-    settings: PostgresSettings,
+    pub(super) settings: PostgresSettings,
     spool: Store,
     /// Removed when the test ends.
     _folder: TempDir,
 }
 
-fn settings(rows: SchemaRef, table: &str) -> PostgresSettings {
+pub(super) fn settings(rows: SchemaRef, table: &str) -> PostgresSettings {
     PostgresSettings {
         pipeline: "p".into(),
         sink_name: format!("gold.{table}"),
         state_id: "s1".into(),
+        generation: 1,
         schema: "Lake House".into(),
         table: table.into(),
         key: vec!["id".into()],
@@ -41,33 +43,41 @@ fn settings(rows: SchemaRef, table: &str) -> PostgresSettings {
     }
 }
 
-fn id(generation: u64, epoch: u64) -> EpochId {
+pub(super) fn id(generation: u64, epoch: u64) -> EpochId {
     EpochId { generation, epoch }
 }
 
 impl Database {
-    async fn new(server: Arc<Postgres>, settings: PostgresSettings) -> Self {
+    pub(super) async fn new(server: Arc<Postgres>, settings: PostgresSettings) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let spool = Store::open(folder.path().to_str().unwrap(), &Default::default()).await.unwrap();
         Self { server, settings, spool, _folder: folder }
     }
 
-    fn open(&self) -> PostgresSink {
+    pub(super) fn open(&self) -> PostgresSink {
         let secret = self.server.secret("url", &self.server.url());
-        PostgresSink::new(self.settings.clone(), secret, self.spool.clone()).unwrap()
+        PostgresSink::new(self.settings.clone(), None, secret, self.spool.clone()).unwrap()
     }
 
-    async fn client(&self) -> Client {
+    pub(super) fn server(&self) -> &Postgres {
+        &self.server
+    }
+
+    pub(super) fn spool(&self) -> Store {
+        self.spool.clone()
+    }
+
+    pub(super) async fn client(&self) -> Client {
         let (client, connection) = tokio_postgres::connect(&self.server.url(), NoTls).await.unwrap();
         tokio::spawn(connection);
         client
     }
 
-    fn table(&self) -> String {
+    pub(super) fn table(&self) -> String {
         format!("\"{}\".\"{}\"", self.settings.schema, self.settings.table)
     }
 
-    async fn land(&self, id: EpochId, batches: &[RecordBatch]) -> Result<()> {
+    pub(super) async fn land(&self, id: EpochId, batches: &[RecordBatch]) -> Result<()> {
         let mut sink = self.open();
         for batch in batches {
             sink.write(id, batch).await?;
@@ -76,8 +86,18 @@ impl Database {
         sink.committer().commit(id, &prepared.handle.unwrap()).await
     }
 
+    /// Gives the rows that the server has refused.
+    pub(super) async fn refused(&self) -> Vec<Quarantined> {
+        let (rows, mut upto, mut found) = (self.open().refused(), RefusedUpto::default(), Vec::new());
+        while let Some((epoch, rows)) = rows.next(upto).await.unwrap() {
+            upto.pass(epoch, rows.len() as u64);
+            found.extend(rows);
+        }
+        found
+    }
+
     /// Gives one text for each row: the columns as Postgres writes them.
-    async fn texts(&self, columns: &str) -> Vec<String> {
+    pub(super) async fn texts(&self, columns: &str) -> Vec<String> {
         let sql = format!("SELECT concat_ws('|', {columns}) FROM {} ORDER BY 1", self.table());
         let client = self.client().await;
         client.query(&sql, &[]).await.unwrap().iter().map(|row| row.get(0)).collect()
@@ -319,37 +339,40 @@ async fn json_text_becomes_jsonb() {
     database.land(id(1, 1), &[docs(r#"{"a": [1, "\\u0000"]}"#)]).await.unwrap();
     assert_eq!(database.texts("doc->'a'->>0, jsonb_typeof(doc)").await, ["1|object"]);
 
-    let mut sink = database.open();
-    for bad in [r#"{"a":"#, r#"{"a": "\u0000"}"#] {
-        let error = sink.write(id(1, 2), &docs(bad)).await.unwrap_err();
-        assert_eq!(error.kind(), ErrorKind::Data);
-        assert!(error.to_string().contains("`doc`") && error.to_string().contains("row 0"), "{error}");
-    }
+    let bad = [r#"{"a":"#, r#"{"a": "\u0000"}"#].map(docs);
+    database.land(id(1, 2), &bad).await.unwrap();
+    assert_eq!(database.texts("doc->'a'->>0").await.len(), 1);
+    let refused = database.refused().await;
+    assert_eq!(refused.len(), 2);
+    assert!(refused.iter().all(|row| row.reason.contains("`doc` has") && !row.redrivable), "{refused:?}");
+    assert_eq!(refused[0].raw, r#"{"doc":"{\"a\":"}"#);
 }
 
 #[tokio::test]
-async fn what_postgres_cannot_hold_is_found_when_it_is_written() {
+async fn what_postgres_cannot_hold_is_refused_with_its_epoch() {
     let database = Database::new(Arc::new(Postgres::start()), settings(schema(), "t")).await;
-    let mut sink = database.open();
-    let error = sink.write(id(1, 1), &words(&[(1, "a"), (2, "b\0c")])).await.unwrap_err();
-    assert_eq!(error.kind(), ErrorKind::Data);
-    assert!(error.to_string().contains("`origin`") && error.to_string().contains("row 1"), "{error}");
-    sink.write(id(1, 1), &words(&[(1, "a")])).await.unwrap();
-    let handle = sink.prepare(id(1, 1)).await.unwrap().handle.unwrap();
-    sink.committer().commit(id(1, 1), &handle).await.unwrap();
-    assert_eq!(database.texts("id, origin").await, ["1|a"]);
+    let batches = [words(&[(1, "a"), (2, "b\0c"), (3, "d")]), words(&[(4, "\0")])];
+    database.land(id(1, 1), &batches).await.unwrap();
+    assert_eq!(database.texts("id, origin").await, ["1|a", "3|d"]);
+    let refused = database.refused().await;
+    assert_eq!(refused.len(), 2);
+    assert!(refused[0].reason.contains("`origin` has text with a NUL byte"), "{refused:?}");
+    assert_eq!(refused[0].raw, r#"{"id":2,"origin":"b\u0000c"}"#);
+    assert_eq!(database.staged().await, 0);
 
     let mut keyed = settings(schema(), "v");
     keyed.key = vec!["origin".into()];
     let keyed = Database::new(database.server.clone(), keyed).await;
-    let error = keyed.open().write(id(1, 1), &rows(0..4)).await.unwrap_err();
-    assert_eq!(error.kind(), ErrorKind::Data);
-    assert!(error.to_string().contains("`origin` of the key is NULL in row 3"), "{error}");
+    keyed.land(id(1, 1), &[rows(0..4)]).await.unwrap();
+    let refused = keyed.refused().await;
+    assert_eq!(refused.len(), 1);
+    assert!(refused[0].reason.contains("`origin` of the key is NULL"), "{refused:?}");
 
     let late: ArrayRef = Arc::new(TimestampMicrosecondArray::from(vec![i64::MIN]));
     let late = RecordBatch::try_from_iter([("id", late)]).unwrap();
     let other = Database::new(database.server.clone(), settings(late.schema(), "u")).await;
-    assert_eq!(other.open().write(id(1, 1), &late).await.unwrap_err().kind(), ErrorKind::Data);
+    other.land(id(1, 1), &[late]).await.unwrap();
+    assert_eq!(other.refused().await.len(), 1);
 }
 
 #[tokio::test]
@@ -388,8 +411,10 @@ async fn a_table_that_does_not_fit_is_refused_with_the_difference() {
     client.batch_execute("ALTER TABLE \"Lake House\".t ADD PRIMARY KEY (id)").await.unwrap();
     database.open().check().await.unwrap();
     database.land(id(1, 1), &[words(&[(1, "abc")])]).await.unwrap();
-    let error = database.land(id(1, 2), &[words(&[(1, "abcd")])]).await.unwrap_err();
-    assert_eq!(error.kind(), ErrorKind::Data, "{error}");
+    database.land(id(1, 2), &[words(&[(1, "abcd")])]).await.unwrap();
+    let refused = database.refused().await;
+    assert_eq!(refused.len(), 1);
+    assert!(refused[0].reason.contains("(SQLSTATE 22001), column origin"), "{refused:?}");
 }
 
 #[tokio::test]
@@ -416,7 +441,7 @@ async fn a_changed_password_is_fetched_again() {
 
     let url = |password: &str| format!("postgres://app:{password}@127.0.0.1:{{port}}/postgres");
     let secret = server.secret("app", &url("one"));
-    let mut sink = PostgresSink::new(database.settings.clone(), secret, database.spool.clone()).unwrap();
+    let mut sink = PostgresSink::new(database.settings.clone(), None, secret, database.spool.clone()).unwrap();
     sink.write(id(1, 1), &rows(0..2)).await.unwrap();
     let first = sink.prepare(id(1, 1)).await.unwrap().handle.unwrap();
     sink.committer().commit(id(1, 1), &first).await.unwrap();
@@ -445,10 +470,22 @@ async fn a_secret_that_is_no_url_is_not_shown() {
     let server = Arc::new(Postgres::start());
     let database = Database::new(server.clone(), settings(schema(), "t")).await;
     let secret = server.secret("broken", "postgres://user:pass word@host:notaport/db");
-    let sink = PostgresSink::new(database.settings.clone(), secret, database.spool.clone()).unwrap();
+    let sink = PostgresSink::new(database.settings.clone(), None, secret, database.spool.clone()).unwrap();
     let error = sink.check().await.unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Config);
     assert!(!format!("{error} {error:?}").contains("notaport"), "{error:?}");
+}
+
+/// Gives a file to whom a folder belongs.
+pub(super) fn own_as(folder: &str, file: &str) {
+    if std::fs::metadata(folder).unwrap().uid() != std::fs::metadata(file).unwrap().uid() {
+        let owned = std::process::Command::new("chown").args(["postgres:postgres", file]).status();
+        assert!(owned.unwrap().success());
+    }
+}
+
+pub(super) fn is_root() -> bool {
+    std::fs::metadata("/proc/self").unwrap().uid() == 0
 }
 
 /// Makes a certificate for 127.0.0.1 that signs itself.
@@ -460,10 +497,8 @@ fn self_signed(folder: &str) -> String {
         .args(["-addext", "basicConstraints=critical,CA:FALSE", "-keyout", &key, "-out", &certificate])
         .output();
     assert!(made.unwrap().status.success());
-    if std::fs::metadata(folder).unwrap().uid() != std::fs::metadata(&key).unwrap().uid() {
-        let owned = std::process::Command::new("chown").args(["postgres:postgres", &key, &certificate]).status();
-        assert!(owned.unwrap().success());
-    }
+    own_as(folder, &key);
+    own_as(folder, &certificate);
     std::fs::set_permissions(&key, std::fs::Permissions::from_mode(0o600)).unwrap();
     certificate
 }
@@ -475,7 +510,7 @@ async fn certificates_are_verified_unless_the_url_says_otherwise() {
     let check = async |parameters: &str| {
         let url = format!("{}?application_name=x&{parameters}", server.url());
         let secret = server.secret("tls", &url);
-        PostgresSink::new(database.settings.clone(), secret, database.spool.clone()).unwrap().check().await
+        PostgresSink::new(database.settings.clone(), None, secret, database.spool.clone()).unwrap().check().await
     };
     assert!(check("sslmode=require").await.is_err(), "the server has no TLS yet");
 
@@ -498,7 +533,7 @@ fn a_key_is_needed_and_known() {
     let refused = |change: fn(&mut PostgresSettings)| {
         let mut settings = settings(schema(), "t");
         change(&mut settings);
-        let made = PostgresSink::new(settings, SecretRef::Env("X".into()), spool.clone());
+        let made = PostgresSink::new(settings, None, SecretRef::Env("X".into()), spool.clone());
         let error = made.err().expect("it is refused");
         assert_eq!(error.kind(), ErrorKind::Config);
         error.to_string()
@@ -510,7 +545,10 @@ fn a_key_is_needed_and_known() {
     let text = {
         let mut settings = settings(Arc::new(Schema::new(vec![Field::new("id", interval, true)])), "t");
         settings.key = vec!["id".into()];
-        PostgresSink::new(settings, SecretRef::Env("X".into()), spool.clone()).err().expect("it is refused").to_string()
+        PostgresSink::new(settings, None, SecretRef::Env("X".into()), spool.clone())
+            .err()
+            .expect("it is refused")
+            .to_string()
     };
     assert!(text.contains("`id`") && text.contains("Interval"), "{text}");
 }
