@@ -429,23 +429,19 @@ impl Coordinator {
         match report {
             Report::Ended { source } => {
                 self.ledger.ended.insert(source, true);
-                Ok(())
             }
             Report::Acknowledged { .. } => {
                 self.ledger.owed = self.ledger.owed.saturating_sub(1);
                 fail::point("after_acknowledge")?;
-                Ok(())
             }
             Report::Committed { sink, epoch, refused } => {
                 self.ledger.land(sink, epoch, refused);
                 self.ledger.release(&self.state.refused);
-                if self.reports.is_empty() {
-                    return self.settle().await;
-                }
-                Ok(())
             }
-            other => Err(Error::internal(format!("a report came out of turn: {other:?}"))),
+            other => return Err(Error::internal(format!("a report came out of turn: {other:?}"))),
         }
+        // Whatever comes last: behind a commit there may be another report, and then none for long.
+        if self.reports.is_empty() { self.settle().await } else { Ok(()) }
     }
 
     /// Tells the sources of epochs that every sink has committed.
@@ -517,9 +513,6 @@ impl Coordinator {
             match tokio::time::timeout_at(until, self.reports.recv()).await {
                 Ok(report) => self.hear(report.ok_or_else(closed)?).await?,
                 Err(_) => return Err(self.ledger.unfinished(self.sinks.keys(), self.state.epoch)),
-            }
-            if self.reports.is_empty() {
-                self.settle().await?;
             }
         }
         Ok(())
