@@ -11,7 +11,7 @@ static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 const PURGE_DELAY: libmimalloc_sys::mi_option_t = 15;
 
 /// After so many milliseconds memory that is free goes back to the system. The allocator's own value, a second, lets each
-/// thread keep what an epoch needed once: twice the memory, for a few hundredths less time.
+/// thread keep what an epoch needed once: twice the memory where state is large.
 const PURGE_DELAY_MS: std::ffi::c_long = 10;
 
 fn main() -> ExitCode {
