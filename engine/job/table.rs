@@ -452,7 +452,8 @@ impl Outlet {
             let offered = newest.offer(&kept, attempts)?;
             counts.duplicates += offered.older;
             counts.quarantined += offered.unfit.len() as u64;
-            if newest.open_bytes() > self.state_of_epoch_max {
+            // Rows that are on their way come before the barrier does, and narrow ones take several times as much here.
+            if newest.open_bytes() > self.state_of_epoch_max / 4 {
                 self.load.fill();
             }
             return self.quarantine(&offered.unfit).await;

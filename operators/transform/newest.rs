@@ -215,7 +215,7 @@ impl Newest {
     /// what was known of them.
     pub fn open_bytes(&self) -> usize {
         let doubtful = self.doubtful.capacity() * size_of::<(usize, usize)>();
-        self.held.bytes() + doubtful + 2 * self.open.capacity() * size_of::<(u128, Open)>()
+        self.held.bytes() + doubtful + (self.open.capacity() + self.open.len()) * size_of::<(u128, Open)>()
     }
 
     fn columns(&self, rows: &RecordBatch) -> Vec<ArrayRef> {
