@@ -6,11 +6,13 @@
 
 #![allow(clippy::print_stdout, reason = "what a test prints is shown when it fails")]
 
+mod api;
 mod audit;
 mod bad_data;
 mod balance;
 mod cli;
 mod cloud;
+mod console;
 mod corrected;
 mod crash;
 mod endless;
@@ -41,4 +43,5 @@ mod schema;
 mod servers;
 mod serving;
 mod soak;
+mod traces;
 mod world;
