@@ -35,7 +35,7 @@ async function main() {
   }
   assert.strictEqual(await page.locator('.edge').count(), 3);
   assert.ok(await page.locator('.node[data-name="silver.ticks"] .pill').count() >= 2, 'sinks are missing');
-  await page.locator('.edge.flows, .edge.held').first().waitFor();
+  await page.locator('.edge.flows, .edge.held').first().waitFor({ state: 'attached' }); // A straight line has no height.
   assert.strictEqual(await page.textContent('#name'), 'watched');
   assert.strictEqual(await page.textContent('#state'), 'running');
   await page.waitForTimeout(2500);
