@@ -37,3 +37,52 @@ pub fn masks(plan: &Plan) -> BTreeMap<String, Vec<bool>> {
     }
     masks
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::Pipeline;
+
+    const FILE: &str = "
+name: masked
+lake: ./lake
+sources:
+  people:
+    generate: { rows: 1, columns: { n: { sequence: {} }, mail: { choice: [a@b.c] }, site: { choice: [reno] } } }
+    mask: [SOURCE]
+bronze:
+  people: { from: people }
+silver:
+  people:
+    sql: SELECT n, lower(mail) AS who, site, site || mail AS place FROM bronze.people
+    mask: [TABLE]
+gold:
+  sites:
+    sql: SELECT site, max(who) AS last, count(*) AS people FROM silver.people GROUP BY site
+";
+
+    fn pipeline(source: &str, table: &str) -> Pipeline {
+        Pipeline::parse(&FILE.replace("SOURCE", source).replace("TABLE", table)).unwrap()
+    }
+
+    #[tokio::test]
+    async fn what_is_made_of_a_masked_column_is_masked() {
+        let plan = pipeline("mail", "n").plan().await.unwrap();
+        let masks = masks(&plan);
+        let masked = |table: &str| -> Vec<String> {
+            let columns = plan.table(table).unwrap().schema.fields().iter().zip(&masks[table]);
+            columns.filter(|(_, masked)| **masked).map(|(field, _)| field.name().clone()).collect()
+        };
+        assert_eq!(masked("bronze.people"), ["mail"]);
+        assert_eq!(masked("silver.people"), ["n", "who", "place"]);
+        assert_eq!(masked("gold.sites"), ["last"]);
+    }
+
+    #[tokio::test]
+    async fn a_mask_names_columns_that_are_there() {
+        for (source, table, at) in [("male", "n", "`male`"), ("mail", "whoo", "`whoo`")] {
+            let wrong = pipeline(source, table).plan().await.err().map(|wrong| wrong.to_string()).unwrap_or_default();
+            assert!(wrong.contains("N0704") && wrong.contains(at) && wrong.contains("did you mean"), "{wrong}");
+        }
+    }
+}

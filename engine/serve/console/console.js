@@ -145,7 +145,7 @@ function layers(nodes, edges) {
 /** Places the nodes: layers from left to right, or below one another where there is no room. */
 function places(nodes, edges, room) {
   const found = layers(nodes, edges), at = new Map();
-  const wide = 215, high = 86, gap = 60;
+  const wide = 236, high = 86, gap = 56;
   const needed = found.length * (wide + gap) - gap;
   if (room >= Math.min(needed, 700)) {
     const tallest = Math.max(...found.map((layer) => layer.length));
@@ -184,8 +184,8 @@ function showGraph(pipeline, sources, tables, channels) {
     const pills = sinks.filter((edge) => edge.from === node.name).map((edge, place) => {
       const c = channel.get(edge.channel), kind = edge.to.split('/').pop();
       const held = c && c.blocked_share >= HELD;
-      return svg('g', { class: 'pill' + (held ? ' held' : ''), transform: `translate(${12 + place * 66},${high - 23})` },
-        svg('rect', { width: 62, height: 17, rx: 8 }), svg('text', { x: 31, y: 12, 'text-anchor': 'middle' }, kind.slice(0, 10)),
+      return svg('g', { class: 'pill' + (held ? ' held' : ''), transform: `translate(${12 + place * 72},${high - 24})` },
+        svg('rect', { width: 69, height: 17, rx: 8 }), svg('text', { x: 34.5, y: 12, 'text-anchor': 'middle' }, kind.slice(0, 11)),
         svg('title', {}, c ? `${edge.to}: ${bytes(c.bytes)} of ${bytes(c.limit_bytes)} wait` : edge.to));
     });
     const rate = t ? `${short(t.rows_per_s)} rows/s` : 'static';

@@ -9,10 +9,11 @@ use axum::routing::get;
 use super::Shown;
 
 /// The parts: path, type and text.
-const PARTS: [(&str, &str, &str); 4] = [
+const PARTS: [(&str, &str, &str); 5] = [
     ("/", "text/html; charset=utf-8", include_str!("index.html")),
     ("/console.css", "text/css; charset=utf-8", include_str!("console.css")),
     ("/console.js", "text/javascript; charset=utf-8", include_str!("console.js")),
+    ("/icon.svg", "image/svg+xml", include_str!("icon.svg")),
     ("/coast.svg", "image/svg+xml", include_str!("coast.svg")),
 ];
 
