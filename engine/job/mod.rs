@@ -30,6 +30,7 @@ pub mod coordinator;
 mod decode;
 mod errors;
 mod evolve;
+mod files;
 mod guard;
 mod ledger;
 pub mod place;
