@@ -26,6 +26,8 @@ pub const POINTS: &[&str] = &[
     "after_upload_note",
     "before_part",
     "after_part",
+    "before_roll",
+    "after_roll",
     // The end of an epoch, up to the commit point.
     "before_barrier",
     "before_snapshot",

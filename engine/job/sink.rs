@@ -51,6 +51,9 @@ impl SinkStage {
                 }
                 Item::Barrier(barrier) => {
                     fail::point("before_prepare")?;
+                    if barrier.last {
+                        self.sink.end();
+                    }
                     let prepared = self.sink.prepare(self.open).await.map_err(|e| named(&self.name, e))?;
                     fail::point("after_prepare")?;
                     let (sink, refused) = (self.name.clone(), std::mem::take(&mut refused));

@@ -15,6 +15,7 @@ use tokio::sync::watch;
 use tokio::time::Instant;
 
 use super::ledger::{Ledger, OpenEpoch};
+use super::place::PARQUET;
 use super::progress::Progress;
 use super::redrive::{self, Portion, Redrive};
 use super::wiring::{Restored, wire};
@@ -122,7 +123,13 @@ async fn nothing_to_do(plan: &Plan, settings: &RunSettings, store: &StateStore) 
         return Ok(false);
     }
     let (_, undone) = undone(store, &state).await?;
-    Ok(undone.is_empty() && !has_input(plan, &settings.surroundings.clock, &state).await?)
+    let is_done = undone.is_empty() && !plan.tables.iter().any(|table| waits(&state, &table.name()));
+    Ok(is_done && !has_input(plan, &settings.surroundings.clock, &state).await?)
+}
+
+/// Tells whether rows of a table wait for a larger file: the end of a run writes it.
+fn waits(state: &State, table: &str) -> bool {
+    state.waiting.get(&format!("{table}/{PARQUET}")).is_some_and(|waiting| !waiting.is_empty())
 }
 
 /// Tells whether no quarantined row can be sent again, and every sink has committed all.

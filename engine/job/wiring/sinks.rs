@@ -9,7 +9,10 @@ use arrow::compute::prep_null_mask_filter;
 #[cfg(feature = "postgres")]
 use datafusion::physical_expr::PhysicalExpr;
 use nexus_operators::quarantine;
-use nexus_operators::sink::parquet::{ParquetCompression, ParquetLayout, ParquetSettings, ParquetSink, RemovedFile};
+use nexus_operators::sink::parquet::{
+    ParquetCompression, ParquetLayout, ParquetSettings, ParquetSink, RemovedFile, Roll, RollingPlace, RollingSink,
+    Waiting,
+};
 use nexus_operators::sink::{EpochId, RefusedRows, RefusedUpto, Sink};
 #[cfg(feature = "postgres")]
 use nexus_operators::transform::query::failed;
@@ -54,7 +57,16 @@ impl Wiring<'_> {
         if spec.store {
             let schema = stored_schema(&plan.schema, self.restored.schemas.get(&name));
             let settings = parquet_settings(self.plan, plan, spec, schema, self.budget.sink)?;
-            takers.push(self.parquet(&format!("{name}/{PARQUET}"), settings, Vec::new(), false).await?);
+            let sink = format!("{name}/{PARQUET}");
+            // What waits is written also if its file says nothing of it any more.
+            let taker = match (&spec.roll, self.restored.state.waiting.get(&sink)) {
+                (None, None) => self.parquet(&sink, settings, Vec::new(), false).await?,
+                (roll, waiting) => {
+                    let waiting = waiting.cloned().unwrap_or_default();
+                    self.rolling(&sink, settings, roll.as_ref(), waiting).await?
+                }
+            };
+            takers.push(taker);
         }
         if let Some(postgres) = &spec.postgres {
             let (sink, refused) = self.postgres(plan, postgres).await?;
@@ -114,10 +126,28 @@ impl Wiring<'_> {
         removes: Vec<RemovedFile>,
         stays: bool,
     ) -> Result<Sender<Item>> {
-        let ParquetPlace { table, staging, notes } =
+        let ParquetPlace { table, staging, notes, .. } =
             parquet_place(self.plan, &self.restored.store, &self.restored.encryption, sink).await?;
         let operator = Box::new(ParquetSink::new(settings, table, staging, notes)?.removing(removes));
         self.sink(sink, operator, SinkSettings { takeover: None, stays }).await
+    }
+
+    async fn rolling(
+        &mut self,
+        sink: &str,
+        settings: ParquetSettings,
+        roll: Option<&model::Roll>,
+        waiting: Vec<Waiting>,
+    ) -> Result<Sender<Item>> {
+        let ParquetPlace { table, staging, notes, spool } =
+            parquet_place(self.plan, &self.restored.store, &self.restored.encryption, sink).await?;
+        let place = RollingPlace { table, staging, notes, spool };
+        let roll = roll.map(|roll| Roll { bytes: roll.size.0, age: roll.age.0 });
+        if let Some(roll) = roll {
+            self.rolls.insert(sink.to_owned(), roll.age);
+        }
+        let operator = RollingSink::new(settings, place, roll, waiting, self.clock.clone())?;
+        self.sink(sink, Box::new(operator), SinkSettings::default()).await
     }
 
     #[cfg(feature = "postgres")]

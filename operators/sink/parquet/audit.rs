@@ -13,7 +13,7 @@ use parquet::file::metadata::ParquetMetaDataReader;
 
 use super::commit::{RemovedFile, Staged, epoch_of_file, epoch_of_note, read};
 use crate::error::{Error, Result};
-use crate::sink::{EpochId, Handle};
+use crate::sink::{EpochId, Handle, spool};
 use crate::store::{Backend, Entry, Store};
 
 /// Bytes at the end of a file that are read at once: they hold the whole footer of all but the largest files.
@@ -57,6 +57,20 @@ pub fn named_files(handle: &Handle) -> Result<Vec<NamedFile>> {
 /// [`Internal`](crate::ErrorKind::Internal) if it is not such a handle.
 pub fn removed_files(handle: &Handle) -> Result<Vec<RemovedFile>> {
     Ok(read(handle)?.removes)
+}
+
+/// Gives the names of the files of the spool whose rows the files of a handle hold, and that its commit removes.
+///
+/// # Errors
+///
+/// [`Internal`](crate::ErrorKind::Internal) if it is not such a handle.
+pub fn spent_files(handle: &Handle) -> Result<Vec<String>> {
+    Ok(read(handle)?.spent)
+}
+
+/// Tells which epoch has spooled the file of this name; nothing if no epoch has.
+pub fn spooled_by(name: &str) -> Option<EpochId> {
+    spool::epoch_of(name)
 }
 
 /// The folders of one [`ParquetSink`](super::ParquetSink), as they are given to it.

@@ -27,6 +27,9 @@ pub(super) struct Files {
     /// Files of earlier epochs that go when this one is committed.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub(super) removes: Vec<RemovedFile>,
+    /// Names of files of the spool whose rows `files` hold; they go when the epoch is committed.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub(super) spent: Vec<String>,
 }
 
 /// A committed file whose rows an epoch has taken out of the table.
@@ -74,7 +77,7 @@ pub(super) struct ParquetCommitter {
 #[async_trait]
 impl Committer for ParquetCommitter {
     async fn commit(&self, id: EpochId, handle: &Handle) -> Result<()> {
-        let Files { files, removes } = read(handle)?;
+        let Files { files, removes, .. } = read(handle)?;
         let done = match &self.place {
             Place::Disk { table, staging } => rename_all(table.clone(), staging.clone(), files).await,
             Place::Objects(objects) => objects.complete_all(files).await,

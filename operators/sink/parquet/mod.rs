@@ -67,6 +67,7 @@ mod file;
 mod layout_tests;
 mod partition;
 mod place;
+mod roll;
 mod schema;
 mod settings;
 mod sort;
@@ -90,6 +91,7 @@ use self::file::{FinishedFile, OpenFile, Output, Parts};
 use self::partition::{Group, Router};
 pub use self::partition::{PartitionBy, folder_values};
 use self::place::Place;
+pub use self::roll::{Roll, RollingPlace, RollingSink, Waiting, is_over};
 use self::schema::StoredSchema;
 pub use self::schema::stored_columns;
 pub use self::settings::{
@@ -407,7 +409,7 @@ impl Sink for ParquetSink {
             prepared.rows += file.rows;
             prepared.bytes += file.bytes;
         }
-        let handle = serde_json::to_value(Files { files, removes: self.removes.clone() });
+        let handle = serde_json::to_value(Files { files, removes: self.removes.clone(), spent: Vec::new() });
         prepared.handle = Some(handle.map_err(|e| Error::internal("could not write a handle").because(e))?);
         self.finished.clear();
         self.removes.clear();
@@ -418,6 +420,8 @@ impl Sink for ParquetSink {
         }
         Ok(prepared)
     }
+
+    fn end(&mut self) {}
 
     fn committer(&self) -> Arc<dyn Committer> {
         Arc::new(ParquetCommitter { pipeline: self.settings.pipeline.clone(), place: self.place.clone() })
