@@ -38,6 +38,8 @@ struct Named {
     file: NamedFile,
     /// The epoch whose commit removes it.
     removed_by: Option<u64>,
+    /// Whether another file stands for it then.
+    is_rewritten: bool,
 }
 
 /// What has become of a file.
@@ -72,9 +74,12 @@ pub async fn check(view: &View<'_>, sink: &str, listed: &Listed) -> Result<(Sink
             match named.get_mut(&path) {
                 Some(named) if named.removed_by.is_none() && named.file.rows == rows => {
                     named.removed_by = Some(record.epoch);
+                    named.is_rewritten = prepared.rewritten > 0;
                 }
                 // The record that named it may be gone, and known by a sum alone.
-                None if is_older(view, &path) => findings.redriven += rows,
+                None if is_older(view, &path) => {
+                    findings.redriven += if prepared.rewritten > 0 { 0 } else { rows };
+                }
                 _ => {
                     let expected = format!("a file of {rows} rows, of an earlier record, that is removed once");
                     let found = "no such file, or other rows".to_owned();
@@ -88,7 +93,7 @@ pub async fn check(view: &View<'_>, sink: &str, listed: &Listed) -> Result<(Sink
                 let expected = format!("one epoch that names it, which is {}", other.epoch);
                 faults.push(fault(sink, listed, &file.path, record.epoch, expected, "this epoch too".to_owned()));
             }
-            named.insert(file.path.clone(), Named { epoch: record.epoch, file, removed_by: None });
+            named.insert(file.path.clone(), Named { epoch: record.epoch, file, removed_by: None, is_rewritten: false });
         }
     }
     let mut looked = futures::stream::iter(named.values())
@@ -101,6 +106,7 @@ pub async fn check(view: &View<'_>, sink: &str, listed: &Listed) -> Result<(Sink
                 findings.files += 1;
                 findings.rows += named.file.rows;
             }
+            Outcome::Removed if named.is_rewritten => {}
             Outcome::Removed => findings.redriven += named.file.rows,
             Outcome::Uncommitted => {
                 uncommitted.insert(named.removed_by.unwrap_or(named.epoch));
@@ -177,7 +183,7 @@ fn files_of(
     let (rows, bytes) = (sum(|file| file.rows), sum(|file| file.bytes));
     let FromSpool { put, taken } = from_spool;
     // What is not known of files that were spooled before the first record cannot be held against it.
-    let expected = taken.map_or(rows, |taken| (prepared.rows + taken).saturating_sub(put));
+    let expected = taken.map_or(rows, |taken| (prepared.rows + prepared.rewritten + taken).saturating_sub(put));
     if (rows, bytes, files.len() as u64) != (expected, prepared.bytes, prepared.files) {
         wrong(
             format!("files with {expected} rows and {} bytes, {} of them", prepared.bytes, prepared.files),
@@ -189,7 +195,7 @@ fn files_of(
 
 /// Looks at one file.
 async fn look(view: &View<'_>, sink: &str, listed: &Listed, named: &Named) -> Result<Outcome> {
-    let Named { epoch, file, removed_by } = named;
+    let Named { epoch, file, removed_by, .. } = named;
     let wrong =
         |expected: String, found: String| Ok(Outcome::Wrong(fault(sink, listed, &file.path, *epoch, expected, found)));
     let mut size = listed.files.get(&file.path).copied();
@@ -197,7 +203,7 @@ async fn look(view: &View<'_>, sink: &str, listed: &Listed, named: &Named) -> Re
         return match size {
             None => Ok(Outcome::Removed),
             Some(_) if !view.is_noted(sink, *by) => Ok(Outcome::Uncommitted),
-            Some(_) => wrong(format!("no such file: epoch {by} has sent its rows again"), "the file".to_owned()),
+            Some(_) => wrong(format!("no such file: epoch {by} has taken its rows"), "the file".to_owned()),
         };
     }
     if size.is_none() && !view.is_noted(sink, *epoch) {

@@ -57,7 +57,9 @@ pub fn may_be_open(view: &View<'_>, sink: &str, id: EpochId, outlives: bool) -> 
             && record.generation == id.generation
             && record.epoch >= id.epoch
             && record.sinks.contains_key(sink);
-        let later = record.generation > id.generation && !record.sinks.is_empty();
+        // A compaction sweeps the sink whose files it merges, and no other.
+        let sweeps = record.sinks.contains_key(sink) || !record.tables.is_empty();
+        let later = record.generation > id.generation && sweeps;
         own || later
     });
     !passed

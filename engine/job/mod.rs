@@ -26,6 +26,7 @@ use tokio::time::Instant;
 
 pub mod budget;
 pub mod channel;
+pub mod compact;
 pub mod coordinator;
 mod decode;
 mod errors;

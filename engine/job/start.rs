@@ -88,7 +88,7 @@ pub async fn state_store(loaded: &Loaded, clock: SharedClock) -> Result<StateSto
     open_state(loaded, clock, &encryption(loaded)).await
 }
 
-async fn open_state(loaded: &Loaded, clock: SharedClock, encryption: &Encryption) -> Result<StateStore> {
+pub(super) async fn open_state(loaded: &Loaded, clock: SharedClock, encryption: &Encryption) -> Result<StateStore> {
     let folder = Store::open(&loaded.state_root(), encryption).await?;
     Ok(StateStore::new(folder, loaded.spec.name.clone(), clock))
 }
@@ -168,14 +168,14 @@ async fn has_input(plan: &Plan, clock: &SharedClock, state: &State) -> Result<bo
 }
 
 /// Gives the columns of the tables that go to sinks. Refuses what stored rows or kept state do not survive.
-async fn schemas(plan: &Plan, state: &State) -> Result<BTreeMap<String, TableSchema>> {
+pub(super) async fn schemas(plan: &Plan, state: &State) -> Result<BTreeMap<String, TableSchema>> {
     changes::compare(plan, state)
         .await
         .map_err(|refusals| Error::config(refusals.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n")))
 }
 
 /// Gives up to which epoch each sink has committed, and the recorded epochs that some sink has not.
-async fn undone(store: &StateStore, state: &State) -> Result<(BTreeMap<String, u64>, Vec<CommitRecord>)> {
+pub(super) async fn undone(store: &StateStore, state: &State) -> Result<(BTreeMap<String, u64>, Vec<CommitRecord>)> {
     let committed = store.committed().await?;
     let mut undone = Vec::new();
     let mut epoch = state.epoch;

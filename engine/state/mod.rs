@@ -69,6 +69,9 @@ pub struct State {
     /// Files of rows that are recorded and wait for a larger file of the lake, oldest first, by sink.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub waiting: BTreeMap<String, Vec<Waiting>>,
+    /// The newest epoch that has put files in the place of others, by sink.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub rewritten: BTreeMap<String, u64>,
     /// What error budgets have counted, by source or table.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub errors: BTreeMap<String, Vec<Counted>>,
@@ -400,6 +403,9 @@ pub fn fold(state: &mut State, record: &CommitRecord) {
         }
     }
     for (sink, prepared) in &record.sinks {
+        if prepared.rewritten > 0 {
+            state.rewritten.insert(sink.clone(), record.epoch);
+        }
         if prepared.spooled.is_empty() && prepared.rolled == 0 {
             continue;
         }

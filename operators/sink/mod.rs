@@ -48,6 +48,10 @@ pub struct Prepared {
     /// How many files of the spool the epoch publishes, the oldest first: those of earlier epochs, and its own behind them.
     #[serde(default, skip_serializing_if = "is_zero")]
     pub rolled: u64,
+    /// Rows of the sink's own files that its commit removes, and that its new files hold instead: they are among `removed`,
+    /// and not among `rows`.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub rewritten: u64,
 }
 
 /// A file of rows that are durable, and that wait.

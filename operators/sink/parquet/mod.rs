@@ -67,6 +67,7 @@ mod file;
 mod layout_tests;
 mod partition;
 mod place;
+mod rewrite;
 mod roll;
 mod schema;
 mod settings;
@@ -77,6 +78,7 @@ mod tests;
 mod upload;
 
 use std::collections::HashMap;
+use std::ops::Range;
 use std::sync::Arc;
 
 use arrow::array::RecordBatch;
@@ -86,7 +88,7 @@ use futures::{StreamExt, TryStreamExt};
 use parquet::arrow::arrow_writer::ArrowWriterOptions;
 
 pub use self::commit::RemovedFile;
-use self::commit::{Files, ParquetCommitter, PreparedFile, Staged, blocking};
+use self::commit::{Files, ParquetCommitter, PreparedFile, Rewrite, Staged, blocking};
 use self::file::{FinishedFile, OpenFile, Output, Parts};
 use self::partition::{Group, Router};
 pub use self::partition::{PartitionBy, folder_values};
@@ -134,6 +136,8 @@ pub struct ParquetSink {
     finished: Vec<FinishedFile>,
     /// Files of earlier epochs that go when the next one is committed.
     removes: Vec<RemovedFile>,
+    /// The numbers of files that stand for committed ones, and these.
+    rewrites: Vec<(Range<u64>, Vec<RemovedFile>)>,
     /// Files started in this epoch.
     files: u64,
     /// Calls of `write`, for telling which file was used least recently.
@@ -178,6 +182,7 @@ impl ParquetSink {
             open: HashMap::new(),
             finished: Vec::new(),
             removes: Vec::new(),
+            rewrites: Vec::new(),
             files: 0,
             writes: 0,
             staging_made: false,
@@ -335,7 +340,7 @@ impl ParquetSink {
             .await
     }
 
-    fn prepared_files(&self, id: EpochId) -> Result<Vec<PreparedFile>> {
+    fn prepared_files(&self, id: EpochId) -> Result<Vec<(u64, PreparedFile)>> {
         let staged = |file: &FinishedFile| -> Result<Staged> {
             match &self.uploads {
                 None => Ok(Staged::File(base_name(&file.path).to_owned())),
@@ -345,8 +350,9 @@ impl ParquetSink {
                 }
             }
         };
-        let prepared = |file: &FinishedFile| -> Result<PreparedFile> {
-            Ok(PreparedFile { path: file.path.clone(), bytes: file.bytes, rows: file.rows, staged: staged(file)? })
+        let prepared = |file: &FinishedFile| -> Result<(u64, PreparedFile)> {
+            let staged = staged(file)?;
+            Ok((file.number, PreparedFile { path: file.path.clone(), bytes: file.bytes, rows: file.rows, staged }))
         };
         self.finished.iter().map(prepared).collect()
     }
@@ -397,22 +403,37 @@ impl Sink for ParquetSink {
                 uploads.advance(self.settings.buffer_bytes / 2).await?;
             }
         }
-        if self.finished.is_empty() && self.removes.is_empty() {
+        if self.finished.is_empty() && self.removes.is_empty() && self.rewrites.is_empty() {
             return Ok(Prepared::default());
         }
         self.settle().await?;
-        let mut files = self.prepared_files(id)?;
-        files.sort_by(|a, b| a.path.cmp(&b.path));
+        let files = self.prepared_files(id)?;
         let removed = self.removes.iter().map(|file| file.rows).sum();
         let mut prepared = Prepared { files: files.len() as u64, removed, ..Prepared::default() };
-        for file in &files {
-            prepared.rows += file.rows;
-            prepared.bytes += file.bytes;
+        prepared.bytes = files.iter().map(|(_, file)| file.bytes).sum();
+        let mut handle = Files { removes: self.removes.clone(), ..Files::default() };
+        handle.rewrites = self.rewrites.iter().map(|(_, replaced)| Rewrite::of(replaced.clone())).collect();
+        for (number, file) in files {
+            match self.rewrites.iter().position(|(numbers, _)| numbers.contains(&number)) {
+                Some(place) => {
+                    handle.rewrites.get_mut(place).into_iter().for_each(|into| into.files.push(file.clone()))
+                }
+                None => {
+                    prepared.rows += file.rows;
+                    handle.files.push(file);
+                }
+            }
         }
-        let handle = serde_json::to_value(Files { files, removes: self.removes.clone(), spent: Vec::new() });
+        handle.files.sort_by(|a, b| a.path.cmp(&b.path));
+        for rewrite in &handle.rewrites {
+            prepared.rewritten += rewrite.rows()?;
+        }
+        prepared.removed += prepared.rewritten;
+        let handle = serde_json::to_value(handle);
         prepared.handle = Some(handle.map_err(|e| Error::internal("could not write a handle").because(e))?);
         self.finished.clear();
         self.removes.clear();
+        self.rewrites.clear();
         self.files = 0;
         self.router.reset();
         if let Some(uploads) = &mut self.uploads {
@@ -449,6 +470,11 @@ fn file_name(pipeline: &str, id: EpochId, number: u64) -> String {
 
 fn note_name(id: EpochId, number: u64) -> String {
     format!("{}-{}-{number}.json", id.generation, id.epoch)
+}
+
+/// Gives the folder of a file, relative to the table's; empty if there are no partitions.
+pub fn folder_of(path: &str) -> &str {
+    path.rsplit_once('/').map_or("", |(folder, _)| folder)
 }
 
 fn base_name(path: &str) -> &str {

@@ -126,6 +126,9 @@ impl RollingSink {
     /// Writes what waits beside the rows of the open epoch, which are not gathered.
     async fn prepare_directly(&mut self, id: EpochId) -> Result<Prepared> {
         let taken: Vec<SpooledFile> = self.waiting.drain(..).map(|waiting| waiting.file).collect();
+        if !taken.is_empty() {
+            self.direct.router.lift_limit();
+        }
         for file in &taken {
             copy(&self.place.spool, file, &mut self.direct, id).await?;
         }
@@ -152,6 +155,7 @@ impl RollingSink {
     fn build(&mut self, id: EpochId) -> Result<()> {
         let taken: Vec<SpooledFile> = self.waiting.drain(..).map(|waiting| waiting.file).collect();
         let (mut sink, spool) = (new_sink(&self.settings, &self.place)?, self.place.spool.clone());
+        sink.router.lift_limit();
         let mut task = JoinSet::new();
         let files = taken.clone();
         task.spawn(async move {
@@ -296,7 +300,7 @@ async fn copy(spool: &Store, file: &SpooledFile, sink: &mut ParquetSink, id: Epo
 /// Makes one handle of those of builds, which also names what they have taken.
 fn handle<'a>(handles: impl Iterator<Item = &'a Handle>, taken: &[SpooledFile]) -> Result<Handle> {
     let spent = taken.iter().map(|file| file.name.clone()).collect();
-    let mut all = Files { files: Vec::new(), removes: Vec::new(), spent };
+    let mut all = Files { spent, ..Files::default() };
     for handle in handles {
         all.files.extend(read(handle)?.files);
     }
