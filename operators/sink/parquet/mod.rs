@@ -59,6 +59,7 @@
 
 pub mod audit;
 mod commit;
+mod encoding;
 #[cfg(test)]
 #[cfg(feature = "testing")]
 mod fault_tests;
@@ -86,6 +87,7 @@ use arrow::datatypes::SchemaRef;
 use async_trait::async_trait;
 use futures::{StreamExt, TryStreamExt};
 use parquet::arrow::arrow_writer::ArrowWriterOptions;
+use parquet::file::properties::WriterProperties;
 
 pub use self::commit::RemovedFile;
 use self::commit::{Files, ParquetCommitter, PreparedFile, Rewrite, Staged, blocking};
@@ -124,7 +126,7 @@ const SYNCS_MAX: usize = 8;
 pub struct ParquetSink {
     settings: ParquetSettings,
     stored: StoredSchema,
-    options: ArrowWriterOptions,
+    properties: WriterProperties,
     router: Router,
     place: Place,
     /// Rows of the open epoch that are to be sorted; nothing if they are stored as they come.
@@ -169,12 +171,11 @@ impl ParquetSink {
             Place::Objects(objects) => Some(Uploads::new(objects.multipart.clone(), objects.notes.clone())),
         };
         let properties = properties(&settings, router.file_schema())?;
-        let options = ArrowWriterOptions::new().with_skip_arrow_metadata(true).with_properties(properties);
         let sorter = sorter(&settings, stored.schema())?;
         Ok(Self {
             settings,
             stored,
-            options,
+            properties,
             router,
             place,
             sorter,
@@ -206,7 +207,7 @@ impl ParquetSink {
         for Group { folder, rows } in groups {
             unseen_bytes += rows.get_array_memory_size() + OPEN_FILE_BYTES;
             if !self.open.contains_key(&folder) {
-                self.open_file(id, folder)?;
+                self.open_file(id, folder, &rows)?;
             }
             if let Some(file) = self.open.get_mut(&folder) {
                 file.used_at = self.writes;
@@ -223,7 +224,8 @@ impl ParquetSink {
         self.shrink(id)
     }
 
-    fn open_file(&mut self, id: EpochId, folder: usize) -> Result<()> {
+    /// Opens a file that begins with `rows`.
+    fn open_file(&mut self, id: EpochId, folder: usize, rows: &RecordBatch) -> Result<()> {
         if self.open.len() >= self.settings.open_partitions_max.max(1)
             && let Some(oldest) = self.open.iter().min_by_key(|(_, file)| file.used_at).map(|(folder, _)| *folder)
         {
@@ -252,8 +254,11 @@ impl ParquetSink {
                 (Output::Parts(Parts::default()), target.to_string())
             }
         };
+        let options = ArrowWriterOptions::new()
+            .with_skip_arrow_metadata(true)
+            .with_properties(encoding::fitting(&self.properties, rows)?);
         let schema = self.router.file_schema().clone();
-        let file = OpenFile::new(output, schema, self.options.clone(), number, path, target)?;
+        let file = OpenFile::new(output, schema, options, number, path, target)?;
         self.open.insert(folder, file);
         Ok(())
     }
