@@ -27,6 +27,8 @@ use nexus_operators::store::{Backend, Store, join};
 use object_store::ObjectMeta;
 use object_store::path::Path;
 
+use super::replacing::Replacing;
+
 /// The committed files of one table.
 ///
 /// Which columns a file lacks is told by its path alone, so that a table whose
@@ -39,6 +41,8 @@ pub struct StoredTable {
     folder: Store,
     /// The store of `folder` as DataFusion knows it.
     store: ObjectStoreUrl,
+    /// Tells which files are to be read while some are put in the place of others; nothing if none ever are.
+    replacing: Option<Replacing>,
 }
 
 /// Files by the columns that stand in the names of their folders, as indices in the table's schema.
@@ -46,12 +50,15 @@ type Layouts = BTreeMap<Vec<usize>, Vec<PartitionedFile>>;
 
 impl StoredTable {
     /// Makes the table with these columns in `folder`, whose store has been registered as `store`.
-    pub fn new(schema: SchemaRef, folder: Store, store: ObjectStoreUrl) -> Self {
-        Self { schema, folder, store }
+    pub fn new(schema: SchemaRef, folder: Store, store: ObjectStoreUrl, replacing: Option<Replacing>) -> Self {
+        Self { schema, folder, store, replacing }
     }
 
     async fn layouts(&self) -> Result<Layouts> {
-        let files = self.folder.list("").await.map_err(external)?;
+        let files = match &self.replacing {
+            Some(replacing) => replacing.list(&self.folder).await.map_err(external)?,
+            None => self.folder.list("").await.map_err(external)?,
+        };
         let mut layouts = Layouts::new();
         for file in files.iter().filter(|file| file.name.ends_with(".parquet")) {
             let mut columns = Vec::new();

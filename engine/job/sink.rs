@@ -52,6 +52,9 @@ impl SinkStage {
                 }
                 Item::Barrier(barrier) => {
                     fail::point("before_prepare")?;
+                    if barrier.last {
+                        self.sink.end();
+                    }
                     let prepared = self.sink.prepare(self.open).await.map_err(|e| named(&self.name, e))?;
                     fail::point("after_prepare")?;
                     let (sink, refused) = (self.name.clone(), std::mem::take(&mut refused));
@@ -213,7 +216,7 @@ mod tests {
     use std::sync::atomic::{AtomicUsize, Ordering};
 
     use arrow::array::{Int64Array, RecordBatch};
-    use nexus_operators::sink::parquet::{ParquetCompression, ParquetSettings, ParquetSink};
+    use nexus_operators::sink::parquet::{ParquetCompression, ParquetLayout, ParquetSettings, ParquetSink};
     use nexus_operators::store::Store;
     use nexus_operators::testing::outage::store_away_for;
     use tokio::task::JoinHandle;
@@ -251,6 +254,7 @@ mod tests {
             schema: batch(0).schema(),
             partition_by: Vec::new(),
             compression: ParquetCompression::Uncompressed,
+            layout: ParquetLayout::default(),
             open_partitions_max: 4,
             buffer_bytes: MIB,
         };

@@ -4,10 +4,11 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 use std::sync::Arc;
 
-use arrow::datatypes::SchemaRef;
+use arrow::datatypes::{DataType, SchemaRef};
 use datafusion::execution::memory_pool::MemoryPool;
 use datafusion::execution::session_state::SessionState;
 use nexus_operators::clock::SharedClock;
+use nexus_operators::sink::parquet::is_ordered;
 
 pub mod analyze;
 pub mod as_of;
@@ -27,7 +28,7 @@ pub mod source;
 pub mod table;
 mod windows;
 
-use crate::spec::{self, Diagnostic, Diagnostics, Loaded, Severity, Tier, codes, model};
+use crate::spec::{self, Diagnostic, Diagnostics, Loaded, Order, Severity, Tier, codes, model};
 use crate::state::record::EvolvedColumn;
 use reference::{ReferenceSettings, ReferenceTable};
 use refused::Refused;
@@ -324,6 +325,15 @@ impl<'a> Planning<'a> {
         for (place, column) in spec.mask.iter().enumerate() {
             named.push((vec!["mask".into(), place.to_string()], column.clone()));
         }
+        for (place, order) in spec.order_by.iter().filter_map(|text| text.parse::<Order>().ok()).enumerate() {
+            self.check_in_files(plan, &in_files, &["order_by", &place.to_string()], &order.column, is_ordered);
+            named.push((vec!["order_by".into(), place.to_string()], order.column));
+        }
+        for (place, column) in spec.parquet.bloom.iter().enumerate() {
+            let is_flat = |data_type: &DataType| !data_type.is_nested();
+            self.check_in_files(plan, &in_files, &["parquet", "bloom", &place.to_string()], column, is_flat);
+            named.push((vec!["parquet".into(), "bloom".into(), place.to_string()], column.clone()));
+        }
         for (place, column) in spec.postgres.iter().flat_map(|postgres| &postgres.key).enumerate() {
             named.push((vec!["postgres".into(), "key".into(), place.to_string()], column.clone()));
         }
@@ -337,6 +347,29 @@ impl<'a> Planning<'a> {
             let hint = crate::spec::suggest::hint(&column, columns.iter().map(String::as_str));
             self.refuse(&path, codes::UNKNOWN_COLUMN, message, hint);
         }
+    }
+
+    /// Checks that a column stands in the files, and is of a type that an option takes.
+    fn check_in_files(
+        &mut self,
+        plan: &TablePlan,
+        in_files: &BTreeSet<&str>,
+        option: &[&str],
+        column: &str,
+        takes: fn(&DataType) -> bool,
+    ) {
+        let Some((_, field)) = plan.schema.column_with_name(column) else { return };
+        let (message, hint) = if !in_files.contains(column) {
+            let hint = "leave it out: all rows of a file have the same value";
+            (format!("`{column}` stands in the names of folders, and not in the files of {}", plan.name()), hint)
+        } else if !takes(field.data_type()) {
+            let hint = "name a column of single values: a number, a text, a time";
+            (format!("`{column}` of {} holds several values at a time", plan.name()), hint)
+        } else {
+            return;
+        };
+        let path = [&[plan.tier.name(), plan.table.as_str()], option].concat();
+        self.refuse(&path, codes::BAD_TABLE_OPTION, message, Some(hint.to_owned()));
     }
 
     /// Tells whether something under `path`, or what holds it, is known to be wrong.

@@ -3,6 +3,7 @@
     ask.py lake FOLDER SQL       the tables of the lake as <tier>.<table>, the quarantine as quarantine."<name>",
                                  and the raw data of pipelines/data as raw.departures, raw.airports, raw.weather
     ask.py postgres URL SQL
+    ask.py sorting FILE...       what pyarrow finds of each row group of files: the file, and what it is sorted by
     ask.py read READER FOLDER COLUMN...
                                  the rows of one table in the order of `id`, by duckdb, by pyarrow's read_table (table), by
                                  its dataset, or by that with the columns of all files (union)
@@ -46,6 +47,20 @@ def postgres(url, sql):
 
     with psycopg.connect(url) as connection:
         return connection.execute(sql).fetchall()
+
+
+def sorting(*files):
+    import pyarrow.parquet
+
+    for file in files:
+        found = pyarrow.parquet.ParquetFile(file).metadata
+        for number in range(found.num_row_groups):
+            group = found.row_group(number)
+            columns = [
+                [group.column(by.column_index).path_in_schema, by.descending, by.nulls_first]
+                for by in group.sorting_columns
+            ]
+            yield [file, columns]
 
 
 def read(reader, folder, *columns):
@@ -99,7 +114,7 @@ def same(value):
 
 
 def main():
-    verbs = {"lake": lake, "postgres": postgres, "read": read}
+    verbs = {"lake": lake, "postgres": postgres, "read": read, "sorting": sorting}
     for row in verbs[sys.argv[1]](*sys.argv[2:]):
         print(json.dumps(row, default=plain))
 
