@@ -83,6 +83,9 @@ pub struct SinkFindings {
     /// Rows of files that are gone, because a redrive has sent them again.
     #[serde(skip_serializing_if = "is_zero")]
     pub redriven: u64,
+    /// Rows of files that another writer has taken out of a Delta table, such as one that merges small files.
+    #[serde(skip_serializing_if = "is_zero")]
+    pub taken_out: u64,
     /// Epochs that are recorded and not yet committed: the next start, or the running one, goes on with them.
     pub uncommitted: u64,
     /// Why it was not looked at.

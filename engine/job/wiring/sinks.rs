@@ -9,7 +9,8 @@ use arrow::compute::prep_null_mask_filter;
 #[cfg(feature = "postgres")]
 use datafusion::physical_expr::PhysicalExpr;
 use nexus_operators::quarantine;
-use nexus_operators::sink::parquet::{ParquetCompression, ParquetSettings, ParquetSink, PartitionBy, RemovedFile};
+use nexus_operators::sink::delta::{DeltaSettings, DeltaSink};
+use nexus_operators::sink::parquet::{ParquetCompression, ParquetSettings, ParquetSink, RemovedFile};
 use nexus_operators::sink::{EpochId, RefusedRows, RefusedUpto, Sink};
 #[cfg(feature = "postgres")]
 use nexus_operators::transform::query::failed;
@@ -24,8 +25,9 @@ use crate::job::place::{PARQUET, POSTGRES, ParquetPlace, parquet_place};
 use crate::job::sink::{CommitStage, Order, SinkStage, Takeover};
 use crate::job::start::handles_of;
 use crate::plan::changes::stored_schema;
+use crate::plan::options::partition_by;
 use crate::plan::table::TablePlan;
-use crate::spec::{Partition, model};
+use crate::spec::model::{self, TableFormat};
 use crate::state::record::{CommitRecord, QUARANTINE};
 
 /// A sink, and the rows that its service refuses, if it can keep them.
@@ -51,18 +53,21 @@ impl Wiring<'_> {
         let name = plan.name();
         let mut takers = Vec::new();
         if spec.store {
-            let partition_by = spec.partition_by.iter().map(|text| partition_by(text)).collect::<Result<_>>()?;
             let settings = ParquetSettings {
                 pipeline: self.plan.loaded.spec.name.clone(),
                 tier: plan.tier.to_string(),
                 table: plan.table.clone(),
                 schema: stored_schema(&plan.schema, self.restored.schemas.get(&name)),
-                partition_by,
+                partition_by: partition_by(spec)?,
                 compression: compression(spec.compression),
                 open_partitions_max: self.plan.loaded.spec.limits.open_partitions,
                 buffer_bytes: self.budget.sink,
             };
-            takers.push(self.parquet(&format!("{name}/{PARQUET}"), settings, Vec::new(), false).await?);
+            let sink = format!("{name}/{PARQUET}");
+            takers.push(match self.plan.loaded.spec.table_format(spec) {
+                TableFormat::Parquet => self.parquet(&sink, settings, Vec::new(), false).await?,
+                TableFormat::Delta => self.delta(&sink, settings).await?,
+            });
         }
         if let Some(postgres) = &spec.postgres {
             let (sink, refused) = self.postgres(plan, postgres).await?;
@@ -125,6 +130,16 @@ impl Wiring<'_> {
             parquet_place(self.plan, &self.restored.store, &self.restored.encryption, sink).await?;
         let operator = Box::new(ParquetSink::new(settings, table, staging, notes)?.removing(removes));
         self.sink(sink, operator, SinkSettings { takeover: None, stays }).await
+    }
+
+    async fn delta(&mut self, sink: &str, parquet: ParquetSettings) -> Result<Sender<Item>> {
+        let ParquetPlace { table, staging, notes } =
+            parquet_place(self.plan, &self.restored.store, &self.restored.encryption, sink).await?;
+        let (state_id, clock) = (self.restored.state.id.clone(), self.clock.clone());
+        fail::point("before_log_begin")?;
+        let operator = DeltaSink::open(DeltaSettings { parquet, state_id, clock }, table, staging, notes).await?;
+        fail::point("after_log_begin")?;
+        self.sink(sink, Box::new(operator), SinkSettings::default()).await
     }
 
     #[cfg(feature = "postgres")]
@@ -216,15 +231,6 @@ impl nexus_operators::sink::postgres::DeleteWhen for Condition {
         let met = met.as_boolean();
         Ok(if met.null_count() > 0 { prep_null_mask_filter(met) } else { met.clone() })
     }
-}
-
-fn partition_by(text: &str) -> Result<PartitionBy> {
-    let partition = text.parse::<Partition>().map_err(|e| Error::config(format!("`partition_by`: {e}")))?;
-    Ok(match partition {
-        Partition::Column(column) => PartitionBy::Column(column),
-        Partition::Date(column) => PartitionBy::Date(column),
-        Partition::Hour(column) => PartitionBy::Hour(column),
-    })
 }
 
 fn compression(spec: model::Compression) -> ParquetCompression {
