@@ -13,6 +13,7 @@ mod cli;
 mod cloud;
 mod corrected;
 mod crash;
+mod delta;
 mod endless;
 mod errors;
 mod evolve;

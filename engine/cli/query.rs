@@ -58,7 +58,8 @@ async fn register(context: &SessionContext, plan: &Plan, state: &State) -> Resul
         let name = table.name();
         let tier = table.tier.name();
         if let Some(spec) = plan.spec_of(table).filter(|spec| spec.store) {
-            let folder = Folder { path: format!("{tier}/{}", table.table), format: plan.loaded.spec.table_format(spec) };
+            let folder =
+                Folder { path: format!("{tier}/{}", table.table), format: plan.loaded.spec.table_format(spec) };
             let changes = format!("{}_changes", table.table);
             let stored = if table.keys.is_some() { &changes } else { &table.table };
             let columns = stored_schema(&table.schema, state.schema_of(&name));

@@ -10,6 +10,7 @@ use arrow::compute::prep_null_mask_filter;
 use datafusion::physical_expr::PhysicalExpr;
 use nexus_operators::quarantine;
 use nexus_operators::sink::delta::{DeltaSettings, DeltaSink};
+use nexus_operators::sink::parquet::audit::TableFolder;
 use nexus_operators::sink::parquet::{ParquetCompression, ParquetSettings, ParquetSink, RemovedFile};
 use nexus_operators::sink::{EpochId, RefusedRows, RefusedUpto, Sink};
 #[cfg(feature = "postgres")]
@@ -137,7 +138,9 @@ impl Wiring<'_> {
             parquet_place(self.plan, &self.restored.store, &self.restored.encryption, sink).await?;
         let (state_id, clock) = (self.restored.state.id.clone(), self.clock.clone());
         fail::point("before_log_begin")?;
-        let operator = DeltaSink::open(DeltaSettings { parquet, state_id, clock }, table, staging, notes).await?;
+        let folder = TableFolder::new(table.clone(), staging.clone(), notes.clone());
+        let files = |settings| Ok(Box::new(ParquetSink::new(settings, table, staging, notes)?) as _);
+        let operator = DeltaSink::open(DeltaSettings { parquet, state_id, clock }, folder, files).await?;
         fail::point("after_log_begin")?;
         self.sink(sink, Box::new(operator), SinkSettings::default()).await
     }

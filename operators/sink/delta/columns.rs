@@ -39,7 +39,8 @@ impl Columns {
         for field in rows.fields() {
             let (field, described) = described(field).map_err(|why| refused(field.name(), why))?;
             if !names.insert(field.name().to_lowercase()) {
-                let why = "another column has the same name but for upper and lower case, which Delta does not tell apart";
+                let why =
+                    "another column has the same name but for upper and lower case, which Delta does not tell apart";
                 return Err(refused(field.name(), format!("{why}; give it another one with AS")));
             }
             stored.push(field);
@@ -267,10 +268,8 @@ fn map_type(entries: &Field, sorted: bool) -> Result<(DataType, Value), String> 
     let [key, value] = fields.as_ref() else { return Err("it is not a map".to_owned()) };
     let (stored_key, key_type) = type_of(key.data_type())?;
     let (stored_value, value_type) = type_of(value.data_type())?;
-    let fields: Vec<Field> = vec![
-        key.as_ref().clone().with_data_type(stored_key),
-        value.as_ref().clone().with_data_type(stored_value),
-    ];
+    let fields: Vec<Field> =
+        vec![key.as_ref().clone().with_data_type(stored_key), value.as_ref().clone().with_data_type(stored_value)];
     let entries = entries.clone().with_data_type(DataType::Struct(fields.into()));
     let described = json!({
         "type": "map", "keyType": key_type, "valueType": value_type, "valueContainsNull": value.is_nullable(),

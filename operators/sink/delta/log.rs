@@ -120,7 +120,8 @@ impl Log {
     pub(super) async fn create(&self, version: u64, lines: &[Line]) -> Result<bool> {
         let mut content = Vec::new();
         for line in lines {
-            serde_json::to_writer(&mut content, line).map_err(|e| Error::internal("could not write JSON").because(e))?;
+            serde_json::to_writer(&mut content, line)
+                .map_err(|e| Error::internal("could not write JSON").because(e))?;
             content.push(b'\n');
         }
         self.folder.create(&entry_name(version), content.into()).await

@@ -1,6 +1,6 @@
 //! A Delta table in the lake: Parquet files, and a log that says which of them are the table.
 //!
-//! The files are written by [`ParquetSink`] as those of any table. An epoch's commit brings them to their places, where
+//! The files are written by [`ParquetSink`](super::parquet::ParquetSink) as those of any table. An epoch's commit brings them to their places, where
 //! no reader of the log looks for them, and then writes one entry of the log, which makes them part of the table all at
 //! once: readers see whole epochs. The entry carries an application transaction (`txn`) with the sink's name and the
 //! epoch's number, so that a commit that is done again finds itself there. It is made only if there is none of its
@@ -38,7 +38,7 @@ use self::commit::DeltaCommitter;
 pub use self::log::LoggedFiles;
 use self::log::{Log, Snapshot};
 use super::parquet::audit::TableFolder;
-use super::parquet::{ParquetSettings, ParquetSink, PartitionBy};
+use super::parquet::{ParquetSettings, PartitionBy};
 use super::{Committer, EpochId, Prepared, Sink};
 use crate::clock::SharedClock;
 use crate::error::{Error, Result};
@@ -60,30 +60,34 @@ pub struct DeltaSettings {
 
 /// Writes a table's rows to the files of a Delta table.
 pub struct DeltaSink {
-    files: ParquetSink,
+    /// Writes and commits the files.
+    files: Box<dyn Sink>,
     stored: SchemaRef,
     committer: Arc<DeltaCommitter>,
 }
 
 impl DeltaSink {
-    /// Makes a sink for the Delta table in folder `table`, and the table if it is not there; the folders are those of a
-    /// [`ParquetSink`].
+    /// Makes a sink for the Delta table in a folder, and the table if it is not there. `files` makes the sink that writes
+    /// Parquet files to that folder, by the settings that it is given.
     ///
     /// # Errors
     ///
     /// [`Config`](crate::ErrorKind::Config) for a column that has no type in Delta, a table that does not take the rows,
     /// or was written with another state; and for a folder with files that no log names.
-    pub async fn open(settings: DeltaSettings, table: Store, staging: Store, notes: Store) -> Result<Self> {
+    pub async fn open(
+        settings: DeltaSettings,
+        folder: TableFolder,
+        files: impl FnOnce(ParquetSettings) -> Result<Box<dyn Sink>>,
+    ) -> Result<Self> {
         let DeltaSettings { mut parquet, state_id, clock } = settings;
         let columns = Columns::of(&parquet.schema, &parquet.partition_by, &parquet.table)?;
         let stored = columns.stored().clone();
         parquet.schema = stored.clone();
         let app_ids = format!("nexus/{}/{}.{}/", parquet.pipeline, parquet.tier, parquet.table);
         let app_id = format!("{app_ids}{state_id}");
-        let folder = TableFolder::new(table.clone(), staging.clone(), notes.clone());
-        let files = ParquetSink::new(parquet, table.clone(), staging, notes)?;
+        let files = files(parquet)?;
 
-        let log = Log::of(&table);
+        let log = Log::of(folder.table());
         log.sweep().await?;
         let snapshot = match log.load().await? {
             Some(snapshot) => snapshot,
@@ -94,7 +98,7 @@ impl DeltaSink {
             return Err(Error::config(format!(
                 "the Delta table {} was written by this pipeline with another state (`{other}`), whose epochs and files \
                  have the same numbers; go on with that state, give the table another name, or remove the table",
-                table.url()
+                folder.table().url()
             )));
         }
         let known = Mutex::new(Some(snapshot));
@@ -143,7 +147,8 @@ async fn begin(log: &Log, folder: &TableFolder, columns: &Columns, clock: &Share
         )));
     }
     let (id, now_ms) = (uuid::Uuid::new_v4().to_string(), clock.now_us() / 1000);
-    let told = json!({ "timestamp": now_ms, "operation": "CREATE TABLE", "operationParameters": {}, "engineInfo": ENGINE });
+    let told =
+        json!({ "timestamp": now_ms, "operation": "CREATE TABLE", "operationParameters": {}, "engineInfo": ENGINE });
     let (protocol, metadata) = columns.begin(id, now_ms);
     let told = Line { commit_info: Some(told), ..Line::default() };
     log.create(0, &[told, protocol.into(), metadata.into()]).await?;

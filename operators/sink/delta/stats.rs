@@ -22,7 +22,8 @@ const DECIMAL_DIGITS_MAX: u8 = 15;
 pub(super) fn of(footer: &ParquetMetaData) -> Result<String> {
     let doing = "could not read the statistics of a file";
     let of_file = footer.file_metadata();
-    let schema = parquet_to_arrow_schema(of_file.schema_descr(), None).map_err(|e| Error::internal(doing).because(e))?;
+    let schema =
+        parquet_to_arrow_schema(of_file.schema_descr(), None).map_err(|e| Error::internal(doing).because(e))?;
     let (mut mins, mut maxes, mut nulls) = (Map::new(), Map::new(), Map::new());
     for field in schema.fields().iter().take(COLUMNS_MAX).filter(|field| !field.data_type().is_nested()) {
         let read = || {
