@@ -70,7 +70,7 @@ def delta(folder, version=None):
 def versions(folder, column):
     newest = delta(folder)
     for commit in sorted(newest.history(), key=lambda commit: commit["version"]):
-        values = delta(folder, commit["version"]).to_pyarrow_table([column])[column].to_pylist()
+        values = delta(folder, commit["version"]).to_pyarrow_table(columns=[column])[column].to_pylist()
         epoch = commit.get("operationParameters", {}).get("epochId")
         yield [commit["version"], epoch and int(epoch), sorted(values)]
 
@@ -102,7 +102,7 @@ def read(reader, folder, *columns):
         if reader == "spark":
             rows = by_spark(folder, columns)
         elif reader == "deltalake":
-            rows = delta(folder).to_pyarrow_table(list(columns)).to_pylist()
+            rows = delta(folder).to_pyarrow_table(columns=list(columns)).to_pylist()
         else:
             import polars
 
