@@ -14,6 +14,7 @@ mod cloud;
 mod compact;
 mod corrected;
 mod crash;
+mod delta;
 mod endless;
 mod errors;
 mod evolve;

@@ -1,11 +1,12 @@
 #!/usr/bin/env bash
-# Puts what the tests start into the folder given: Python with ministack (S3, SQS, Secrets Manager) and clients, Node
+# Puts what the tests start into the folder given: Python with ministack (S3, SQS, Secrets Manager), clients and readers of tables, Node
 # with kinesis-local. PostgreSQL comes from the system. Quick when all is there; safe to run again after a failure.
 set -euo pipefail
 
 folder=${1:?usage: install.sh FOLDER}
 
-python_packages=(boto3==1.43.106 "psycopg[binary]==3.3.9" duckdb==2.0.0 ministack==1.5.33 pyarrow==26.0.1 pytz==2026.6)
+python_packages=(boto3==1.43.106 deltalake==1.6.6 "psycopg[binary]==3.3.9" duckdb==2.0.0 ministack==1.5.33 polars==2.1.0
+  pyarrow==26.0.1 pytz==2026.6)
 node_package=kinesis-local@0.6.2
 
 wanted="${python_packages[*]} $node_package"
