@@ -22,7 +22,7 @@ COMPARE ?= $(CURDIR)/target/compare
 COMPARE_FLAGS ?= --rounds 5
 RELEASE := $${CARGO_TARGET_DIR:-target}/release/nexus
 
-.PHONY: help run check build test test-env test-rust api-fuzz docs test-suites soak soak-hour fuzz bombs state nexmark restart compare latency profile instructions golden lint fmt fmt-check doc bench deny clean
+.PHONY: help run check build test test-env test-rust api-fuzz docs test-suites soak soak-hour fuzz bombs state nexmark restart compare latency profile instructions golden readers lint fmt fmt-check doc bench deny clean
 
 help: ## Lists these targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -117,6 +117,10 @@ instructions: ## Writes down how many instructions the kernels take in the build
 
 golden: ## Makes the golden files of this version's state anew, in tests/golden; they are kept as they are once it is out
 	NEXUS_TEST_GOLDEN=make $(CARGO) test --workspace --all-features --locked --test nexus golden -- --nocapture
+
+readers: test-env ## Has Spark read the tables too, beside the readers of `make test` (installs 450 MB; needs Java 17)
+	"$(NEXUS_TEST_ENV)/python/bin/pip" install --quiet --disable-pip-version-check pyspark==4.3.0
+	NEXUS_TEST_SPARK=1 $(CARGO) test --workspace --all-features --locked --test nexus readers::
 
 lint: ## Runs clippy; a warning is an error
 	$(CARGO) clippy --workspace --all-targets --all-features --locked -- -D warnings

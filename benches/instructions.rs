@@ -16,7 +16,7 @@ use arrow::array::RecordBatch;
 use nexus::Pipeline;
 use nexus::operators::batch::{Chunk, Payload};
 use nexus::operators::decode::{Decoder, decode_whole};
-use nexus::operators::sink::parquet::{ParquetCompression, ParquetSettings, ParquetSink};
+use nexus::operators::sink::parquet::{ParquetCompression, ParquetLayout, ParquetSettings, ParquetSink};
 use nexus::operators::sink::{EpochId, Sink};
 use nexus::operators::store::Store;
 use nexus::operators::transform::Transform;
@@ -143,6 +143,7 @@ fn sink(batches: &[RecordBatch]) -> ParquetSink {
         compression: ParquetCompression::Zstd,
         open_partitions_max: 8,
         buffer_bytes: 64 << 20,
+        layout: ParquetLayout::default(),
     };
     let store = Store::memory();
     ParquetSink::new(settings, store.below("events"), store.below("_staging"), store.below("_notes"))

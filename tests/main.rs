@@ -16,6 +16,7 @@ mod compact;
 mod console;
 mod corrected;
 mod crash;
+mod delta;
 mod endless;
 mod errors;
 mod evolve;

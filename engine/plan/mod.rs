@@ -8,6 +8,7 @@ use arrow::datatypes::{DataType, SchemaRef};
 use datafusion::execution::memory_pool::MemoryPool;
 use datafusion::execution::session_state::SessionState;
 use nexus_operators::clock::SharedClock;
+use nexus_operators::sink::delta;
 use nexus_operators::sink::parquet::is_ordered;
 
 pub mod analyze;
@@ -20,7 +21,7 @@ mod graph;
 pub mod join;
 pub mod lineage;
 pub mod masks;
-mod options;
+pub mod options;
 pub mod reference;
 pub mod refused;
 pub mod session;
@@ -307,6 +308,14 @@ impl<'a> Planning<'a> {
     fn check_columns(&mut self, plan: &TablePlan, spec: &model::Table) {
         let columns: Vec<String> = plan.schema.fields().iter().map(|field| field.name().clone()).collect();
         let tier = plan.tier.name();
+        let is_delta = spec.store && self.loaded.spec.table_format(spec) == model::TableFormat::Delta;
+        // A partition that does not parse is refused already.
+        if let (true, Ok(partition_by)) = (is_delta, options::partition_by(spec))
+            && let Err(error) = delta::check_columns(&plan.schema, &partition_by, &plan.name())
+        {
+            let hint = Some("or give the table `table_format: parquet`".to_owned());
+            self.refuse(&[tier, &plan.table], codes::NO_DELTA_TYPE, error.to_string(), hint);
+        }
         let mut named: Vec<(Vec<String>, String)> = Vec::new();
         let mut in_files: BTreeSet<&str> = columns.iter().map(String::as_str).collect();
         for (place, text) in spec.partition_by.iter().enumerate() {

@@ -1,13 +1,13 @@
 #!/usr/bin/env bash
-# Puts what the tests start into the folder given: Python with ministack (S3, SQS, Secrets Manager), clients and linters,
-# Node with kinesis-local and playwright. PostgreSQL and Chromium come from the system. Quick when all is there; safe to
-# run again after a failure.
+# Puts what the tests start into the folder given: Python with ministack (S3, SQS, Secrets Manager), clients, linters and readers
+# of tables; Node with kinesis-local and playwright. PostgreSQL and Chromium come from the system. Quick when all is
+# there; safe to run again after a failure.
 set -euo pipefail
 
 folder=${1:?usage: install.sh FOLDER}
 
-python_packages=(boto3==1.43.106 "psycopg[binary]==3.3.9" duckdb==2.0.0 ministack==1.5.33 pyarrow==26.0.1 pytz==2026.6
-  openapi-spec-validator==0.9.0 prometheus-client==0.26.0)
+python_packages=(boto3==1.43.106 deltalake==1.6.6 "psycopg[binary]==3.3.9" duckdb==2.0.0 ministack==1.5.33 polars==2.1.0
+  pyarrow==26.0.1 pytz==2026.6 openapi-spec-validator==0.9.0 prometheus-client==0.26.0)
 node_packages=(kinesis-local@0.6.2 playwright-core@1.65.1)
 
 wanted="${python_packages[*]} ${node_packages[*]}"
