@@ -19,6 +19,9 @@ postgres_programs || packages+=(postgresql)
 python_with_venv || packages+=(python3 python3-venv)
 command -v node >/dev/null || packages+=(nodejs)
 command -v npm >/dev/null || packages+=(npm)
+# They count the instructions of the kernels.
+command -v valgrind >/dev/null || packages+=(valgrind)
+command -v strip >/dev/null || packages+=(binutils)
 
 if ((${#packages[@]})); then
   if [[ $(id -u) -eq 0 ]] && command -v apt-get >/dev/null; then
