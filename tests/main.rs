@@ -22,6 +22,7 @@ mod errors;
 mod evolve;
 mod fail_points;
 mod flights;
+mod formats;
 #[path = "fuzz/engine.rs"]
 mod fuzz_engine;
 mod golden;
@@ -34,6 +35,7 @@ mod lineage;
 mod memory;
 mod newest;
 mod nexmark;
+mod objects;
 mod oracle;
 mod panics;
 mod pressure;

@@ -195,9 +195,11 @@ impl<'a> Planning<'a> {
 
     fn reference_settings(&self, name: &str, spec: &model::Reference) -> nexus_operators::Result<ReferenceSettings> {
         let glob = self.loaded.reference_path(name).unwrap_or_default();
+        let guessed = format_of(&glob);
+        let format = self.loaded.format_settings(["reference", name], spec.format.as_ref().or(guessed.as_ref()));
         Ok(ReferenceSettings {
             name: name.to_owned(),
-            format: source::format_settings(spec.format.as_ref().or(format_of(&glob).as_ref())),
+            format: format.map_err(|wrong| nexus_operators::Error::config(wrong.why))?,
             glob,
             columns: spec.columns.as_ref().map(source::declared_fields).transpose()?,
             refresh: spec.refresh.map(|refresh| refresh.0),
@@ -424,7 +426,9 @@ impl<'a> Planning<'a> {
 fn format_of(glob: &str) -> Option<model::Format> {
     let name = glob.trim_end_matches(".gz").trim_end_matches(".zst");
     let csv = || serde_json::from_value::<model::CsvFormat>(serde_json::json!({})).ok().map(model::Format::Csv);
+    let avro = || serde_json::from_value::<model::AvroFormat>(serde_json::json!({})).ok().map(model::Format::Avro);
     match name.rsplit('.').next()? {
+        "avro" => avro(),
         "csv" => csv(),
         "parquet" => Some(model::Format::Parquet),
         "json" | "jsonl" | "ndjson" => Some(model::Format::Json),

@@ -41,6 +41,7 @@ families! {
     "nexus_source_lag_seconds", gauge, "source", "How far the source is behind, if its service tells.";
     "nexus_source_watermark_timestamp_seconds", gauge, "source", "The event time up to which rows have come, since the Unix epoch, once it is known.";
     "nexus_source_records_total", counter, "source", "Records of recorded epochs.";
+    "nexus_source_skipped_total", counter, "source", "Records of recorded epochs that hold no row by their nature.";
     "nexus_source_quarantined_total", counter, "source", "Records of recorded epochs that did not decode.";
     "nexus_table_given_rows_total", counter, "table", "Rows given to sinks and other tables, committed or not.";
     "nexus_table_rows_total", counter, "table, fate", "Rows of recorded epochs, by what became of them: in, late, correcting, sql, redriven, dropped, quarantined, duplicate, out, resent.";

@@ -80,6 +80,7 @@ fn sources(page: &mut Page, progress: &Progress) {
     }
     for (name, counts) in &progress.report().sources {
         page.value("nexus_source_records_total", &[("source", name)], counts.records);
+        page.value("nexus_source_skipped_total", &[("source", name)], counts.skipped);
         page.value("nexus_source_quarantined_total", &[("source", name)], counts.quarantined);
     }
 }
