@@ -9,7 +9,6 @@
 //! Invariant: an operator never decides retry across calls, and never spawns a
 //! task that nobody owns. The engine owns every loop.
 
-#[cfg(feature = "aws")]
 pub mod aws;
 pub mod batch;
 pub mod clock;
@@ -20,6 +19,7 @@ pub mod fail;
 pub mod framing;
 pub mod permissions;
 pub mod position;
+pub mod probe;
 pub mod quarantine;
 pub mod secret;
 pub mod sink;

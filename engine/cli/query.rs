@@ -107,7 +107,7 @@ async fn add(
     columns: &SchemaRef,
 ) -> Result<()> {
     let failed = |e: DataFusionError| Error::internal(format!("could not register {schema}.{table}")).because(e);
-    let root = Store::open(&plan.loaded.lake_root(tier), &crate::job::encryption(&plan.loaded)).await?;
+    let root = Store::open(&plan.loaded.lake_root(tier), &plan.loaded.access()).await?;
     let store = register_store(context, &root)?;
     let stored = StoredTable::new(columns.clone(), root.below(folder), store);
     let catalog = context.catalog("datafusion").ok_or_else(|| Error::internal("there is no catalog"))?;

@@ -89,6 +89,15 @@ def parts(args):
     print(sum(1 for found in held if found))
 
 
+def secret(args):
+    """Puts a secret's value, which becomes AWSCURRENT."""
+    secrets = boto3.client("secretsmanager")
+    try:
+        secrets.put_secret_value(SecretId=args.name, SecretString=args.value)
+    except secrets.exceptions.ResourceNotFoundException:
+        secrets.create_secret(Name=args.name, SecretString=args.value)
+
+
 def stream(args):
     kinesis = boto3.client("kinesis", config=PATIENT)
     kinesis.create_stream(StreamName=args.name, ShardCount=args.shards)
@@ -157,6 +166,7 @@ def main():
     verb(download, "bucket", "prefix", "folder")
     verb(uploads, "bucket")
     verb(parts, "bucket")
+    verb(secret, "name", "value")
     verb(stream, "name", "shards")
     verb(put, "name", "pack", file="+")
     args = parser.parse_args()

@@ -39,7 +39,11 @@ fn the_schema_takes_the_example() {
     let validated = validate(&yaml::parse(FLIGHTS, &source).unwrap(), &source);
     assert!(validated.wrong.is_empty(), "{:?}", validated.wrong);
     let keys = json_schema()["properties"].as_object().unwrap().len();
-    assert_eq!(validated.value.unwrap().as_object().unwrap().len(), keys - 3, "all but state, encryption and lineage");
+    assert_eq!(
+        validated.value.unwrap().as_object().unwrap().len(),
+        keys - 4,
+        "all but state, encryption, aws and lineage"
+    );
 }
 
 #[test]

@@ -73,6 +73,8 @@ pub(super) struct Reading {
     pub on_data_loss: OnDataLoss,
     /// How long the stream keeps records.
     pub retention: Duration,
+    /// Whether the throughput of a shard is shared, so that calls keep a pace; if not, the service keeps it.
+    pub paced: bool,
 }
 
 /// The state of one shard's reading.
@@ -287,10 +289,12 @@ impl Reader {
 
     fn read(&mut self, batch: Batch, now: Instant, now_ms: i64) -> Step {
         if batch.next.is_some() && !batch.children.is_empty() {
+            self.iterator = None;
             let text = format!("shard {} has an iterator and children at once, which cannot be", self.shard);
             return self.failed(Error::unavailable(text), now);
         }
         if let Err(error) = self.check_horizon(&batch, now_ms) {
+            self.iterator = None;
             self.due = now + POLL_AT_TIP;
             return Step::Failed(error);
         }
@@ -303,7 +307,8 @@ impl Reader {
         let is_behind = batch.lag_ms.is_some_and(|lag_ms| lag_ms > 0);
         self.at_tip = batch.given == 0 && !is_behind && batch.next.is_some();
         let paid_for = Duration::from_secs(1) * u32::try_from(batch.bytes).unwrap_or(u32::MAX) / SHARD_BYTES_PER_SECOND;
-        self.due = self.asked_at + paid_for.max(if is_behind { POLL_BEHIND } else { POLL_AT_TIP });
+        let pause = paid_for.max(if is_behind { POLL_BEHIND } else { POLL_AT_TIP });
+        self.due = if self.reading.paced { self.asked_at + pause } else { now };
         let mut moved = Moved { records: batch.records, ..Moved::default() };
         if let Some(sequence) = batch.last_sequence {
             self.from = IteratorFrom::After(sequence.clone());

@@ -14,6 +14,7 @@ pub(crate) mod envelope;
 pub(crate) mod ledger;
 mod object;
 mod owner;
+mod probe;
 mod queue;
 #[cfg(test)]
 #[cfg(feature = "testing")]
@@ -34,9 +35,11 @@ use tokio::time::Instant;
 use self::envelope::Announced;
 use self::ledger::Ledger;
 use self::object::{Object, Read};
+pub use self::probe::{probe_prefix, probe_queue};
 use self::queue::{Outcome, Queue, Received};
 use super::framed::{FramedSettings, Step};
 use super::{Source, SourceEvent};
+use crate::aws::AwsSettings;
 use crate::batch::{Chunk, Payload};
 use crate::clock::SharedClock;
 use crate::error::{Error, Result};
@@ -75,6 +78,8 @@ pub struct S3Settings {
     pub record_bytes_max: usize,
     /// How long a message stays invisible without being extended.
     pub visibility: Duration,
+    /// How SQS and S3 are reached.
+    pub aws: AwsSettings,
 }
 
 /// Reads the objects that a queue announces.
@@ -107,7 +112,7 @@ struct Rejected {
 }
 
 impl S3Source {
-    /// Makes a source of a queue. `config` stands in for the process's AWS configuration.
+    /// Makes a source of a queue. `config` stands in for what the settings say of AWS.
     pub fn new(settings: S3Settings, clock: SharedClock, config: Option<SdkConfig>) -> Result<Self> {
         if let Some(wrong) = settings.allow.iter().find(|prefix| !prefix.starts_with("s3://")) {
             let name = &settings.name;
@@ -325,7 +330,7 @@ impl S3Source {
 impl Source for S3Source {
     async fn open(&mut self, committed: &Cut) -> Result<()> {
         if self.config.is_none() {
-            self.config = Some(crate::aws::config().await);
+            self.config = Some(crate::aws::config(&self.settings.aws).await);
         }
         let queue = self.config.as_ref().map(|c| Queue::new(c, &self.settings.queue, self.settings.visibility));
         self.queue = queue;

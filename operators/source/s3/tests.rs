@@ -42,6 +42,7 @@ impl Server {
             framing: Framing::Json,
             record_bytes_max: 1024 * 1024,
             visibility,
+            aws: Default::default(),
         };
         S3Source::new(settings, clock, Some(self.ministack.config())).unwrap()
     }
@@ -224,6 +225,7 @@ fn settings_that_allow_nothing_are_refused() {
             framing: Framing::Json,
             record_bytes_max: 1024,
             visibility: VISIBILITY,
+            aws: Default::default(),
         };
         let error = S3Source::new(settings, Arc::new(SystemClock), None).err().unwrap();
         assert!(error.to_string().contains("s3://bucket/prefix"), "{error}");

@@ -8,7 +8,8 @@ use std::time::Duration;
 use async_trait::async_trait;
 
 use super::super::service::ShardFacts;
-use super::super::{Aggregated, KinesisSettings, KinesisSource, OnDataLoss, Start};
+use super::super::{Aggregated, KinesisSettings, KinesisSource, Mode, OnDataLoss, Start};
+use crate::aws::AwsSettings;
 use crate::batch::Payload;
 use crate::position::{Cut, Position};
 use crate::source::{Source, SourceEvent};
@@ -151,8 +152,10 @@ pub fn settings(stream: &str, start: Start) -> KinesisSettings {
         name: "intake".into(),
         stream: stream.into(),
         start,
+        mode: Mode::Poll,
         aggregated: Aggregated::Auto,
         on_data_loss: OnDataLoss::Fail,
+        aws: AwsSettings::default(),
     }
 }
 
