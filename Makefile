@@ -17,7 +17,7 @@ FUZZ_SECONDS ?= 120
 SOAK_FAULT_RUNS ?= 25
 SOAK_CASES ?= 50
 
-.PHONY: help run check build test test-env test-rust test-suites soak soak-hour fuzz bombs state nexmark restart golden lint fmt fmt-check doc bench deny clean
+.PHONY: help run check build test test-env test-rust test-suites soak soak-hour fuzz bombs state nexmark restart reshard golden lint fmt fmt-check doc bench deny clean
 
 help: ## Lists these targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -83,6 +83,9 @@ nexmark: test-env build ## Runs the queries of Nexmark over a million events and
 restart: test-env build ## Measures a restart with 10 000 commit records and 1 GiB of state behind it (some ten minutes)
 	NEXUS_TEST_RESTART=full NEXUS_TEST_COMMAND="$${CARGO_TARGET_DIR:-target}/release/nexus" \
 		$(CARGO) test --workspace --all-features --locked --test nexus restart -- --nocapture
+
+reshard: test-env ## Splits and merges a stream RESHARDS times under load, with kills in between
+	NEXUS_TEST_RESHARDS=$(or $(RESHARDS),5) $(CARGO) test --workspace --all-features --locked --test nexus resharded
 
 golden: ## Makes the golden files of this version's state anew, in tests/golden; they are kept as they are once it is out
 	NEXUS_TEST_GOLDEN=make $(CARGO) test --workspace --all-features --locked --test nexus golden -- --nocapture

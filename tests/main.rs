@@ -38,6 +38,7 @@ mod readers;
 mod redrive;
 mod reference;
 mod refused;
+mod resharded;
 mod restart;
 mod schema;
 mod servers;

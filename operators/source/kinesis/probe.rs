@@ -2,10 +2,10 @@
 
 use aws_sdk_kinesis::Client;
 
-use super::KinesisSettings;
 use super::service::is_arn;
+use super::{KinesisSettings, Mode};
 use crate::aws::{config, lacking};
-use crate::probe::{Lacking, Probed};
+use crate::probe::{Lack, Lacking, Probed};
 
 /// Asks for a stream's summary and its shards.
 pub async fn probe(settings: &KinesisSettings) -> Probed {

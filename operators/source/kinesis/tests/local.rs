@@ -105,7 +105,7 @@ async fn keeps_the_contract_of_sources() {
 #[tokio::test]
 async fn reshards_lose_nothing() {
     let stream = LocalStream::new("intake").await;
-    conformance::reshards_lose_nothing(&stream, &stream.arn, 2, 5).await;
+    conformance::reshards_lose_nothing(&stream, &stream.arn, 4, (2, 5)).await;
 }
 
 #[tokio::test]

@@ -26,7 +26,7 @@ async fn keeps_the_contract_of_sources() {
 async fn reshards_lose_nothing_wherever_it_crashes() {
     for commit_every in 1..4 {
         for crash_every in [1, 2, 3, 5, 7, 100] {
-            conformance::reshards_lose_nothing(&pushing(3), "fake", commit_every, crash_every).await;
+            conformance::reshards_lose_nothing(&pushing(3), "fake", 10, (commit_every, crash_every)).await;
         }
     }
 }
