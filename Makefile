@@ -16,6 +16,7 @@ SOAK_MINUTES ?= 60
 FUZZ_SECONDS ?= 120
 SOAK_FAULT_RUNS ?= 25
 SOAK_CASES ?= 50
+RESHARDS ?= 5
 
 .PHONY: help run check build test test-env test-rust test-suites soak soak-hour fuzz bombs state nexmark restart reshard golden lint fmt fmt-check doc bench deny clean
 
@@ -85,7 +86,7 @@ restart: test-env build ## Measures a restart with 10 000 commit records and 1 G
 		$(CARGO) test --workspace --all-features --locked --test nexus restart -- --nocapture
 
 reshard: test-env ## Splits and merges a stream RESHARDS times under load, with kills in between
-	NEXUS_TEST_RESHARDS=$(or $(RESHARDS),5) $(CARGO) test --workspace --all-features --locked --test nexus resharded
+	NEXUS_TEST_RESHARDS=$(RESHARDS) $(CARGO) test --workspace --all-features --locked --test nexus resharded
 
 golden: ## Makes the golden files of this version's state anew, in tests/golden; they are kept as they are once it is out
 	NEXUS_TEST_GOLDEN=make $(CARGO) test --workspace --all-features --locked --test nexus golden -- --nocapture

@@ -86,6 +86,10 @@ impl SecretRef {
                 }
                 _ => self.resolve().await.map(|_| found).map_err(Lacking::from),
             },
+            SecretRef::RdsToken { url, .. } => {
+                Box::pin(url.probe()).await?;
+                self.resolve().await.map(|_| found).map_err(Lacking::from)
+            }
             _ => self.resolve().await.map(|_| found).map_err(Lacking::from),
         }
     }

@@ -25,7 +25,8 @@ fn put(world: &World, stream: &str, from: usize) -> Child {
 
 /// Fails unless no row of a shard was taken in before all rows of its parents.
 fn check_order(world: &World, stream: &str, lake: &Path) {
-    let times = "SELECT _partition, min(_ingested_at)::VARCHAR, max(_ingested_at)::VARCHAR FROM bronze.events GROUP BY 1";
+    let times =
+        "SELECT _partition, min(_ingested_at)::VARCHAR, max(_ingested_at)::VARCHAR FROM bronze.events GROUP BY 1";
     let times = ask(lake, times);
     let of = |shard: &Value, column: usize| {
         let row = times.iter().find(|row| row[0] == *shard)?;

@@ -7,7 +7,9 @@ use serde_json::json;
 
 use super::{FLIGHTS, SMALL, read, read_with};
 use crate::spec::columns::fields;
-use crate::spec::model::{Aggregated, Expected, Format, Given, KinesisMode, OnDataLoss, Otherwise, Roles, UnknownColumn};
+use crate::spec::model::{
+    Aggregated, Expected, Format, Given, KinesisMode, OnDataLoss, Otherwise, Roles, UnknownColumn,
+};
 use crate::spec::source::SourceText;
 use crate::spec::units::{ByteSize, Span};
 use crate::spec::validate::validate;

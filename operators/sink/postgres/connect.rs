@@ -33,6 +33,7 @@ use tokio_postgres_rustls::MakeRustlsConnect;
 use super::Address;
 use super::failure::{is_refused, not_connected};
 use crate::error::{Error, ErrorKind, Result};
+use crate::probe::Probed;
 use crate::secret::{Secret, SecretRef};
 
 /// Connections of a sink: one commits, one checks.
@@ -75,6 +76,11 @@ struct Opened {
 impl Database {
     pub(super) fn new(secret: SecretRef) -> Self {
         Self { secret, opened: Mutex::new(None) }
+    }
+
+    /// Looks whether the secret can be fetched.
+    pub(super) async fn probe_secret(&self) -> Probed {
+        self.secret.probe().await
     }
 
     /// Gives a connection. A refused password is fetched again, once; so is one that has grown old.

@@ -20,6 +20,7 @@ const RIGHTS_SQL: &str = "SELECT current_setting('server_version'), \
 impl PostgresSink {
     /// Connects and does what the first commit would do, but for the rows, in a transaction that is rolled back.
     pub async fn probe(&self) -> Probed {
+        self.committer.database.probe_secret().await?;
         let mut client = self.committer.database.client().await.map_err(lacking)?;
         let begun = client.transaction().await.map_err(|e| failed("could not begin a transaction", e));
         let transaction = begun.map_err(lacking)?;
