@@ -9,7 +9,7 @@ use crate::servers::faults::{Faults, QUIET};
 use crate::servers::identity::{CONTAINER_TOKEN, Identity};
 use crate::servers::postgres::{self, Postgres};
 use crate::servers::rds::Rds;
-use crate::servers::{kinesis, ministack, unique};
+use crate::servers::{REGION, kinesis, ministack, unique};
 use crate::world::World;
 
 fn signed(service: &str, key: &str) -> BTreeSet<(String, String)> {
@@ -41,7 +41,7 @@ fn a_pod_a_container_and_a_machine_lend_their_identity() {
     for (place, key, asked) in [
         ("pod", "ROLEPOD", vec!["AssumeRoleWithWebIdentity pod by web-token with  web"]),
         ("container", "CONTAINER", vec!["container"]),
-        ("machine", "MACHINE", vec!["token", "region", "profile", "machine"]),
+        ("machine", "MACHINE", vec!["token", "region", "token", "profile", "machine"]),
     ] {
         let mut world = World::new().with_aws();
         let bucket = world.bucket("who");
@@ -67,7 +67,8 @@ fn a_pod_a_container_and_a_machine_lend_their_identity() {
             ],
         };
         if place == "machine" {
-            ["AWS_REGION", "AWS_DEFAULT_REGION"].map(|name| world.unset(name));
+            world.unset("AWS_REGION");
+            world.unset("AWS_DEFAULT_REGION");
         }
         for (name, value) in variables {
             world.set(name, &value);
@@ -94,7 +95,7 @@ fn each_source_and_the_lake_act_in_roles_of_their_own_at_endpoints_of_the_file()
             "name: roles
 lake: s3://{bucket}/lake
 aws:
-  region: eu-central-1
+  region: {REGION}
   endpoints: {{ kinesis: \"http://127.0.0.1:{}\", s3: \"http://127.0.0.1:{}\", sts: \"{}\" }}
   role: arn:aws:iam::111122223333:role/lake
 sources:
@@ -117,6 +118,7 @@ bronze:
     // What the file names comes before what the environment says.
     world.set("AWS_ENDPOINT_URL", "http://127.0.0.1:9");
     world.set("AWS_ENDPOINT_URL_KINESIS", "http://127.0.0.1:9");
+    world.set("AWS_REGION", "eu-central-1");
     world.set("AWS_ACCESS_KEY_ID", "PROCESS");
     world.nexus(&["run", &file, "--until-idle", "2s"]).expect_code(0);
     assert_eq!(s3.signed(), signed("s3", "ROLELAKE"));

@@ -24,6 +24,9 @@ use crate::probe::{Lack, Lacking, Probed};
 /// Answers of a server that has too much to do, or is not there: they say nothing of the request.
 const BUSY: [&str; 5] = ["429", "500", "502", "503", "504"];
 
+/// Answers to one who may not ask.
+const FORBIDDEN: [&str; 2] = ["401", "403"];
+
 /// Opens a bucket.
 pub(crate) async fn bucket(name: &str, access: &Access) -> Result<Patient<AmazonS3>> {
     let built = builder_with(&crate::aws::config(&access.aws).await, name, &access.encryption)?.build();
@@ -158,7 +161,8 @@ fn lacking(doing: String, error: object_store::Error) -> Lacking {
     };
     let lack = match &error {
         Store::PermissionDenied { .. } | Store::Unauthenticated { .. } => Lack::Permission,
-        _ if has_no_credentials(&error) => Lack::Permission,
+        // A listing that is forbidden comes without a kind of its own.
+        _ if has_no_credentials(&error) || has_status(&error, &FORBIDDEN) => Lack::Permission,
         Store::Generic { .. } if is_passing(&error) => Lack::Network,
         _ => Lack::Thing,
     };
@@ -167,8 +171,12 @@ fn lacking(doing: String, error: object_store::Error) -> Lacking {
 
 /// Tells whether an error says nothing of the request, and the same may be asked again.
 fn is_passing(error: &object_store::Error) -> bool {
+    is_broken(error) || has_status(error, &BUSY)
+}
+
+fn has_status(error: &object_store::Error, wanted: &[&str]) -> bool {
     let text = error.to_string();
-    is_broken(error) || BUSY.iter().any(|status| text.contains(&format!("status code: {status}")))
+    wanted.iter().any(|status| text.contains(&format!("status code: {status}")))
 }
 
 /// Hands the credentials of the AWS SDK's chain to [`object_store`].

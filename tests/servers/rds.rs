@@ -20,8 +20,18 @@ impl Rds {
     /// a folder.
     pub fn start(folder: &Path, postgres: u16, key: &str, secret: &str) -> Self {
         let own = ["-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes", "-days", "2"];
-        let named =
-            ["-subj", "/CN=rds", "-addext", "subjectAltName=IP:127.0.0.1", "-keyout", "rds.key", "-out", "rds.crt"];
+        let named = [
+            "-subj",
+            "/CN=rds",
+            "-addext",
+            "subjectAltName=IP:127.0.0.1",
+            "-addext",
+            "basicConstraints=critical,CA:FALSE",
+            "-keyout",
+            "rds.key",
+            "-out",
+            "rds.crt",
+        ];
         let made = Command::new("openssl").current_dir(folder).arg("req").args(own).args(named).output();
         assert!(made.is_ok_and(|made| made.status.success()), "openssl made no certificate");
         let log = fs::File::create(folder.join("rds.log")).expect("could not make a log");
