@@ -15,6 +15,7 @@ use tokio::sync::watch;
 use tokio::time::Instant;
 
 use super::ledger::{Ledger, OpenEpoch};
+use super::place::PARQUET;
 use super::progress::Progress;
 use super::redrive::{self, Portion, Redrive};
 use super::wiring::{Restored, wire};
@@ -52,9 +53,7 @@ pub async fn start_anyway(
     stop: watch::Receiver<bool>,
 ) -> Result<Wired> {
     let clock = settings.surroundings.clock.clone();
-    let wanted = plan.loaded.access();
-    let encryption = Store::accepted_encryption(&plan.loaded.state_root(), &wanted).await?;
-    let access = Access { encryption, ..wanted };
+    let access = plan.loaded.accepted_access().await?;
     let store = open_state(&plan.loaded, clock, &access).await?;
     fail::point("before_claim")?;
     let (generation, state) = store.claim().await?;
@@ -89,7 +88,7 @@ pub async fn state_store(loaded: &Loaded, clock: SharedClock) -> Result<StateSto
     open_state(loaded, clock, &loaded.access()).await
 }
 
-async fn open_state(loaded: &Loaded, clock: SharedClock, access: &Access) -> Result<StateStore> {
+pub(super) async fn open_state(loaded: &Loaded, clock: SharedClock, access: &Access) -> Result<StateStore> {
     let folder = Store::open(&loaded.state_root(), access).await?;
     Ok(StateStore::new(folder, loaded.spec.name.clone(), clock))
 }
@@ -115,7 +114,13 @@ async fn nothing_to_do(plan: &Plan, settings: &RunSettings, store: &StateStore) 
         return Ok(false);
     }
     let (_, undone) = undone(store, &state).await?;
-    Ok(undone.is_empty() && !has_input(plan, &settings.surroundings.clock, &state).await?)
+    let is_done = undone.is_empty() && !plan.tables.iter().any(|table| waits(&state, &table.name()));
+    Ok(is_done && !has_input(plan, &settings.surroundings.clock, &state).await?)
+}
+
+/// Tells whether rows of a table wait for a larger file: the end of a run writes it.
+fn waits(state: &State, table: &str) -> bool {
+    state.waiting.get(&format!("{table}/{PARQUET}")).is_some_and(|waiting| !waiting.is_empty())
 }
 
 /// Tells whether no quarantined row can be sent again, and every sink has committed all.
@@ -154,14 +159,14 @@ async fn has_input(plan: &Plan, clock: &SharedClock, state: &State) -> Result<bo
 }
 
 /// Gives the columns of the tables that go to sinks. Refuses what stored rows or kept state do not survive.
-async fn schemas(plan: &Plan, state: &State) -> Result<BTreeMap<String, TableSchema>> {
+pub(super) async fn schemas(plan: &Plan, state: &State) -> Result<BTreeMap<String, TableSchema>> {
     changes::compare(plan, state)
         .await
         .map_err(|refusals| Error::config(refusals.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n")))
 }
 
 /// Gives up to which epoch each sink has committed, and the recorded epochs that some sink has not.
-async fn undone(store: &StateStore, state: &State) -> Result<(BTreeMap<String, u64>, Vec<CommitRecord>)> {
+pub(super) async fn undone(store: &StateStore, state: &State) -> Result<(BTreeMap<String, u64>, Vec<CommitRecord>)> {
     let committed = store.committed().await?;
     let mut undone = Vec::new();
     let mut epoch = state.epoch;

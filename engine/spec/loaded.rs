@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use nexus_operators::aws::{AwsSettings, Role, Service};
 use nexus_operators::secret::SecretRef;
-use nexus_operators::store::{Access, Encryption};
+use nexus_operators::store::{Access, Encryption, Store};
 
 use super::check;
 use super::codes;
@@ -308,6 +308,13 @@ impl Loaded {
             model::Encryption::BucketDefault => Encryption::BucketDefault,
         };
         Access { encryption, aws: self.aws(None) }
+    }
+
+    /// Gives the same, with encryption as far as the state's store takes it.
+    pub async fn accepted_access(&self) -> nexus_operators::Result<Access> {
+        let wanted = self.access();
+        let encryption = Store::accepted_encryption(&self.state_root(), &wanted).await?;
+        Ok(Access { encryption, ..wanted })
     }
 
     /// Gives where a secret is kept.

@@ -22,8 +22,26 @@ pub async fn probe(settings: &KinesisSettings) -> Probed {
     if summary.stream_status.as_str() == "DELETING" {
         return Err(Lacking::thing(format!("the stream {stream} is being deleted")));
     }
-    Ok(format!(
-        "{} shards are open, records are kept for {} h",
-        summary.open_shard_count, summary.retention_period_hours
-    ))
+    let hours = summary.retention_period_hours;
+    let words = format!("{} shards are open, records are kept for {hours} h", summary.open_shard_count);
+    match &settings.mode {
+        Mode::Poll => Ok(words),
+        Mode::FanOut { consumer } => Ok(format!("{words}; {}", look_at(&client, &summary.stream_arn, consumer).await?)),
+    }
+}
+
+/// Looks at a consumer, which a run registers if it is named and not there.
+async fn look_at(client: &Client, stream: &str, consumer: &str) -> Probed {
+    let call = client.describe_stream_consumer();
+    let call = match is_arn(consumer) {
+        true => call.consumer_arn(consumer),
+        false => call.stream_arn(stream).consumer_name(consumer),
+    };
+    match call.send().await.map_err(|e| lacking(format!("could not look at the consumer {consumer}"), e)) {
+        Ok(_) => Ok(format!("the consumer {consumer} is registered")),
+        Err(lacking) if lacking.lack == Lack::Thing && !is_arn(consumer) => {
+            Ok(format!("the consumer {consumer} is yet to be registered"))
+        }
+        Err(lacking) => Err(lacking),
+    }
 }
