@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 
 use futures::{StreamExt, TryStreamExt};
 use nexus_operators::sink::Prepared;
+use nexus_operators::sink::delta::{LoggedFiles, logged_files};
 use nexus_operators::sink::parquet::RemovedFile;
 use nexus_operators::sink::parquet::audit::{NamedFile, TableFolder, named_files, removed_files};
 use nexus_operators::store::{Entry, Store};
@@ -14,6 +15,7 @@ use super::spooled::{FromSpool, Spooled};
 use super::{Fault, SinkFindings, View, staged};
 use crate::job::place::{PARQUET, ParquetPlace, parquet_place};
 use crate::plan::Plan;
+use crate::spec::model::TableFormat;
 use crate::state::StateStore;
 use crate::state::epoch_file;
 use crate::state::record::CommitRecord;
@@ -26,6 +28,8 @@ pub struct Listed {
     folder: TableFolder,
     /// Sizes of the table's files by their paths.
     files: BTreeMap<String, u64>,
+    /// What the log of a Delta table says.
+    logged: Option<LoggedFiles>,
     staged: Vec<Entry>,
     /// Where rows wait for a larger file.
     spool: Store,
@@ -46,6 +50,7 @@ struct Named {
 enum Outcome {
     Whole,
     Removed,
+    TakenOut,
     Uncommitted,
     Wrong(Fault),
 }
@@ -58,8 +63,17 @@ pub async fn list(plan: &Plan, store: &StateStore, sink: &str) -> Result<Listed>
     let spooled = if sink.ends_with(PARQUET) { spool.list("").await? } else { Vec::new() };
     // What is staged moves into the table: listed the other way round, a file could be missed twice.
     let staged = folder.staged().list("").await?;
+    // Neither is the log: a file stands in it after it has come to the folder.
+    let logged = if is_delta(plan, sink) { logged_files(folder.table()).await? } else { None };
     let files = folder.list().await?.into_iter().map(|entry| (entry.name, entry.size)).collect();
-    Ok(Listed { folder, files, staged, spool, spooled })
+    Ok(Listed { folder, files, logged, staged, spool, spooled })
+}
+
+/// Tells whether the log of a Delta table says which files of a sink are its table.
+fn is_delta(plan: &Plan, sink: &str) -> bool {
+    let table = sink.strip_suffix(PARQUET).and_then(|of| plan.table(of.trim_end_matches('/')));
+    let spec = table.and_then(|table| plan.spec_of(table));
+    spec.is_some_and(|spec| plan.loaded.spec.table_format(spec) == TableFormat::Delta)
 }
 
 /// Compares the files of a sink with what the records say.
@@ -108,6 +122,7 @@ pub async fn check(view: &View<'_>, sink: &str, listed: &Listed) -> Result<(Sink
             }
             Outcome::Removed if named.is_rewritten => {}
             Outcome::Removed => findings.redriven += named.file.rows,
+            Outcome::TakenOut => findings.taken_out += named.file.rows,
             Outcome::Uncommitted => {
                 uncommitted.insert(named.removed_by.unwrap_or(named.epoch));
             }
@@ -116,7 +131,8 @@ pub async fn check(view: &View<'_>, sink: &str, listed: &Listed) -> Result<(Sink
     }
     findings.uncommitted = uncommitted.len() as u64;
     for path in listed.files.keys().filter(|path| !named.contains_key(*path)) {
-        if is_older(view, path) {
+        let is_known = |logged: &LoggedFiles| logged.active.contains_key(path) || logged.removed.contains(path);
+        if is_older(view, path) || listed.logged.as_ref().is_some_and(is_known) {
             continue;
         }
         let epoch = TableFolder::written_by(view.pipeline(), path).map(|id| id.epoch);
@@ -205,6 +221,21 @@ async fn look(view: &View<'_>, sink: &str, listed: &Listed, named: &Named) -> Re
             Some(_) if !view.is_noted(sink, *by) => Ok(Outcome::Uncommitted),
             Some(_) => wrong(format!("no such file: epoch {by} has taken its rows"), "the file".to_owned()),
         };
+    }
+    match &listed.logged {
+        Some(logged) if logged.removed.contains(&file.path) => return Ok(Outcome::TakenOut),
+        Some(logged) if !logged.active.contains_key(&file.path) => {
+            // The order matters: what is staged may be on its way to the table.
+            let is_on_its_way = !view.is_noted(sink, *epoch)
+                && (size.is_some()
+                    || listed.folder.is_staged(file).await?
+                    || listed.folder.table().size(&file.path).await?.is_some());
+            if is_on_its_way {
+                return Ok(Outcome::Uncommitted);
+            }
+            return wrong("an entry of the Delta log that names it".to_owned(), "no such entry".to_owned());
+        }
+        _ => {}
     }
     if size.is_none() && !view.is_noted(sink, *epoch) {
         // The order matters: what is staged may be on its way to the table.

@@ -11,7 +11,7 @@ use super::table::layout;
 use super::terminal::{self, count, size};
 use super::{Failure, File};
 use crate::Error;
-use crate::job::compact::{Compacted, Compaction, Report, compact, survey};
+use crate::job::compact::{Compacted, Compaction, Report, compact, is_compacted, survey};
 use crate::plan::Plan;
 use crate::plan::table::TablePlan;
 use crate::spec::suggest;
@@ -73,14 +73,14 @@ fn byte_size(text: &str) -> Result<u64, String> {
 }
 
 fn check_name(plan: &Plan, name: &str) -> Result<(), Error> {
-    let stored = plan.tables.iter().filter(|table| plan.spec_of(table).is_some_and(|spec| spec.store));
+    let stored = plan.tables.iter().filter(|table| is_compacted(plan, table));
     let names: Vec<String> = stored.map(TablePlan::name).collect();
     if names.iter().any(|known| known == name) {
         return Ok(());
     }
     let hint =
         suggest::hint(name, names.iter().map(String::as_str)).map(|hint| format!("; {hint}")).unwrap_or_default();
-    Err(Error::config(format!("there is no stored table `{name}`{hint}")))
+    Err(Error::config(format!("there is no table of plain Parquet files `{name}`{hint}")))
 }
 
 /// Lays out what was merged, or would be.

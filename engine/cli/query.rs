@@ -23,6 +23,7 @@ use crate::plan::Plan;
 use crate::plan::changes::stored_schema;
 use crate::plan::table::TablePlan;
 use crate::spec::Tier;
+use crate::spec::model::TableFormat;
 use crate::{Error, Result};
 
 /// How often a query is run because files are gone that it was about to read: each time, other processes have replaced them.
@@ -86,8 +87,9 @@ async fn register(context: &SessionContext, plan: &Plan, known: &Arc<Known>) -> 
     for table in &plan.tables {
         let name = table.name();
         let tier = table.tier.name();
-        if plan.spec_of(table).is_some_and(|spec| spec.store) {
-            let folder = format!("{tier}/{}", table.table);
+        if let Some(spec) = plan.spec_of(table).filter(|spec| spec.store) {
+            let folder =
+                Folder { path: format!("{tier}/{}", table.table), format: plan.loaded.spec.table_format(spec) };
             let changes = format!("{}_changes", table.table);
             let stored = if table.keys.is_some() { &changes } else { &table.table };
             let columns = stored_schema(&table.schema, known.schema_of(&name).await.as_ref());
@@ -97,11 +99,11 @@ async fn register(context: &SessionContext, plan: &Plan, known: &Arc<Known>) -> 
                 add_newest(context, table, keys, &changes).await?;
             }
         }
-        let folder = format!("_quarantine/{name}");
+        let folder = Folder { path: format!("_quarantine/{name}"), format: TableFormat::Parquet };
         add(context, plan, table.tier, &folder, ("quarantine", &name), &quarantine::schema(), None).await?;
     }
     for source in plan.sources.keys() {
-        let folder = format!("_quarantine/{source}");
+        let folder = Folder { path: format!("_quarantine/{source}"), format: TableFormat::Parquet };
         add(context, plan, Tier::Bronze, &folder, ("quarantine", source), &quarantine::schema(), None).await?;
     }
     Ok(())
@@ -128,12 +130,18 @@ async fn add_newest(context: &SessionContext, table: &TablePlan, keys: &[usize],
     Ok(())
 }
 
+/// A folder of a tier's lake.
+struct Folder {
+    path: String,
+    format: TableFormat,
+}
+
 /// Makes one folder of a tier's lake known as a table.
 async fn add(
     context: &SessionContext,
     plan: &Plan,
     tier: Tier,
-    folder: &str,
+    folder: &Folder,
     (schema, table): (&str, &str),
     columns: &SchemaRef,
     replacing: Option<Replacing>,
@@ -141,7 +149,8 @@ async fn add(
     let failed = |e: DataFusionError| Error::internal(format!("could not register {schema}.{table}")).because(e);
     let root = Store::open(&plan.loaded.lake_root(tier), &crate::job::encryption(&plan.loaded)).await?;
     let store = register_store(context, &root)?;
-    let stored = StoredTable::new(columns.clone(), root.below(folder), store, replacing);
+    let is_delta = folder.format == TableFormat::Delta;
+    let stored = StoredTable::new(columns.clone(), root.below(&folder.path), is_delta, store, replacing);
     let catalog = context.catalog("datafusion").ok_or_else(|| Error::internal("there is no catalog"))?;
     let provider = match catalog.schema(schema) {
         Some(provider) => provider,

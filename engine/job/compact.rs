@@ -20,6 +20,7 @@ use super::start::{encryption, open_state, schemas, undone};
 use crate::plan::Plan;
 use crate::plan::changes::stored_schema;
 use crate::plan::table::TablePlan;
+use crate::spec::model::TableFormat;
 use crate::state::{State, StateStore};
 
 /// Bytes that one epoch rewrites, and one file more: what a crash makes undone stays small, and so does what a sweep
@@ -201,8 +202,14 @@ impl Compacted {
 
 /// Gives the tables whose files may be merged.
 fn tables<'a>(plan: &'a Plan, compaction: &'a Compaction) -> impl Iterator<Item = &'a TablePlan> {
-    let stored = plan.tables.iter().filter(|table| plan.spec_of(table).is_some_and(|spec| spec.store));
+    let stored = plan.tables.iter().filter(|table| is_compacted(plan, table));
     stored.filter(|table| compaction.table.as_ref().is_none_or(|wanted| *wanted == table.name()))
+}
+
+/// Tells whether a table has files that are merged. Which files are a Delta table is in its log: Delta's writers merge them.
+pub fn is_compacted(plan: &Plan, table: &TablePlan) -> bool {
+    let format = |spec| plan.loaded.spec.table_format(spec);
+    plan.spec_of(table).is_some_and(|spec| spec.store && format(spec) == TableFormat::Parquet)
 }
 
 fn sink_of(table: &TablePlan) -> String {

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use arrow::datatypes::{DataType, SchemaRef};
 use datafusion::execution::session_state::SessionState;
 use nexus_operators::clock::SharedClock;
+use nexus_operators::sink::delta;
 use nexus_operators::sink::parquet::is_ordered;
 
 pub mod analyze;
@@ -17,7 +18,7 @@ pub mod evolve;
 mod graph;
 pub mod join;
 pub mod lineage;
-mod options;
+pub mod options;
 pub mod reference;
 pub mod refused;
 pub mod session;
@@ -170,9 +171,11 @@ impl<'a> Planning<'a> {
 
     fn reference_settings(&self, name: &str, spec: &model::Reference) -> nexus_operators::Result<ReferenceSettings> {
         let glob = self.loaded.reference_path(name).unwrap_or_default();
+        let guessed = format_of(&glob);
+        let format = self.loaded.format_settings(["reference", name], spec.format.as_ref().or(guessed.as_ref()));
         Ok(ReferenceSettings {
             name: name.to_owned(),
-            format: source::format_settings(spec.format.as_ref().or(format_of(&glob).as_ref())),
+            format: format.map_err(|wrong| nexus_operators::Error::config(wrong.why))?,
             glob,
             columns: spec.columns.as_ref().map(source::declared_fields).transpose()?,
             refresh: spec.refresh.map(|refresh| refresh.0),
@@ -283,6 +286,14 @@ impl<'a> Planning<'a> {
     fn check_columns(&mut self, plan: &TablePlan, spec: &model::Table) {
         let columns: Vec<String> = plan.schema.fields().iter().map(|field| field.name().clone()).collect();
         let tier = plan.tier.name();
+        let is_delta = spec.store && self.loaded.spec.table_format(spec) == model::TableFormat::Delta;
+        // A partition that does not parse is refused already.
+        if let (true, Ok(partition_by)) = (is_delta, options::partition_by(spec))
+            && let Err(error) = delta::check_columns(&plan.schema, &partition_by, &plan.name())
+        {
+            let hint = Some("or give the table `table_format: parquet`".to_owned());
+            self.refuse(&[tier, &plan.table], codes::NO_DELTA_TYPE, error.to_string(), hint);
+        }
         let mut named: Vec<(Vec<String>, String)> = Vec::new();
         let mut in_files: BTreeSet<&str> = columns.iter().map(String::as_str).collect();
         for (place, text) in spec.partition_by.iter().enumerate() {
@@ -388,7 +399,9 @@ impl<'a> Planning<'a> {
 fn format_of(glob: &str) -> Option<model::Format> {
     let name = glob.trim_end_matches(".gz").trim_end_matches(".zst");
     let csv = || serde_json::from_value::<model::CsvFormat>(serde_json::json!({})).ok().map(model::Format::Csv);
+    let avro = || serde_json::from_value::<model::AvroFormat>(serde_json::json!({})).ok().map(model::Format::Avro);
     match name.rsplit('.').next()? {
+        "avro" => avro(),
         "csv" => csv(),
         "parquet" => Some(model::Format::Parquet),
         "json" | "jsonl" | "ndjson" => Some(model::Format::Json),

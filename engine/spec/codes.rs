@@ -134,6 +134,12 @@ codes! {
     CANNOT_EVOLVE = "N0410", "columns cannot evolve",
         "`on_unknown_column: evolve` makes columns of fields that no column declares. That needs fields with names, as in \
          JSON and in CSV with a header. Parquet files have types of their own, which are declared and not guessed.";
+    /// A format whose schema cannot be used, or that does not fit its source.
+    BAD_FORMAT = "N0411", "format cannot be read so",
+        "Avro files hold their own schema; single records of Avro need a `schema` or a `schema_file`. Protocol Buffers need \
+         a file of descriptors (`protoc --include_imports --descriptor_set_out=FILE`) and the full name of a message in it; \
+         files hold messages with their lengths before them (`framing: delimited`). Log events have the columns that \
+         CloudWatch Logs gives them.";
     /// None or several of from, sql and `sql_file`.
     TABLE_INPUT = "N0501", "exactly one of `from`, `sql` and `sql_file`",
         "A table takes its rows from one source or table, or from one query.";
@@ -171,7 +177,7 @@ codes! {
     BAD_FILES = "N0511", "files cannot be written so",
         "`order_by`, `roll` and `parquet` tell how the files of a table that is stored are written. `order_by` has a column an \
          entry, with `asc` or `desc` and `nulls first` or `nulls last` behind it. A bloom filter is wrong in more than 0% \
-         and less than 100% of all cases.";
+         and less than 100% of all cases. A Delta table has no `roll`: an entry of its log is one epoch.";
     /// No table at all.
     NO_TABLES = "N0601", "no tables",
         "A pipeline has at least one table under `bronze`, `silver`, `gold` or `vibranium`.";
@@ -210,6 +216,11 @@ codes! {
     /// Something that nobody reads.
     UNREAD = "N0707", "read by nobody",
         "What no table reads has no effect.";
+    /// A column that cannot be in a Delta table.
+    NO_DELTA_TYPE = "N0708", "column does not fit a Delta table",
+        "Delta has no times of day, no numbers of more than 38 digits and no intervals, and no column whose name holds a \
+         space or one of `,;{}()=`, or differs from another one in upper and lower case alone. Unsigned numbers are \
+         stored as the next wider signed ones.";
     /// Stored rows and those to come do not fit one another.
     DESTRUCTIVE_CHANGE = "N0801", "change that stored rows do not survive",
         "The files of a table are read as one table, by the names of its columns. Columns may be added (older rows have \

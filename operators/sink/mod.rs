@@ -1,5 +1,6 @@
 //! Sinks: prepare, then commit.
 
+pub mod delta;
 pub mod memory;
 pub mod parquet;
 #[cfg(feature = "postgres")]

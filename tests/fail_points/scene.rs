@@ -523,10 +523,12 @@ const EVENTS: &str = "sources:
 bronze:
   events:
     from: events
+    table_format: delta
     partition_by: [site]
     postgres: { url: pg, table: events, append: true }
 silver:
   events:
+    table_format: delta
     sql: SELECT n, site, ts, v FROM bronze.events
     unique: { key: [n], within: 1d }
     roll: { size: 4KiB, age: 1h }
@@ -596,6 +598,7 @@ const GENERATED: &str = "sources:
         ts: { time: { start: \"2026-11-01T00:00:00Z\", step: 100ms } }
         site: { choice: [reno, yuma, bend] }
     event_time: { column: ts, lateness: 1s }
+table_format: delta
 bronze:
   ticks:
     from: ticks

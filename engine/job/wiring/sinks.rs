@@ -9,6 +9,8 @@ use arrow::compute::prep_null_mask_filter;
 #[cfg(feature = "postgres")]
 use datafusion::physical_expr::PhysicalExpr;
 use nexus_operators::quarantine;
+use nexus_operators::sink::delta::{DeltaSettings, DeltaSink};
+use nexus_operators::sink::parquet::audit::TableFolder;
 use nexus_operators::sink::parquet::{
     ParquetCompression, ParquetLayout, ParquetSettings, ParquetSink, RemovedFile, Roll, RollingPlace, RollingSink,
     Waiting,
@@ -29,7 +31,7 @@ use crate::job::sink::{CommitStage, Order, SinkStage, Takeover};
 use crate::job::start::handles_of;
 use crate::plan::changes::stored_schema;
 use crate::plan::table::TablePlan;
-use crate::spec::model;
+use crate::spec::model::{self, TableFormat};
 use crate::state::record::{CommitRecord, QUARANTINE};
 
 /// A sink, and the rows that its service refuses, if it can keep them.
@@ -58,8 +60,10 @@ impl Wiring<'_> {
             let schema = stored_schema(&plan.schema, self.restored.schemas.get(&name));
             let settings = parquet_settings(self.plan, plan, spec, schema, self.budget.sink)?;
             let sink = format!("{name}/{PARQUET}");
+            let is_delta = self.plan.loaded.spec.table_format(spec) == TableFormat::Delta;
             // What waits is written also if its file says nothing of it any more.
             let taker = match (&spec.roll, self.restored.state.waiting.get(&sink)) {
+                (None, None) if is_delta => self.delta(&sink, settings).await?,
                 (None, None) => self.parquet(&sink, settings, Vec::new(), false).await?,
                 (roll, waiting) => {
                     let waiting = waiting.cloned().unwrap_or_default();
@@ -147,6 +151,18 @@ impl Wiring<'_> {
             self.rolls.insert(sink.to_owned(), roll.age);
         }
         let operator = RollingSink::new(settings, place, roll, waiting, self.clock.clone())?;
+        self.sink(sink, Box::new(operator), SinkSettings::default()).await
+    }
+
+    async fn delta(&mut self, sink: &str, parquet: ParquetSettings) -> Result<Sender<Item>> {
+        let ParquetPlace { table, staging, notes, .. } =
+            parquet_place(self.plan, &self.restored.store, &self.restored.encryption, sink).await?;
+        let (state_id, clock) = (self.restored.state.id.clone(), self.clock.clone());
+        fail::point("before_log_begin")?;
+        let folder = TableFolder::new(table.clone(), staging.clone(), notes.clone());
+        let files = |settings| Ok(Box::new(ParquetSink::new(settings, table, staging, notes)?) as _);
+        let operator = DeltaSink::open(DeltaSettings { parquet, state_id, clock }, folder, files).await?;
+        fail::point("after_log_begin")?;
         self.sink(sink, Box::new(operator), SinkSettings::default()).await
     }
 

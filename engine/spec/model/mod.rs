@@ -34,6 +34,9 @@ pub struct Spec {
     /// How objects on S3 are encrypted.
     #[serde(default)]
     pub encryption: Encryption,
+    /// What makes a table of the files of each table that does not say so itself.
+    #[serde(default)]
+    pub table_format: TableFormat,
     /// When an epoch is committed; whichever comes first.
     #[serde(default)]
     pub commit: Commit,
@@ -227,6 +230,9 @@ pub struct Table {
     /// Store the table as Parquet in the lake.
     #[serde(default = "Table::store_default")]
     pub store: bool,
+    /// What makes a table of its files; what the file says of all tables if not given.
+    #[serde(default)]
+    pub table_format: Option<TableFormat>,
     /// Partition folders: columns, `date(column)` or `hour(column)`.
     #[serde(default)]
     pub partition_by: Vec<String>,
@@ -358,6 +364,18 @@ pub enum TooLate {
     Quarantine,
     /// They are dropped, and counted.
     Drop,
+}
+
+/// What makes a table of Parquet files.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum TableFormat {
+    /// The folder that they lie in.
+    #[default]
+    Parquet,
+    /// A Delta log (<https://delta.io>), `_delta_log` in that folder: each epoch with rows is one version of the table, so
+    /// that readers of the log see whole epochs, and older ones by their versions.
+    Delta,
 }
 
 /// How Parquet files are compressed.

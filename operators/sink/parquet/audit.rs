@@ -9,7 +9,7 @@ use futures::FutureExt;
 use futures::future::BoxFuture;
 use parquet::arrow::async_reader::MetadataFetch;
 use parquet::errors::ParquetError;
-use parquet::file::metadata::ParquetMetaDataReader;
+use parquet::file::metadata::{ParquetMetaData, ParquetMetaDataReader};
 
 use super::commit::{Files, RemovedFile, Rewrite, Staged, epoch_of_file, epoch_of_note, read};
 use crate::error::{Error, Result};
@@ -124,7 +124,7 @@ impl TableFolder {
     /// Lists the Parquet files of the table.
     pub async fn list(&self) -> Result<Vec<Entry>> {
         let mut found = self.table.list("").await?;
-        found.retain(|entry| entry.name.ends_with(".parquet"));
+        found.retain(|entry| entry.name.ends_with(".parquet") && !is_hidden(&entry.name));
         Ok(found)
     }
 
@@ -150,19 +150,35 @@ impl TableFolder {
     ///
     /// [`Data`](crate::ErrorKind::Data) if the footer is damaged.
     pub async fn rows(&self, path: &str, size: u64) -> Result<u64> {
+        let rows = self.footer(path, size).await?.file_metadata().num_rows();
+        let wrong = || format!("the footer of {}/{path} tells {rows} rows", self.table.url());
+        u64::try_from(rows).map_err(|e| Error::data(wrong()).because(e))
+    }
+
+    /// Reads a file's footer.
+    ///
+    /// # Errors
+    ///
+    /// [`Data`](crate::ErrorKind::Data) if it is damaged.
+    pub async fn footer(&self, path: &str, size: u64) -> Result<ParquetMetaData> {
         let doing = || format!("could not read the footer of {}/{path}", self.table.url());
         let fetch = Pieces { table: &self.table, path };
         let reader = ParquetMetaDataReader::new().with_prefetch_hint(Some(FOOTER_BYTES));
-        let footer = reader.load_and_finish(fetch, size).await.map_err(|e| match e {
+        reader.load_and_finish(fetch, size).await.map_err(|e| match e {
             ParquetError::External(cause) => match cause.downcast::<Error>() {
                 Ok(error) => error.while_doing(doing()),
                 Err(cause) => Error::data(doing()).because(cause),
             },
             damaged => Error::data(doing()).because(damaged),
-        })?;
-        let rows = footer.file_metadata().num_rows();
-        u64::try_from(rows).map_err(|e| Error::data(format!("{}: it tells {rows} rows", doing())).because(e))
+        })
     }
+}
+
+/// Tells whether a path is none of the table's own: folders that begin with `_` or `.` hold what readers keep beside the
+/// rows, such as the checkpoints of a Delta log. A partition folder may begin so as well.
+fn is_hidden(path: &str) -> bool {
+    let folders = path.rsplit_once('/').map_or("", |(folders, _)| folders);
+    folders.split('/').any(|folder| folder.starts_with(['_', '.']) && !folder.contains('='))
 }
 
 /// Reads pieces of one file.
