@@ -6,12 +6,14 @@
 
 #![allow(clippy::print_stdout, reason = "what a test prints is shown when it fails")]
 
+mod api;
 mod audit;
 mod bad_data;
 mod balance;
 mod cli;
 mod cloud;
 mod compact;
+mod console;
 mod corrected;
 mod crash;
 mod delta;
@@ -46,4 +48,5 @@ mod schema;
 mod servers;
 mod serving;
 mod soak;
+mod traces;
 mod world;

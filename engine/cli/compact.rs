@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use nexus_operators::clock::SystemClock;
 
-use super::run::LogFormat;
+use super::run::Log;
 use super::table::layout;
 use super::terminal::{self, count, size};
 use super::{Failure, File};
@@ -37,14 +37,13 @@ pub struct Merge {
     /// Write what was merged to this file, as JSON.
     #[arg(long, value_name = "PATH", conflicts_with = "dry_run")]
     report: Option<PathBuf>,
-    /// How logs are written.
-    #[arg(long, value_enum, default_value_t = LogFormat::Text)]
-    log: LogFormat,
+    #[command(flatten)]
+    log: Log,
 }
 
 impl Merge {
     pub async fn execute(self) -> Result<(), Failure> {
-        super::run::start_logs(self.log);
+        self.log.start()?;
         let plan = self.file.plan().await?;
         if let Some(name) = &self.table {
             check_name(&plan, name)?;

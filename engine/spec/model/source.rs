@@ -39,6 +39,10 @@ pub struct Source {
     /// How many records may go to the quarantine before the run stops; any number if not given.
     #[serde(default)]
     pub errors: Option<ErrorBudget>,
+    /// Columns whose values are not shown where people look at rows (the console, samples, previews), nor those of columns
+    /// of tables that are made of them. They are stored as they are.
+    #[serde(default)]
+    pub mask: Vec<String>,
 }
 
 /// Files on this machine.
