@@ -72,7 +72,7 @@ fuzz: ## Fuzzes each decoder and parser for FUZZ_SECONDS (needs cargo-fuzz)
 
 api-fuzz: test-env ## Sends what schemathesis makes up to the API of a run: API_FUZZ_EXAMPLES requests for each path
 	@test -x "$(TEST_ENV)/schemathesis/bin/st" || (python3 -m venv "$(TEST_ENV)/schemathesis" && \
-		"$(TEST_ENV)/schemathesis/bin/pip" install --quiet --disable-pip-version-check schemathesis==4.25.0)
+		"$(TEST_ENV)/schemathesis/bin/pip" install --quiet --disable-pip-version-check schemathesis==4.32.5)
 	NEXUS_TEST_SCHEMATHESIS="$(TEST_ENV)/schemathesis/bin/st" NEXUS_TEST_EXAMPLES=$(API_FUZZ_EXAMPLES) \
 		$(CARGO) test --workspace --all-features --locked --test nexus api::schemathesis -- --nocapture
 
