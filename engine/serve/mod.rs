@@ -69,7 +69,6 @@ mod rates;
 
 use crate::Stopper;
 use crate::job::progress::Progress;
-pub use families::{FAMILIES, Family};
 pub use gate::Token;
 use gate::{Authorised, Gate};
 use rates::Rates;
