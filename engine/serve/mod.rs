@@ -69,6 +69,7 @@ mod rates;
 
 use crate::Stopper;
 use crate::job::progress::Progress;
+pub use families::{FAMILIES, Family};
 pub use gate::Token;
 use gate::{Authorised, Gate};
 use rates::Rates;
