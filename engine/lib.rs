@@ -40,6 +40,7 @@ pub mod job;
 mod lineage;
 mod pipeline;
 pub mod plan;
+pub mod preview;
 pub mod serve;
 pub mod spec;
 pub mod state;

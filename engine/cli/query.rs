@@ -1,9 +1,9 @@
 //! `nexus query`: SQL over the lake's committed tables.
 
+use std::io::IsTerminal;
 use std::sync::Arc;
 
 use arrow::datatypes::SchemaRef;
-use arrow::util::pretty::pretty_format_batches_with_schema;
 use datafusion::catalog::{CatalogProvider, MemorySchemaProvider};
 use datafusion::error::DataFusionError;
 use datafusion::execution::object_store::ObjectStoreUrl;
@@ -13,42 +13,99 @@ use nexus_operators::quarantine;
 use nexus_operators::store::{Backend, Store};
 use nexus_operators::transform::keyed::SEQUENCE_COLUMN;
 
+use super::answer::{Answer, failed};
 use super::stored::StoredTable;
-use super::{Failure, File, terminal};
+use super::{Failure, File, prompt, terminal};
 use crate::job::state_store;
 use crate::plan::Plan;
 use crate::plan::changes::stored_schema;
+use crate::plan::refused::{Refused, sql_refused};
 use crate::plan::table::TablePlan;
-use crate::spec::Tier;
+use crate::spec::{Diagnostic, Extent, Tier, codes, suggest};
 use crate::state::State;
 use crate::{Error, Result};
 
 /// Run SQL over the lake's committed tables.
 ///
-/// Tables are named tier.table, and what could not be used quarantine."tier.table" or quarantine.source.
+/// Tables are named tier.table, and what could not be used quarantine."tier.table" or quarantine.source. Without SQL, the
+/// queries are asked for on a terminal, and else read from standard input.
 #[derive(Debug, clap::Args)]
 pub struct Query {
     #[command(flatten)]
     file: File,
     /// The query.
-    sql: String,
+    sql: Option<String>,
+    #[command(flatten)]
+    answer: Answer,
 }
 
 impl Query {
     pub async fn execute(self) -> Result<(), Failure> {
         let plan = self.file.plan().await?;
-        let config = SessionConfig::new().with_information_schema(true);
+        let mut config = SessionConfig::new().with_information_schema(true);
+        config.options_mut().sql_parser.collect_spans = true;
         let context = SessionContext::new_with_config(config);
         let state = state_store(&plan.loaded, Arc::new(SystemClock)).await?.load().await?;
         register(&context, &plan, &state).await?;
-        let failed = |e: DataFusionError| Error::config("could not run the query").because(e);
-        let answer = context.sql(&self.sql).await.map_err(failed)?;
-        let columns: SchemaRef = answer.schema().inner().clone();
-        let rows = answer.collect().await.map_err(failed)?;
-        let table = pretty_format_batches_with_schema(columns, &rows).map_err(Error::from)?;
-        terminal::say(&table.to_string());
-        Ok(())
+        let sql = match self.sql {
+            Some(sql) => sql,
+            None if std::io::stdin().is_terminal() => return Ok(prompt::talk(&context, &self.answer).await?),
+            None => std::io::read_to_string(std::io::stdin()).map_err(Error::from)?,
+        };
+        match ask(&context, &sql, &self.answer).await? {
+            Answered::Rows(_) => Ok(()),
+            Answered::Refused(wrong) => {
+                terminal::complain(&wrong.render(terminal::errors_have_colour()));
+                Err(Failure::Said)
+            }
+        }
     }
+}
+
+/// What became of a query.
+pub enum Answered {
+    /// It was answered with so many rows.
+    Rows(u64),
+    /// It is wrong.
+    Refused(Box<Diagnostic>),
+}
+
+/// Answers a query.
+pub async fn ask(context: &SessionContext, sql: &str, answer: &Answer) -> Result<Answered> {
+    let frame = match context.sql(sql).await {
+        Ok(frame) => frame,
+        Err(error) => return Ok(Answered::Refused(Box::new(refusal(context, sql, &error)))),
+    };
+    let columns: SchemaRef = frame.schema().inner().clone();
+    let rows = frame.execute_stream().await.map_err(failed)?;
+    Ok(Answered::Rows(answer.write(&columns, rows).await?))
+}
+
+/// Tells what is wrong with a query, and where.
+fn refusal(context: &SessionContext, sql: &str, error: &DataFusionError) -> Diagnostic {
+    let (code, message, hint, at) = match sql_refused(error) {
+        Refused::Unknown { input, at } => {
+            let known = table_names(context);
+            let hint = suggest::hint(&input, known.iter().map(String::as_str));
+            (codes::UNKNOWN_INPUT, format!("there is no table `{input}`"), hint, at)
+        }
+        Refused::Sql { message, at } => (codes::BAD_SQL, message, None, at),
+        Refused::Unfit(_) | Refused::Option(..) => (codes::BAD_SQL, error.strip_backtrace(), None, None),
+    };
+    let wrong = Diagnostic { hint, ..Diagnostic::error(code, "query", message) };
+    let Some((line, column)) = at else { return wrong };
+    let text = sql.lines().nth(line.saturating_sub(1)).unwrap_or_default();
+    let is_part = |c: &char| c.is_alphanumeric() || matches!(c, '_' | '.' | '"');
+    let width = text.chars().skip(column.saturating_sub(1)).take_while(is_part).count();
+    wrong.at(Extent { line, column, width: width.max(1) }, text)
+}
+
+fn table_names(context: &SessionContext) -> Vec<String> {
+    let catalog = context.catalog("datafusion");
+    let schemas = catalog.iter().flat_map(|catalog| {
+        catalog.schema_names().into_iter().filter_map(|name| Some((catalog.schema(&name)?, name)))
+    });
+    schemas.flat_map(|(schema, name)| schema.table_names().into_iter().map(move |t| format!("{name}.{t}"))).collect()
 }
 
 /// Makes the stored tables and their quarantine known. Only committed files lie in a table's folder.

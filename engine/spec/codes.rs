@@ -180,6 +180,10 @@ codes! {
     /// None or both of file and url for events about runs.
     LINEAGE_TARGET = "N0604", "exactly one of `file` and `url`",
         "Events about runs go to a file on this machine or to an HTTP address. A password does not belong into the address.";
+    /// A test case that gives a source both files and records.
+    MIXED_CASE = "N0611", "files and records in one case",
+        "In a test case, records in place are read as JSON, and a file in the format of its source. A source is read in \
+         one of the two ways in all steps of a case.";
     /// A query that DataFusion does not take.
     BAD_SQL = "N0701", "SQL does not fit",
         "The query cannot be read, or names a table, column or function that is not there. Tables are named \
