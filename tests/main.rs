@@ -6,13 +6,17 @@
 
 #![allow(clippy::print_stdout, reason = "what a test prints is shown when it fails")]
 
+mod api;
 mod audit;
 mod bad_data;
 mod balance;
+mod book;
+mod cases;
 mod cli;
 mod cloud;
 mod corrected;
 mod crash;
+mod deploy;
 mod endless;
 mod errors;
 mod evolve;
@@ -41,4 +45,5 @@ mod schema;
 mod servers;
 mod serving;
 mod soak;
+mod tool;
 mod world;

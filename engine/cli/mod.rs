@@ -21,6 +21,7 @@ mod completions;
 mod explain;
 mod graph;
 mod iam;
+mod init;
 mod junit;
 mod man;
 mod preview;
@@ -52,6 +53,8 @@ struct Arguments {
 
 #[derive(Debug, Subcommand)]
 enum Verb {
+    /// Write a pipeline to begin with, that passes `nexus check` and `nexus test`.
+    Init(init::Init),
     /// Parse, type and plan pipeline files offline; all errors at once.
     Check(check::Check),
     /// Run a pipeline.
@@ -144,6 +147,7 @@ fn quieten_contained_panics() {
 
 async fn dispatch(verb: Verb) -> Result<(), Failure> {
     match verb {
+        Verb::Init(init) => init.execute().await,
         Verb::Check(check) => check.execute().await,
         Verb::Run(run) => run.execute().await,
         Verb::Plan(graph) => graph.execute().await,

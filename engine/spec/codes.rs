@@ -209,6 +209,15 @@ codes! {
     /// Something that nobody reads.
     UNREAD = "N0707", "read by nobody",
         "What no table reads has no effect.";
+    /// A key of a sink under which rows that differ replace one another.
+    KEY_NOT_UNIQUE = "N0711", "key does not tell rows apart",
+        "The query has a row for each of several keys (those of `GROUP BY`, or of `unique`), and the sink's key names only \
+         some of them. Rows that differ in the others replace one another, and the last one stays. If that is meant, such \
+         as to keep the newest window of each site, nothing has to be done.";
+    /// A column that is NULL in every row.
+    NEVER_SET = "N0712", "column never set",
+        "Nothing gives the column a value: the query selects NULL for it, or the header of the CSV files does not name it. \
+         Readers would take it for missing data. A misspelt name is the most common reason.";
     /// Stored rows and those to come do not fit one another.
     DESTRUCTIVE_CHANGE = "N0801", "change that stored rows do not survive",
         "The files of a table are read as one table, by the names of its columns. Columns may be added (older rows have \

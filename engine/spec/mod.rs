@@ -41,6 +41,8 @@ mod yaml;
 #[cfg(test)]
 mod tests;
 
+#[cfg(feature = "cli")]
+pub(crate) use check::{is_own_column, slug};
 pub use diagnostic::{Diagnostic, Diagnostics, Severity};
 pub(crate) use loaded::survey_file;
 pub use loaded::{Loaded, load, parse};

