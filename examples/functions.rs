@@ -14,6 +14,7 @@ use arrow::array::{ArrayRef, AsArray, Float64Array, Int64Array};
 use arrow::datatypes::{DataType, Float64Type, Int64Type};
 use datafusion::common::cast::as_float64_array;
 use datafusion::common::{Result, ScalarValue};
+use datafusion::logical_expr::function::AccumulatorArgs;
 use datafusion::logical_expr::{
     Accumulator, AggregateUDF, ColumnarValue, ScalarUDF, Volatility, create_udaf, create_udf,
 };
@@ -66,10 +67,11 @@ async fn main() -> Result<(), Box<dyn StdError>> {
 
     let hours = MemorySink::new();
     let landed = hours.landed();
-    let pipeline = Pipeline::parse(&file)?
-        .with_function(distance_km())
-        .with_aggregate(geometric_mean())
-        .with_sink("gold.hours", "shown", Box::new(hours));
+    let pipeline = Pipeline::parse(&file)?.with_function(distance_km()).with_aggregate(geometric_mean()).with_sink(
+        "gold.hours",
+        "shown",
+        Box::new(hours),
+    );
     pipeline.start().await?.wait().await?;
 
     let mut fares = Vec::new();
@@ -87,7 +89,8 @@ fn distance_km() -> ScalarUDF {
     let distance = |arguments: &[ColumnarValue]| {
         let arrays = ColumnarValue::values_to_arrays(arguments)?;
         let columns = arrays.iter().map(|array| as_float64_array(array)).collect::<Result<Vec<_>>>()?;
-        let at = |column: usize, row: usize| columns[column].is_valid(row).then(|| columns[column].value(row).to_radians());
+        let at =
+            |column: usize, row: usize| columns[column].is_valid(row).then(|| columns[column].value(row).to_radians());
         let of_row = |row| Some(haversine(at(0, row)?, at(1, row)?, at(2, row)?, at(3, row)?));
         let kilometres: Float64Array = (0..columns[0].len()).map(of_row).collect();
         Ok(ColumnarValue::Array(Arc::new(kilometres)))
@@ -105,7 +108,7 @@ fn haversine(from_lat: f64, from_lon: f64, to_lat: f64, to_lon: f64) -> f64 {
 /// Makes the aggregate that gives the geometric mean.
 fn geometric_mean() -> AggregateUDF {
     let state = Arc::new(vec![DataType::Float64, DataType::Int64]);
-    let accumulator = Arc::new(|_: _| Ok(Box::new(GeometricMean::default()) as Box<dyn Accumulator>));
+    let accumulator = Arc::new(|_: AccumulatorArgs<'_>| Ok(Box::new(GeometricMean::default()) as Box<dyn Accumulator>));
     let number = DataType::Float64;
     create_udaf("geometric_mean", vec![number.clone()], Arc::new(number), Volatility::Immutable, accumulator, state)
 }

@@ -154,15 +154,11 @@ async fn status(State(service): State<Arc<Service>>) -> Json<Value> {
 }
 
 /// Asks the service, as its clients do; gives the status and the body.
-async fn ask(
-    address: std::net::SocketAddr,
-    method: &str,
-    path: &str,
-    body: &str,
-) -> Result<String, Box<dyn StdError>> {
+async fn ask(address: std::net::SocketAddr, method: &str, path: &str, body: &str) -> Result<String, Box<dyn StdError>> {
     let mut stream = TcpStream::connect(address).await?;
     let length = body.len();
-    let head = format!("{method} {path} HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\ncontent-length: {length}\r\n\r\n");
+    let head =
+        format!("{method} {path} HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\ncontent-length: {length}\r\n\r\n");
     stream.write_all(format!("{head}{body}").as_bytes()).await?;
     let mut answer = String::new();
     stream.read_to_string(&mut answer).await?;

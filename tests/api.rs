@@ -30,10 +30,10 @@ struct Module {
 fn the_public_api_is_the_one_that_is_listed() {
     let mut listed = BTreeSet::new();
     for (name, file) in CRATES {
-        let root = read(&repository(file), &repository(file).parent().expect("it lies in a folder").to_owned());
+        let root = read(&repository(file), repository(file).parent().expect("it lies in a folder"));
         let mut methods = BTreeMap::new();
         gather(&root, &mut methods);
-        list(&root, &root, name, &methods, &mut listed);
+        Listing { root: &root, methods: &methods, listed: &mut listed }.list(&root, name);
     }
     let listed = listed.into_iter().collect::<Vec<_>>().join("\n") + "\n";
     let path = repository("docs/public-api.txt");
@@ -43,7 +43,8 @@ fn the_public_api_is_the_one_that_is_listed() {
     let known = fs::read_to_string(&path).expect("docs/public-api.txt is there");
     let (known, listed): (BTreeSet<&str>, BTreeSet<&str>) = (known.lines().collect(), listed.lines().collect());
     let (gone, new) = (known.difference(&listed), listed.difference(&known));
-    let changes: Vec<String> = gone.map(|line| format!("- {line}")).chain(new.map(|line| format!("+ {line}"))).collect();
+    let changes: Vec<String> =
+        gone.map(|line| format!("- {line}")).chain(new.map(|line| format!("+ {line}"))).collect();
     assert!(
         changes.is_empty(),
         "the public API is another one; if that is meant, write docs/public-api.txt anew with UPDATE_SNAPSHOTS=1, and \
@@ -177,40 +178,45 @@ fn gather(module: &Module, methods: &mut BTreeMap<String, Vec<String>>) {
     module.modules.values().for_each(|below| gather(below, methods));
 }
 
-/// Lists what a module shows at `path`.
-fn list(
-    root: &Module,
-    module: &Module,
-    path: &str,
-    methods: &BTreeMap<String, Vec<String>>,
-    listed: &mut BTreeSet<String>,
-) {
-    let mut show = |of: &Module, name: &str, shown: &str| {
-        let own = methods.get(name).into_iter().flatten();
+/// What is listed, and what is known of all types.
+struct Listing<'a> {
+    root: &'a Module,
+    methods: &'a BTreeMap<String, Vec<String>>,
+    listed: &'a mut BTreeSet<String>,
+}
+
+impl Listing<'_> {
+    /// Lists an item of a module that is called `shown` at `path`.
+    fn show(&mut self, path: &str, of: &Module, name: &str, shown: &str) {
+        let own = self.methods.get(name).into_iter().flatten();
         for line in of.items.get(name).into_iter().flatten().chain(own) {
-            listed.insert(format!("{path}: {}", line.replacen(name, shown, 1)));
-        }
-    };
-    module.items.keys().for_each(|name| show(module, name, name));
-    for (used, shown) in &module.uses {
-        let (name, modules) = used.split_last().expect("a use names something");
-        let (mut from, modules) = match modules.first().map(String::as_str) {
-            Some("crate") => (Some(root), &modules[1..]),
-            Some("self") => (Some(module), &modules[1..]),
-            _ => (Some(module), modules),
-        };
-        for step in modules {
-            from = from.and_then(|from| from.modules.get(step));
-        }
-        match from {
-            Some(from) if name == "*" => from.items.keys().for_each(|name| show(from, name, name)),
-            Some(from) if from.items.contains_key(name) => show(from, name, shown),
-            // Of another crate, or a module.
-            _ => drop(listed.insert(format!("{path}: use {} as {shown}", used.join("::")))),
+            self.listed.insert(format!("{path}: {}", line.replacen(name, shown, 1)));
         }
     }
-    for (name, below) in module.modules.iter().filter(|(_, below)| below.is_public) {
-        list(root, below, &format!("{path}::{name}"), methods, listed);
+
+    /// Lists what a module shows at `path`.
+    fn list(&mut self, module: &Module, path: &str) {
+        module.items.keys().for_each(|name| self.show(path, module, name, name));
+        for (used, shown) in &module.uses {
+            let (name, modules) = used.split_last().expect("a use names something");
+            let (mut from, modules) = match modules.first().map(String::as_str) {
+                Some("crate") => (Some(self.root), &modules[1..]),
+                Some("self") => (Some(module), &modules[1..]),
+                _ => (Some(module), modules),
+            };
+            for step in modules {
+                from = from.and_then(|from| from.modules.get(step));
+            }
+            match from {
+                Some(from) if name == "*" => from.items.keys().for_each(|name| self.show(path, from, name, name)),
+                Some(from) if from.items.contains_key(name) => self.show(path, from, name, shown),
+                // Of another crate, or a module.
+                _ => drop(self.listed.insert(format!("{path}: use {} as {shown}", used.join("::")))),
+            }
+        }
+        for (name, below) in module.modules.iter().filter(|(_, below)| below.is_public) {
+            self.list(below, &format!("{path}::{name}"));
+        }
     }
 }
 
@@ -218,9 +224,27 @@ fn list(
 fn text(tokens: &impl ToTokens) -> String {
     let mut text = tokens.to_token_stream().to_string();
     for (from, to) in [
-        (" :: ", "::"), (":: ", "::"), (" <", "<"), ("< ", "<"), (" >", ">"), (" ,", ","), (" (", "("), ("( ", "("),
-        (" )", ")"), (" :", ":"), ("& ", "&"), (" ;", ";"), ("[ ", "["), (" ]", "]"), (",)", ")"), (" !", "!"),
-        ("# [", "#["), ("-> ", " -> "), ("  ", " "), ("- >", "->"), (" ->", " ->"),
+        (" :: ", "::"),
+        (":: ", "::"),
+        (" <", "<"),
+        ("< ", "<"),
+        (" >", ">"),
+        (" ,", ","),
+        (" (", "("),
+        ("( ", "("),
+        (" )", ")"),
+        (" :", ":"),
+        ("& ", "&"),
+        (" ;", ";"),
+        ("[ ", "["),
+        (" ]", "]"),
+        (",)", ")"),
+        (" !", "!"),
+        ("# [", "#["),
+        ("-> ", " -> "),
+        ("  ", " "),
+        ("- >", "->"),
+        (" ->", " ->"),
     ] {
         text = text.replace(from, to);
     }

@@ -33,7 +33,7 @@ fn the_dockerfile_passes_hadolint() {
 
 #[test]
 fn the_manifests_are_what_kubernetes_takes() {
-    lint(&test_env().join("python/bin/kubernetes-validate"), &["--strict", "--", &deploy("kubernetes/nexus.yaml")]);
+    lint(&test_env().join("python/bin/kubernetes-validate"), &["--strict", &deploy("kubernetes/nexus.yaml")]);
 }
 
 #[test]
@@ -96,7 +96,9 @@ fn command_lines() -> Vec<(&'static str, Vec<String>)> {
         words.iter().map(|word| word.as_str().expect("arguments are texts").to_owned()).collect()
     };
     let of_yaml = |name: &str, pick: &str| {
-        let code = format!("import sys, json, yaml; d = list(yaml.safe_load_all(open(sys.argv[1]))); print(json.dumps({pick}))");
+        let code = format!(
+            "import sys, json, yaml; d = list(yaml.safe_load_all(open(sys.argv[1]))); print(json.dumps({pick}))"
+        );
         let output = Command::new(python()).args(["-c", &code, &deploy(name)]).output().expect("could not run Python");
         words(&serde_json::from_slice(&output.stdout).expect("the arguments are there"))
     };
@@ -157,7 +159,9 @@ fn every_way_to_stop_leaves_the_time_to_drain() {
 #[test]
 fn the_builder_gets_what_the_build_reads() {
     let listed = rules(&fs::read_to_string(repository(".dockerignore")).expect("it is there"));
-    for needed in ["Cargo.toml", "Cargo.lock", "rust-toolchain.toml", "engine", "operators", "benches", "examples", "tests"] {
+    for needed in
+        ["Cargo.toml", "Cargo.lock", "rust-toolchain.toml", "engine", "operators", "benches", "examples", "tests"]
+    {
         assert!(listed.contains(&format!("!{needed}")), "{needed} is not sent to the builder");
         assert!(repository(needed).exists(), "{needed} is gone");
     }

@@ -19,7 +19,8 @@ fn drafted(world: &World, folder: &str, args: &[&str]) -> String {
     let folder = world.path(folder);
     let said = world.nexus(&[&["init", text(&folder)], args].concat()).expect_code(0).said();
     let file = fs::read_dir(&folder).expect("the folder is made").flatten().map(|item| item.path());
-    let file = file.into_iter().find(|path| path.extension().is_some_and(|e| e == "yaml")).expect("a pipeline is written");
+    let file =
+        file.into_iter().find(|path| path.extension().is_some_and(|e| e == "yaml")).expect("a pipeline is written");
     assert!(said.contains(text(&file)), "{said}");
     let checked = world.nexus(&["check", text(&file)]).expect_code(0);
     assert!(!checked.said().contains("warning"), "{}", checked.said());
@@ -33,7 +34,8 @@ fn a_draft_of_sample_data_runs() {
     drafted(&world, "orders", &["--source", "file"]);
     let file = world.path("orders/orders.yaml");
     world.nexus(&["run", text(&file)]).expect_code(0);
-    let answer = world.nexus(&["query", text(&file), "--format", "json", "SELECT * FROM gold.orders_by_day ORDER BY 1, 2"]);
+    let answer =
+        world.nexus(&["query", text(&file), "--format", "json", "SELECT * FROM gold.orders_by_day ORDER BY 1, 2"]);
     let rows: Vec<Value> =
         answer.expect_code(0).stdout.lines().map(|row| serde_json::from_str(row).expect("a row is JSON")).collect();
     assert_eq!(rows.len(), 8, "{rows:?}");
@@ -46,7 +48,7 @@ fn nothing_that_is_there_is_overwritten() {
     drafted(&world, "orders", &["--source", "file"]);
     let before = files(&world.path("orders"));
     let said = world.nexus(&["init", text(&world.path("orders"))]).expect_code(1).said();
-    assert!(said.contains("could not write") && said.contains("orders"), "{said}");
+    assert!(said.contains("orders.yaml: it is there already"), "{said}");
     assert_eq!(files(&world.path("orders")), before);
 }
 
@@ -67,7 +69,9 @@ fn a_draft_takes_the_columns_of_ones_own_file() {
                3;2026-01-06T01:00:00Z;b;x;3\n4;2026-01-07T01:00:00Z;b;x;4\n";
     let file = world.file("own data.csv", csv);
     let draft = drafted(&world, "own", &["--from", text(&file)]);
-    for part in ["delimiter: \";\"", "\"null\": [\"NA\"]", "\"Order Date\": timestamp", "value: float64", "lateness: 6h"] {
+    for part in
+        ["delimiter: \";\"", "\"null\": [\"NA\"]", "\"Order Date\": timestamp", "value: float64", "lateness: 6h"]
+    {
         assert!(draft.contains(part), "{part}: {draft}");
     }
     let pipeline = world.path("own/own_data.yaml");
@@ -77,9 +81,12 @@ fn a_draft_takes_the_columns_of_ones_own_file() {
     assert_eq!(answer, "n,total\n3,9.5\n");
 
     // Without a time, and JSON.
-    let file = world.file("pets.jsonl", "{\"pet\":\"cat\",\"age\":3}\n{\"pet\":\"cat\",\"age\":5}\n{\"pet\":\"dog\",\"age\":1}\n");
+    let file = world
+        .file("pets.jsonl", "{\"pet\":\"cat\",\"age\":3}\n{\"pet\":\"cat\",\"age\":5}\n{\"pet\":\"dog\",\"age\":1}\n");
     let draft = drafted(&world, "pets", &["--from", text(&file)]);
-    assert!(draft.contains("gold:\n  pets_counted:"), "{draft}");
+    assert!(draft.contains("gold:\n  pets_ready:"), "{draft}");
+    let draft = drafted(&world, "counted", &["--from", text(&file), "--postgres"]);
+    assert!(draft.contains("gold:\n  pets_counted:") && draft.contains("key: [pet]"), "{draft}");
 
     // Parquet, as an answer was written.
     let parquet = world.path("days.parquet");
@@ -234,7 +241,13 @@ fn a_query_that_is_wrong_is_shown_with_its_place() {
     );
     let said = |sql: &str| world.nexus(&["query", text(&pipeline), sql]).expect_code(1).stderr;
     let table = said("SELECT n\nFROM silver.mad");
-    for part in ["there is no table `silver.mad`", "query:2:6", "2 | FROM silver.mad", "^^^^^^^^^^", "did you mean `silver.made`?"] {
+    for part in [
+        "there is no table `silver.mad`",
+        "query:2:6",
+        "2 | FROM silver.mad",
+        "^^^^^^^^^^",
+        "did you mean `silver.made`?",
+    ] {
         assert!(table.contains(part), "{part}: {table}");
     }
     let column = said("SELECT nn FROM silver.made");

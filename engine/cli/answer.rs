@@ -94,7 +94,9 @@ impl Answer {
             }
             Format::Json => Writer::Json(WriterBuilder::new().with_explicit_nulls(true).build(out)),
             Format::Parquet if self.output.is_none() && io::stdout().is_terminal() => {
-                return Err(Error::config("a Parquet file is nothing to read on a terminal; say where with `--output`"));
+                return Err(Error::config(
+                    "a Parquet file is nothing to read on a terminal; say where with `--output`",
+                ));
             }
             Format::Parquet => {
                 let writer = ArrowWriter::try_new(out, columns.clone(), None);

@@ -102,9 +102,9 @@ fn refusal(context: &SessionContext, sql: &str, error: &DataFusionError) -> Diag
 
 fn table_names(context: &SessionContext) -> Vec<String> {
     let catalog = context.catalog("datafusion");
-    let schemas = catalog.iter().flat_map(|catalog| {
-        catalog.schema_names().into_iter().filter_map(|name| Some((catalog.schema(&name)?, name)))
-    });
+    let schemas = catalog
+        .iter()
+        .flat_map(|catalog| catalog.schema_names().into_iter().filter_map(|name| Some((catalog.schema(&name)?, name))));
     schemas.flat_map(|(schema, name)| schema.table_names().into_iter().map(move |t| format!("{name}.{t}"))).collect()
 }
 

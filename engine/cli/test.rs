@@ -53,7 +53,9 @@ impl Test {
             pipeline.plan().await?;
             let loaded = pipeline.loaded();
             let mut suite = Suite { file: file.display().to_string(), cases: Vec::new() };
-            for (number, case) in loaded.spec.tests.iter().enumerate().filter(|(_, case)| case.name.contains(&self.only)) {
+            for (number, case) in
+                loaded.spec.tests.iter().enumerate().filter(|(_, case)| case.name.contains(&self.only))
+            {
                 let began = Instant::now();
                 let wrong = match trial::run(loaded, number, case).await {
                     Ok(differences) if differences.is_empty() => None,
@@ -63,7 +65,11 @@ impl Test {
                 };
                 let tried = Tried { name: case.name.clone(), took: began.elapsed(), wrong };
                 terminal::say(&tried.said(&suite.file, terminal::output_has_colour()));
-                if tried.wrong.is_none() { passed += 1 } else { failed += 1 }
+                if tried.wrong.is_none() {
+                    passed += 1
+                } else {
+                    failed += 1
+                }
                 suite.cases.push(tried);
             }
             suites.push(suite);

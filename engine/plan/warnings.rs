@@ -130,9 +130,9 @@ fn bare(expr: &Expr) -> &Expr {
 /// Warns of a key under which rows replace one another that the query tells apart.
 fn not_unique(loaded: &Loaded, table: &TablePlan, spec: &model::Table) -> Option<Diagnostic> {
     let key = &spec.postgres.as_ref().filter(|postgres| !postgres.key.is_empty())?.key;
-    let missing = distinct_by(table, spec).into_iter().map(|columns| {
-        columns.into_iter().filter(|column| !key.contains(column)).collect::<Vec<_>>()
-    });
+    let missing = distinct_by(table, spec)
+        .into_iter()
+        .map(|columns| columns.into_iter().filter(|column| !key.contains(column)).collect::<Vec<_>>());
     // Of several ways to tell rows apart, the one that the key is nearest to is meant. One that it holds is enough.
     let missing = missing.min_by_key(Vec::len).filter(|missing| !missing.is_empty())?.join("`, `");
     let message = format!(

@@ -103,8 +103,8 @@ impl Table {
         let mut found = Vec::new();
         for batch in batches {
             for row in as_json(batch)? {
-                let row: Row =
-                    serde_json::from_slice(&row).map_err(|e| Error::internal("a row did not become json").because(e))?;
+                let row: Row = serde_json::from_slice(&row)
+                    .map_err(|e| Error::internal("a row did not become json").because(e))?;
                 found.push(row);
             }
         }
@@ -146,7 +146,11 @@ impl Table {
             rows.extend(found.map(|found| Differing { is_expected: false, cells: cells_of(&found, &columns), marked }));
         }
         let unexpected = self.rows.iter();
-        rows.extend(unexpected.map(|row| Differing { is_expected: false, cells: cells_of(row, &columns), marked: Vec::new() }));
+        rows.extend(unexpected.map(|row| Differing {
+            is_expected: false,
+            cells: cells_of(row, &columns),
+            marked: Vec::new(),
+        }));
         let summary = format!("{missing_rows} expected rows are not there, {unexpected_rows} others are");
         Some(Difference { table: name.to_owned(), summary, columns, rows })
     }

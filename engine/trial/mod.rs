@@ -129,7 +129,8 @@ impl Trial<'_> {
         if later.is_some_and(|step| step.again.contains(&name)) {
             for before in 0..step {
                 let content = self.content(&name, before)?;
-                contents.extend(content.map(|(partition, bytes)| (format!("{partition}, again at step {step}"), bytes)));
+                contents
+                    .extend(content.map(|(partition, bytes)| (format!("{partition}, again at step {step}"), bytes)));
             }
         }
         Ok((plan, contents))

@@ -29,12 +29,20 @@ pub fn run(page: &str) -> String {
                 lines.push(more.to_owned());
                 command = format!("{command}\n{more}");
             }
+            if command.ends_with("<<'END'") {
+                while !command.ends_with("\nEND") {
+                    let more = rest.next().expect("a document in place ends");
+                    lines.push(more.to_owned());
+                    command = format!("{command}\n{more}");
+                }
+            }
             let mut known = Vec::new();
             while let Some(line) = rest.next_if(|line| *line != "```" && !line.starts_with("$ ")) {
                 known.push(line.to_owned());
             }
             let said: Vec<String> = shell(&world, &command).lines().map(|line| line.trim_end().to_owned()).collect();
-            let is_known = said.len() == known.len() && said.iter().zip(&known).all(|(a, b)| timeless(a) == timeless(b));
+            let is_known =
+                said.len() == known.len() && said.iter().zip(&known).all(|(a, b)| timeless(a) == timeless(b));
             lines.extend(if is_known { known } else { said });
         }
     }
@@ -51,7 +59,9 @@ fn shell(world: &World, command: &str) -> String {
         .env_remove("DATABASE_URL")
         .output()
         .expect("bash runs");
-    String::from_utf8(output.stdout).expect("what is printed is UTF-8").replace(&format!("{}/", world.path("").display()), "")
+    String::from_utf8(output.stdout)
+        .expect("what is printed is UTF-8")
+        .replace(&format!("{}/", world.path("").display()), "")
 }
 
 /// Leaves out how long something took.

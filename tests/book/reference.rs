@@ -103,7 +103,11 @@ fn type_of(value: &Value) -> String {
         }
     }
     if let Some(listed) = value["enum"].as_array() {
-        return listed.iter().map(|word| format!("`{}`", word.as_str().unwrap_or_default())).collect::<Vec<_>>().join(", ");
+        return listed
+            .iter()
+            .map(|word| format!("`{}`", word.as_str().unwrap_or_default()))
+            .collect::<Vec<_>>()
+            .join(", ");
     }
     let kinds = match &value["type"] {
         Value::Array(kinds) => kinds.iter().filter_map(Value::as_str).find(|kind| *kind != "null").unwrap_or("any"),
@@ -143,8 +147,10 @@ fn cell(text: &str) -> String {
 pub fn command(world: &World) -> String {
     let help = |args: &[&str]| world.nexus(args).expect_code(0).stdout;
     let all = help(&["--help"]);
-    let verbs = all.lines().skip_while(|line| !line.starts_with("Commands:")).skip(1).take_while(|line| !line.is_empty());
-    let verbs: Vec<&str> = verbs.filter_map(|line| line.split_whitespace().next()).filter(|verb| *verb != "help").collect();
+    let verbs =
+        all.lines().skip_while(|line| !line.starts_with("Commands:")).skip(1).take_while(|line| !line.is_empty());
+    let verbs: Vec<&str> =
+        verbs.filter_map(|line| line.split_whitespace().next()).filter(|verb| *verb != "help").collect();
     let mut page = format!("# The command\n\n{GENERATED}```text\n{}\n```\n", all.trim());
     for verb in verbs {
         let _ = write!(page, "\n## nexus {verb}\n\n```text\n{}\n```\n", help(&[verb, "--help"]).trim());

@@ -13,11 +13,63 @@ const ROWS_TESTED: usize = 3;
 
 /// Words that SQL or YAML keep for themselves, as far as columns are called so.
 const RESERVED: &[&str] = &[
-    "all", "and", "as", "asc", "between", "by", "case", "cast", "check", "date", "default", "desc", "distinct", "else",
-    "end", "exists", "false", "from", "full", "group", "having", "in", "inner", "interval", "is", "join", "key", "left",
-    "like", "limit", "n", "no", "not", "null", "off", "offset", "on", "or", "order", "outer", "primary", "right",
-    "select", "table", "then", "time", "timestamp", "true", "union", "user", "using", "values", "when", "where", "with",
-    "y", "yes",
+    "all",
+    "and",
+    "as",
+    "asc",
+    "between",
+    "by",
+    "case",
+    "cast",
+    "check",
+    "date",
+    "default",
+    "desc",
+    "distinct",
+    "else",
+    "end",
+    "exists",
+    "false",
+    "from",
+    "full",
+    "group",
+    "having",
+    "in",
+    "inner",
+    "interval",
+    "is",
+    "join",
+    "key",
+    "left",
+    "like",
+    "limit",
+    "n",
+    "no",
+    "not",
+    "null",
+    "off",
+    "offset",
+    "on",
+    "or",
+    "order",
+    "outer",
+    "primary",
+    "right",
+    "select",
+    "table",
+    "then",
+    "time",
+    "timestamp",
+    "true",
+    "union",
+    "user",
+    "using",
+    "values",
+    "when",
+    "where",
+    "with",
+    "y",
+    "yes",
 ];
 
 /// What a pipeline file is drafted of.
@@ -107,10 +159,19 @@ impl Draft<'_> {
         text
     }
 
+    /// Tells whether the last table is an aggregate: that takes a time for its windows, or a key in PostgreSQL.
+    fn aggregates(&self) -> bool {
+        self.sample.time.is_some() || self.postgres
+    }
+
     /// Gives the name of the last table.
     fn last(&self) -> String {
-        let by = if self.sample.time.is_some() { "by_day" } else { "counted" };
-        format!("{}_{by}", self.name)
+        let what = match (self.aggregates(), &self.sample.time) {
+            (false, _) => "ready",
+            (true, Some(_)) => "by_day",
+            (true, None) => "counted",
+        };
+        format!("{}_{what}", self.name)
     }
 
     /// Gives the column that rows are grouped by beside their day.
@@ -137,22 +198,29 @@ impl Draft<'_> {
             columns.push(format!("sum({number}) AS total"));
             columns.push(format!("avg({number}) AS mean"));
         }
+        let (last, name) = (self.last(), self.name);
+        if !self.aggregates() {
+            let columns: Vec<String> = self.sample.columns.iter().map(|(column, _)| sql_name(column)).collect();
+            let select = wrapped("SELECT ", &columns);
+            return format!(
+                "\ngold:\n  {last}:\n    # An aggregate needs a time for its windows, or a key in PostgreSQL.\n    \
+                 description: Rows for others to read.\n    sql: |\n{select}      FROM silver.{name}\n"
+            );
+        }
         let description = match self.sample.time {
             Some(_) => "Each day once, when it is over.",
             None => "One row for each value, kept up to date.",
         };
         let mut text = format!(
-            "\ngold:\n  {}:\n    description: {description}\n    sql: |\n{}      FROM silver.{}\n      GROUP BY {}\n",
-            self.last(),
+            "\ngold:\n  {last}:\n    description: {description}\n    sql: |\n{}      FROM silver.{name}\n      GROUP BY \
+             {}\n",
             wrapped("SELECT ", &columns),
-            self.name,
             places.join(", ")
         );
         if self.postgres {
             text += &format!(
-                "    postgres: {{ url: pg, table: {}, key: [{}] }}\n\nsecrets:\n  pg: {{ env: DATABASE_URL }}            # \
-                 postgres://user:password@host/database\n",
-                self.last(),
+                "    postgres: {{ url: pg, table: {last}, key: [{}] }}\n\nsecrets:\n  pg: {{ env: DATABASE_URL }}            \
+                 # postgres://user:password@host/database\n",
                 keys.join(", ")
             );
         }
@@ -174,7 +242,8 @@ impl Draft<'_> {
                     row.iter().filter(|(_, value)| !value.is_null()).map(|(n, v)| (n.clone(), v.clone())).collect();
                 text += &format!("        - {}\n", Value::Object(given));
             }
-            let (all, groups) = (rows.len(), self.groups(&rows));
+            let all = rows.len();
+            let groups = if self.aggregates() { self.groups(&rows) } else { all };
             text += &format!(
                 "    expect:\n      bronze.{name}: {{ rows: {all} }}\n      silver.{name}: {{ rows: {all} }}\n      \
                  gold.{}: {{ rows: {groups} }}\n\n",
@@ -197,7 +266,8 @@ impl Draft<'_> {
             let time = self.sample.time.as_ref().and_then(|time| row.get(time)?.as_str());
             time.map(|time| time.chars().take("2026-11-01".len()).collect::<String>())
         };
-        let of = |row: &&Map<String, Value>| (day(row), self.group().and_then(|group| row.get(group)).map(Value::to_string));
+        let of =
+            |row: &&Map<String, Value>| (day(row), self.group().and_then(|group| row.get(group)).map(Value::to_string));
         rows.iter().map(of).collect::<BTreeSet<_>>().len()
     }
 }
@@ -225,7 +295,9 @@ fn wrapped(head: &str, items: &[String]) -> String {
 
 fn is_plain(name: &str, also: &str) -> bool {
     let fits = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '_' || also.contains(c);
-    name.starts_with(|c: char| c.is_ascii_lowercase() || c == '_') && name.chars().all(fits) && !RESERVED.contains(&name)
+    name.starts_with(|c: char| c.is_ascii_lowercase() || c == '_')
+        && name.chars().all(fits)
+        && !RESERVED.contains(&name)
 }
 
 /// Writes a column's name as SQL takes it.

@@ -66,11 +66,18 @@ impl Init {
         };
         let reads = data.clone().or(self.from.as_deref().map(absolute).transpose()?);
         let path = reads.map(|path| relative(&path, &folder)).unwrap_or_default();
+        let pipeline = self.folder.join(format!("{name}.yaml"));
+        if pipeline.exists() {
+            return Err(Error::config(format!("could not write {}: it is there already", pipeline.display())).into());
+        }
         let draft = Draft { name: &name, kind, path, postgres: self.postgres, sample: &sample };
         let text = proven(&draft, &folder, data.as_deref()).await?;
-        let pipeline = self.folder.join(format!("{name}.yaml"));
         write_new(&pipeline, &text)?;
-        terminal::say(&format!("{} is written. It passes its tests. Next:\n\n{}", pipeline.display(), next(kind, &pipeline)));
+        terminal::say(&format!(
+            "{} is written. It passes its tests. Next:\n\n{}",
+            pipeline.display(),
+            next(kind, &pipeline)
+        ));
         Ok(())
     }
 

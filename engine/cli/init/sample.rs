@@ -85,7 +85,8 @@ impl Sample {
         fields.retain(|field| names.insert(field.name().clone()));
         let time = time_of(&mut fields);
         let columns = fields.iter().map(|field| (field.name().clone(), columns::type_name(field))).collect();
-        let mut known = Self { format, columns, time, lateness: Duration::ZERO, group: None, number: None, rows: Vec::new() };
+        let mut known =
+            Self { format, columns, time, lateness: Duration::ZERO, group: None, number: None, rows: Vec::new() };
         known.rows = known.decoded(&pattern).await?;
         known.look(&fields);
         Ok(known)
@@ -144,7 +145,8 @@ impl Sample {
             }
         }
         if rows.is_empty() {
-            let text = format!("no record of {path} fits the columns that its beginning has; write the columns by hand");
+            let text =
+                format!("no record of {path} fits the columns that its beginning has; write the columns by hand");
             return Err(Error::config(text).into());
         }
         Ok(rows)
@@ -156,7 +158,8 @@ impl Sample {
             let values = self.rows.iter().filter_map(|row| row.get(field.name())?.as_str());
             values.collect::<BTreeSet<_>>().len()
         };
-        let texts = fields.iter().filter(|field| field.data_type() == &DataType::Utf8View && field.metadata().is_empty());
+        let texts =
+            fields.iter().filter(|field| field.data_type() == &DataType::Utf8View && field.metadata().is_empty());
         let texts = texts.map(|field| (distinct(&field), field.name())).filter(|(values, _)| *values > 1);
         let group = texts.min_by_key(|(values, _)| *values).filter(|(values, _)| *values * 2 <= self.rows.len().max(4));
         let is_id = |name: &str| name.eq_ignore_ascii_case("id") || name.to_ascii_lowercase().ends_with("_id");

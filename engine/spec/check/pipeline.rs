@@ -185,7 +185,12 @@ fn given(check: &mut Check<'_>, place: &[&str], case: &TestCase, step: usize) {
         let mut before = (0..step).filter_map(|step| case.given_at(step)?.get(source));
         if before.any(is_other) {
             let message = format!("`{source}` has a file in one step, and records in place in another");
-            check.error(&at, codes::MIXED_CASE, message, "records in place are JSON: give it files, or records, in all steps");
+            check.error(
+                &at,
+                codes::MIXED_CASE,
+                message,
+                "records in place are JSON: give it files, or records, in all steps",
+            );
         }
     }
 }
