@@ -10,7 +10,7 @@
 use std::error::Error as StdError;
 use std::sync::Arc;
 
-use arrow::array::{ArrayRef, AsArray, Float64Array, Int64Array};
+use arrow::array::{Array, ArrayRef, AsArray, Float64Array, Int64Array};
 use arrow::datatypes::{DataType, Float64Type, Int64Type};
 use datafusion::common::cast::as_float64_array;
 use datafusion::common::{Result, ScalarValue};
