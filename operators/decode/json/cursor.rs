@@ -58,6 +58,14 @@ impl<'a> Cursor<'a> {
         is
     }
 
+    /// Takes the next bytes if they are `bytes`.
+    #[inline]
+    pub(in crate::decode) fn take_all(&mut self, bytes: &[u8]) -> bool {
+        let are = self.bytes.get(self.at..).is_some_and(|rest| rest.starts_with(bytes));
+        self.at += if are { bytes.len() } else { 0 };
+        are
+    }
+
     #[inline]
     pub(in crate::decode) fn skip_space(&mut self) {
         while let Some(b' ' | b'\n' | b'\r' | b'\t') = self.peek() {

@@ -55,29 +55,30 @@ impl<'a> Reader<'a> {
         let mut seen = 0_u64;
         let mut more = !cursor.closes(b'}');
         while more {
-            let key = cursor.key()?;
-            let at = match key.escaped {
-                false => names.find(key.raw, guess),
-                true => {
-                    self.name.clear();
-                    key.unescape(&mut self.name)?;
-                    names.find(&self.name, guess)
+            cursor.skip_space();
+            // Records mostly keep the declared order: then a field is known by one comparison.
+            let at = if names.key(guess).is_some_and(|key| cursor.take_all(key)) {
+                cursor.skip_space();
+                Some(guess)
+            } else {
+                let key = cursor.key()?;
+                let at = self.find(key, names, guess)?;
+                if at.is_none() {
+                    self.unknown_field(cursor, key, parent, depth)?;
                 }
+                at
             };
-            match at.and_then(|at| Some((at, columns.get_mut(at)?))) {
-                Some((at, column)) => {
-                    guess = at + 1;
-                    let bit = u32::try_from(at).ok().and_then(|at| 1_u64.checked_shl(at)).unwrap_or(0);
-                    // Of a field that comes twice, the last counts.
-                    if seen & bit != 0 || bit == 0 && column.len() > len {
-                        column.truncate(len);
-                    } else {
-                        found += 1;
-                        seen |= bit;
-                    }
-                    self.value(cursor, column, depth + 1)?;
+            if let Some((at, column)) = at.and_then(|at| Some((at, columns.get_mut(at)?))) {
+                guess = at + 1;
+                let bit = u32::try_from(at).ok().and_then(|at| 1_u64.checked_shl(at)).unwrap_or(0);
+                // Of a field that comes twice, the last counts.
+                if seen & bit != 0 || bit == 0 && column.len() > len {
+                    column.truncate(len);
+                } else {
+                    found += 1;
+                    seen |= bit;
                 }
-                None => self.unknown_field(cursor, key, parent, depth)?,
+                self.value(cursor, column, depth + 1)?;
             }
             more = cursor.goes_on(b'}')?;
         }
@@ -87,6 +88,16 @@ impl<'a> Reader<'a> {
             }
         }
         Ok(())
+    }
+
+    /// Finds the column of a field; `guess` is the one whose turn it is.
+    fn find(&mut self, key: Text<'a>, names: &Names, guess: usize) -> Result<Option<usize>, Failure> {
+        if !key.escaped {
+            return Ok(names.find(key.raw, guess));
+        }
+        self.name.clear();
+        key.unescape(&mut self.name)?;
+        Ok(names.find(&self.name, guess))
     }
 
     fn unknown_field(

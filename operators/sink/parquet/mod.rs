@@ -58,6 +58,7 @@
 
 pub mod audit;
 mod commit;
+mod encoding;
 #[cfg(test)]
 #[cfg(feature = "testing")]
 mod fault_tests;
@@ -160,7 +161,7 @@ pub struct ParquetSettings {
 pub struct ParquetSink {
     settings: ParquetSettings,
     stored: StoredSchema,
-    options: ArrowWriterOptions,
+    properties: WriterProperties,
     router: Router,
     place: Place,
     /// The uploads of the open epoch; nothing on a local disk.
@@ -199,12 +200,11 @@ impl ParquetSink {
             Place::Disk { .. } => None,
             Place::Objects(objects) => Some(Uploads::new(objects.multipart.clone(), objects.notes.clone())),
         };
-        let options =
-            ArrowWriterOptions::new().with_skip_arrow_metadata(true).with_properties(properties(settings.compression)?);
+        let properties = properties(settings.compression)?;
         Ok(Self {
             settings,
             stored,
-            options,
+            properties,
             router,
             place,
             uploads,
@@ -234,7 +234,7 @@ impl ParquetSink {
         for Group { folder, rows } in groups {
             unseen_bytes += rows.get_array_memory_size() + OPEN_FILE_BYTES;
             if !self.open.contains_key(&folder) {
-                self.open_file(id, folder)?;
+                self.open_file(id, folder, &rows)?;
             }
             if let Some(file) = self.open.get_mut(&folder) {
                 file.used_at = self.writes;
@@ -251,7 +251,8 @@ impl ParquetSink {
         self.shrink(id)
     }
 
-    fn open_file(&mut self, id: EpochId, folder: usize) -> Result<()> {
+    /// Opens a file that begins with `rows`.
+    fn open_file(&mut self, id: EpochId, folder: usize, rows: &RecordBatch) -> Result<()> {
         if self.open.len() >= self.settings.open_partitions_max.max(1)
             && let Some(oldest) = self.open.iter().min_by_key(|(_, file)| file.used_at).map(|(folder, _)| *folder)
         {
@@ -280,8 +281,11 @@ impl ParquetSink {
                 (Output::Parts(Parts::default()), target.to_string())
             }
         };
+        let options = ArrowWriterOptions::new()
+            .with_skip_arrow_metadata(true)
+            .with_properties(encoding::fitting(&self.properties, rows)?);
         let schema = self.router.file_schema().clone();
-        let file = OpenFile::new(output, schema, self.options.clone(), number, path, target)?;
+        let file = OpenFile::new(output, schema, options, number, path, target)?;
         self.open.insert(folder, file);
         Ok(())
     }
