@@ -17,7 +17,7 @@ FUZZ_SECONDS ?= 120
 SOAK_FAULT_RUNS ?= 25
 SOAK_CASES ?= 50
 
-.PHONY: help run check build test test-env test-rust test-suites soak soak-hour fuzz bombs state nexmark restart golden lint fmt fmt-check doc bench deny clean
+.PHONY: help run check build test test-env test-rust test-suites soak soak-hour fuzz bombs state nexmark restart golden lint fmt fmt-check doc book bench deny clean
 
 help: ## Lists these targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -98,6 +98,9 @@ fmt-check:
 
 doc: ## Builds the documentation; a warning is an error
 	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --workspace --all-features --locked --no-deps
+
+book: ## Makes pages of the book, in docs/book/book (needs `cargo install mdbook`)
+	mdbook build docs/book
 
 bench: ## Runs the benchmarks
 	$(CARGO) bench --workspace --all-features --locked

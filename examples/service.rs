@@ -106,7 +106,7 @@ async fn main() -> Result<(), Box<dyn StdError>> {
     assert!(minutes.contains(r#""readings":2,"mean":22.0"#), "the third reading is beyond belief: {minutes}");
     println!("GET /status: {}", ask(address, "GET", "/status", "").await?);
 
-    drop(stop.send(()));
+    stop.send(()).map_err(|()| "the service has ended already")?;
     serving.await??;
     let mut job = service.job.lock().await;
     job.stop();

@@ -8,7 +8,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use quote::ToTokens;
-use syn::{Attribute, Fields, ImplItem, Item, ItemMod, TraitItem, UseTree, Visibility};
+use syn::{Attribute, Field, Fields, ImplItem, Item, ItemMod, TraitItem, UseTree, Variant, Visibility};
 
 use crate::world::repository;
 
@@ -94,9 +94,7 @@ fn take(item: &Item, module: &mut Module, folder: &Path) {
             let name = item.ident.to_string();
             public(&item.vis, &name, format!("enum {name}{}", text(&item.generics)));
             for variant in &item.variants {
-                let mut bare = variant.clone();
-                strip(&mut bare);
-                public(&item.vis, &name, format!("enum {name}::{}", text(&bare)));
+                public(&item.vis, &name, format!("enum {name}::{}", variant_text(variant)));
             }
         }
         Item::Trait(item) => {
@@ -155,9 +153,13 @@ fn is_hidden(attributes: &[Attribute]) -> bool {
     })
 }
 
-fn strip(variant: &mut syn::Variant) {
-    variant.attrs.clear();
-    variant.fields.iter_mut().for_each(|field| field.attrs.clear());
+fn variant_text(variant: &Variant) -> String {
+    let field = |field: &Field| match &field.ident {
+        Some(name) => format!("{name}: {}", text(&field.ty)),
+        None => text(&field.ty),
+    };
+    let fields: Vec<String> = variant.fields.iter().map(field).collect();
+    if fields.is_empty() { variant.ident.to_string() } else { format!("{}({})", variant.ident, fields.join(", ")) }
 }
 
 fn flatten(tree: &UseTree, path: &[String], uses: &mut Vec<(Vec<String>, String)>) {
