@@ -1,7 +1,8 @@
 //! The public API, item by item, as `docs/public-api.txt` lists it: who changes it sees it there, and so does who reviews.
 //!
 //! The list is read off the sources: every item that a path of public modules and re-exports leads to, with its signature.
-//! What macros make is not seen, and neither are the impls of traits. `UPDATE_SNAPSHOTS=1 cargo test` writes it anew.
+//! What macros make is not seen, and neither are the impls of traits; methods are told apart by the name of their type
+//! alone, so that types of one name show those of each other. `UPDATE_SNAPSHOTS=1 cargo test` writes it anew.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;

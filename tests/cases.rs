@@ -64,10 +64,10 @@ fn a_case_has_a_clock_steps_and_crashes() {
     expect:
       bronze.orders: { rows: 7 }
       silver.orders:
-        - { id: 1, seen: "2026-11-01T12:00:00Z" }
-        - { id: 2, seen: "2026-11-01T12:00:00Z" }
-        - { id: 3, seen: "2026-11-01T14:00:00Z" }
-        - { id: 4, site: null, seen: "2026-11-01T14:30:00Z" }
+        - { id: 1, seen: "2026-11-01T12:00:00" }
+        - { id: 2, seen: "2026-11-01T12:00:00" }
+        - { id: 3, seen: "2026-11-01T14:00:00" }
+        - { id: 4, site: null, seen: "2026-11-01T14:30:00" }
       gold.hours:
         - { hour: "2026-11-01T08:00:00Z", site: reno, amount: 1.0 }
         - { hour: "2026-11-01T09:00:00Z", site: reno, amount: 2.0 }

@@ -18,7 +18,7 @@ impl Man {
     pub fn execute(self) -> Result<(), Failure> {
         let failed = |e| Error::config(format!("could not write into {}", self.folder.display())).because(e);
         std::fs::create_dir_all(&self.folder).map_err(failed)?;
-        let mut command = Arguments::command();
+        let mut command = Arguments::command().disable_help_subcommand(true);
         command.build();
         clap_mangen::generate_to(command, &self.folder).map_err(failed)?;
         terminal::say(&format!("manual pages are in {}", self.folder.display()));
