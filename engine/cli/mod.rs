@@ -17,6 +17,7 @@ use crate::{BuildError, Error, Pipeline};
 mod answer;
 mod audit;
 mod check;
+mod compact;
 mod completions;
 mod explain;
 mod graph;
@@ -28,6 +29,7 @@ mod preview;
 mod prompt;
 mod query;
 mod redrive;
+mod replacing;
 mod run;
 mod schema;
 mod signals;
@@ -73,6 +75,8 @@ enum Verb {
     Audit(audit::ProveWhole),
     /// Send quarantined rows again, after what was wrong has been corrected.
     Redrive(redrive::SendAgain),
+    /// Merge small files of the lake's tables.
+    Compact(compact::Merge),
     /// Print the least-privilege IAM policy that a pipeline needs, and its VPC endpoints.
     Iam(iam::Iam),
     /// Print the JSON Schema of pipeline files, for editors.
@@ -157,6 +161,7 @@ async fn dispatch(verb: Verb) -> Result<(), Failure> {
         Verb::State(state) => state.execute().await,
         Verb::Audit(audit) => audit.execute().await,
         Verb::Redrive(redrive) => redrive.execute().await,
+        Verb::Compact(compact) => compact.execute().await,
         Verb::Iam(iam) => iam.execute().await,
         Verb::Schema => schema::execute(),
         Verb::Explain(explain) => explain.execute(),

@@ -8,22 +8,28 @@ use datafusion::catalog::{CatalogProvider, MemorySchemaProvider};
 use datafusion::error::DataFusionError;
 use datafusion::execution::object_store::ObjectStoreUrl;
 use datafusion::prelude::{SessionConfig, SessionContext};
+use futures::stream;
 use nexus_operators::clock::SystemClock;
 use nexus_operators::quarantine;
 use nexus_operators::store::{Backend, Store};
 use nexus_operators::transform::keyed::SEQUENCE_COLUMN;
 
 use super::answer::{Answer, failed};
+use super::replacing::{Known, Replacing};
 use super::stored::StoredTable;
 use super::{Failure, File, prompt, terminal};
+use crate::job::place::PARQUET;
 use crate::job::state_store;
 use crate::plan::Plan;
 use crate::plan::changes::stored_schema;
 use crate::plan::refused::{Refused, sql_refused};
 use crate::plan::table::TablePlan;
+use crate::spec::model::TableFormat;
 use crate::spec::{Diagnostic, Extent, Tier, codes, suggest};
-use crate::state::State;
 use crate::{Error, Result};
+
+/// How often a query is run because files are gone that it was about to read: each time, other processes have replaced them.
+const TRIES_MAX: usize = 5;
 
 /// Run SQL over the lake's committed tables.
 ///
@@ -45,8 +51,9 @@ impl Query {
         let mut config = SessionConfig::new().with_information_schema(true);
         config.options_mut().sql_parser.collect_spans = true;
         let context = SessionContext::new_with_config(config);
-        let state = state_store(&plan.loaded, Arc::new(SystemClock)).await?.load().await?;
-        register(&context, &plan, &state).await?;
+        let store = state_store(&plan.loaded, Arc::new(SystemClock)).await?;
+        let known = Arc::new(Known::read(store).await?);
+        register(&context, &plan, &known).await?;
         let sql = match self.sql {
             Some(sql) => sql,
             None if std::io::stdin().is_terminal() => return Ok(prompt::talk(&context, &self.answer).await?),
@@ -72,13 +79,35 @@ pub enum Answered {
 
 /// Answers a query.
 pub async fn ask(context: &SessionContext, sql: &str, answer: &Answer) -> Result<Answered> {
-    let frame = match context.sql(sql).await {
-        Ok(frame) => frame,
-        Err(error) => return Ok(Answered::Refused(Box::new(refusal(context, sql, &error)))),
+    let mut tries = 0;
+    let (columns, rows) = loop {
+        tries += 1;
+        let frame = match context.sql(sql).await {
+            Ok(frame) => frame,
+            Err(error) if tries < TRIES_MAX && is_missing(&error) => continue,
+            Err(error) => return Ok(Answered::Refused(Box::new(refusal(context, sql, &error)))),
+        };
+        let columns: SchemaRef = frame.schema().inner().clone();
+        match frame.collect().await {
+            Ok(rows) => break (columns, rows),
+            // Files that were listed have been merged, or sent again, before they were read.
+            Err(error) if tries < TRIES_MAX && is_missing(&error) => {}
+            Err(error) => return Err(failed(error)),
+        }
     };
-    let columns: SchemaRef = frame.schema().inner().clone();
-    let rows = frame.execute_stream().await.map_err(failed)?;
-    Ok(Answered::Rows(answer.write(&columns, rows).await?))
+    Ok(Answered::Rows(answer.write(&columns, stream::iter(rows.into_iter().map(Ok))).await?))
+}
+
+/// Tells whether a file was not there.
+fn is_missing(error: &DataFusionError) -> bool {
+    let mut cause: Option<&(dyn std::error::Error + 'static)> = Some(error);
+    while let Some(error) = cause {
+        if matches!(error.downcast_ref(), Some(object_store::Error::NotFound { .. })) {
+            return true;
+        }
+        cause = error.source();
+    }
+    false
 }
 
 /// Tells what is wrong with a query, and where.
@@ -109,26 +138,28 @@ fn table_names(context: &SessionContext) -> Vec<String> {
 }
 
 /// Makes the stored tables and their quarantine known. Only committed files lie in a table's folder.
-async fn register(context: &SessionContext, plan: &Plan, state: &State) -> Result<()> {
+async fn register(context: &SessionContext, plan: &Plan, known: &Arc<Known>) -> Result<()> {
     for table in &plan.tables {
         let name = table.name();
         let tier = table.tier.name();
-        if plan.spec_of(table).is_some_and(|spec| spec.store) {
-            let folder = format!("{tier}/{}", table.table);
+        if let Some(spec) = plan.spec_of(table).filter(|spec| spec.store) {
+            let folder =
+                Folder { path: format!("{tier}/{}", table.table), format: plan.loaded.spec.table_format(spec) };
             let changes = format!("{}_changes", table.table);
             let stored = if table.keys.is_some() { &changes } else { &table.table };
-            let columns = stored_schema(&table.schema, state.schema_of(&name));
-            add(context, plan, table.tier, &folder, (tier, stored), &columns).await?;
+            let columns = stored_schema(&table.schema, known.schema_of(&name).await.as_ref());
+            let replacing = Some(Replacing::new(known.clone(), format!("{name}/{PARQUET}")));
+            add(context, plan, table.tier, &folder, (tier, stored), &columns, replacing).await?;
             if let Some(keys) = &table.keys {
                 add_newest(context, table, keys, &changes).await?;
             }
         }
-        let folder = format!("_quarantine/{name}");
-        add(context, plan, table.tier, &folder, ("quarantine", &name), &quarantine::schema()).await?;
+        let folder = Folder { path: format!("_quarantine/{name}"), format: TableFormat::Parquet };
+        add(context, plan, table.tier, &folder, ("quarantine", &name), &quarantine::schema(), None).await?;
     }
     for source in plan.sources.keys() {
-        let folder = format!("_quarantine/{source}");
-        add(context, plan, Tier::Bronze, &folder, ("quarantine", source), &quarantine::schema()).await?;
+        let folder = Folder { path: format!("_quarantine/{source}"), format: TableFormat::Parquet };
+        add(context, plan, Tier::Bronze, &folder, ("quarantine", source), &quarantine::schema(), None).await?;
     }
     Ok(())
 }
@@ -154,19 +185,27 @@ async fn add_newest(context: &SessionContext, table: &TablePlan, keys: &[usize],
     Ok(())
 }
 
+/// A folder of a tier's lake.
+struct Folder {
+    path: String,
+    format: TableFormat,
+}
+
 /// Makes one folder of a tier's lake known as a table.
 async fn add(
     context: &SessionContext,
     plan: &Plan,
     tier: Tier,
-    folder: &str,
+    folder: &Folder,
     (schema, table): (&str, &str),
     columns: &SchemaRef,
+    replacing: Option<Replacing>,
 ) -> Result<()> {
     let failed = |e: DataFusionError| Error::internal(format!("could not register {schema}.{table}")).because(e);
     let root = Store::open(&plan.loaded.lake_root(tier), &crate::job::encryption(&plan.loaded)).await?;
     let store = register_store(context, &root)?;
-    let stored = StoredTable::new(columns.clone(), root.below(folder), store);
+    let is_delta = folder.format == TableFormat::Delta;
+    let stored = StoredTable::new(columns.clone(), root.below(&folder.path), is_delta, store, replacing);
     let catalog = context.catalog("datafusion").ok_or_else(|| Error::internal("there is no catalog"))?;
     let provider = match catalog.schema(schema) {
         Some(provider) => provider,

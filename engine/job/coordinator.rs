@@ -11,6 +11,7 @@ use std::time::Duration;
 use arrow::datatypes::Field;
 use nexus_operators::clock::SharedClock;
 use nexus_operators::position::Cut;
+use nexus_operators::sink::parquet::is_over;
 use nexus_operators::sink::{EpochId, Prepared, RefusedUpto};
 use nexus_operators::{Error, ErrorKind, Result, fail};
 use tokio::sync::{mpsc, watch};
@@ -149,6 +150,8 @@ pub struct Coordinator {
     pub schemas: BTreeMap<String, TableSchema>,
     /// The reference tables that are read.
     pub references: Vec<Arc<ReferenceTable>>,
+    /// How long rows may wait for a larger file, by sink.
+    pub rolls: BTreeMap<String, Duration>,
     /// The sinks' commit stages.
     pub sinks: BTreeMap<String, CommitQueue>,
     /// The channels of the sinks to the quarantine that take what services of other sinks refuse, also behind the last
@@ -261,7 +264,8 @@ impl Coordinator {
             let read = self.load.bytes.load(Ordering::Acquire);
             let full = read >= self.load.bytes_max
                 || self.timing.rows_max.is_some_and(|max| self.rows_read() - rows_before >= max);
-            let due = (read > 0 || self.ledger.holds_refused()) && closed_at.elapsed() >= self.timing.every;
+            let due = (read > 0 || self.ledger.holds_refused() || self.is_roll_due())
+                && closed_at.elapsed() >= self.timing.every;
             let silent = *idle_barrier_owed && closed_at.elapsed() > self.timing.idle_after;
             if !held && (full || due || silent) && self.ledger.spooled_bytes() <= self.timing.spool_bytes_max {
                 *idle_barrier_owed = read > 0;
@@ -282,6 +286,15 @@ impl Coordinator {
                 _ = look.tick() => {}
             }
         }
+    }
+
+    /// Tells whether rows have waited for a larger file for as long as they may: an epoch without rows has it written.
+    fn is_roll_due(&self) -> bool {
+        let now_us = self.clock.now_us();
+        self.rolls.iter().any(|(sink, age)| {
+            let oldest = self.state.waiting.get(sink).and_then(|waiting| waiting.first());
+            oldest.is_some_and(|oldest| is_over(oldest.since_us, *age, now_us))
+        })
     }
 
     /// Closes an epoch: barrier, cut, prepare, record, and the order to commit.

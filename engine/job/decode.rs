@@ -85,13 +85,14 @@ impl DecodeStage {
                 Err(error) if error.kind() == ErrorKind::Data => {
                     let (offset, raw) = (chunk.offset_behind(records), chunk.raw());
                     let rejects = vec![Reject::in_part(offset, raw, error.to_string())];
-                    Decoded { batches: Vec::new(), rejects }
+                    Decoded { rejects, ..Decoded::default() }
                 }
                 decoded => decoded
                     .map_err(|error| error.while_doing(format!("could not decode records of source {}", self.name)))?,
             };
             records += decoded.batches.iter().map(|batch| batch.num_rows() as u64).sum::<u64>();
             records += decoded.rejects.len() as u64;
+            counts.skipped += decoded.skipped;
             for batch in decoded.batches {
                 self.pass(&chunk.partition, batch, counts).await?;
             }

@@ -26,10 +26,12 @@ use tokio::time::Instant;
 
 pub mod budget;
 pub mod channel;
+pub mod compact;
 pub mod coordinator;
 mod decode;
 mod errors;
 mod evolve;
+mod files;
 mod guard;
 mod ledger;
 pub mod place;

@@ -51,6 +51,9 @@ impl SinkStage {
                 }
                 Item::Barrier(barrier) => {
                     fail::point("before_prepare")?;
+                    if barrier.last {
+                        self.sink.end();
+                    }
                     let prepared = self.sink.prepare(self.open).await.map_err(|e| named(&self.name, e))?;
                     fail::point("after_prepare")?;
                     let (sink, refused) = (self.name.clone(), std::mem::take(&mut refused));
@@ -209,7 +212,7 @@ mod tests {
     use std::sync::atomic::{AtomicUsize, Ordering};
 
     use arrow::array::{Int64Array, RecordBatch};
-    use nexus_operators::sink::parquet::{ParquetCompression, ParquetSettings, ParquetSink};
+    use nexus_operators::sink::parquet::{ParquetCompression, ParquetLayout, ParquetSettings, ParquetSink};
     use nexus_operators::store::Store;
     use nexus_operators::testing::outage::store_away_for;
     use tokio::task::JoinHandle;
@@ -247,6 +250,7 @@ mod tests {
             schema: batch(0).schema(),
             partition_by: Vec::new(),
             compression: ParquetCompression::Uncompressed,
+            layout: ParquetLayout::default(),
             open_partitions_max: 4,
             buffer_bytes: MIB,
         };

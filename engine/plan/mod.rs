@@ -4,9 +4,11 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 use std::sync::Arc;
 
-use arrow::datatypes::SchemaRef;
+use arrow::datatypes::{DataType, SchemaRef};
 use datafusion::execution::session_state::SessionState;
 use nexus_operators::clock::SharedClock;
+use nexus_operators::sink::delta;
+use nexus_operators::sink::parquet::is_ordered;
 
 pub mod analyze;
 pub mod as_of;
@@ -16,7 +18,7 @@ pub mod evolve;
 mod graph;
 pub mod join;
 pub mod lineage;
-mod options;
+pub mod options;
 pub mod reference;
 pub mod refused;
 pub mod session;
@@ -25,7 +27,7 @@ pub mod table;
 pub mod warnings;
 mod windows;
 
-use crate::spec::{self, Diagnostic, Diagnostics, Loaded, Severity, Tier, codes, model};
+use crate::spec::{self, Diagnostic, Diagnostics, Loaded, Order, Severity, Tier, codes, model};
 use crate::state::record::EvolvedColumn;
 use reference::{ReferenceSettings, ReferenceTable};
 use refused::Refused;
@@ -172,9 +174,11 @@ impl<'a> Planning<'a> {
 
     fn reference_settings(&self, name: &str, spec: &model::Reference) -> nexus_operators::Result<ReferenceSettings> {
         let glob = self.loaded.reference_path(name).unwrap_or_default();
+        let guessed = format_of(&glob);
+        let format = self.loaded.format_settings(["reference", name], spec.format.as_ref().or(guessed.as_ref()));
         Ok(ReferenceSettings {
             name: name.to_owned(),
-            format: source::format_settings(spec.format.as_ref().or(format_of(&glob).as_ref())),
+            format: format.map_err(|wrong| nexus_operators::Error::config(wrong.why))?,
             glob,
             columns: spec.columns.as_ref().map(source::declared_fields).transpose()?,
             refresh: spec.refresh.map(|refresh| refresh.0),
@@ -285,6 +289,14 @@ impl<'a> Planning<'a> {
     fn check_columns(&mut self, plan: &TablePlan, spec: &model::Table) {
         let columns: Vec<String> = plan.schema.fields().iter().map(|field| field.name().clone()).collect();
         let tier = plan.tier.name();
+        let is_delta = spec.store && self.loaded.spec.table_format(spec) == model::TableFormat::Delta;
+        // A partition that does not parse is refused already.
+        if let (true, Ok(partition_by)) = (is_delta, options::partition_by(spec))
+            && let Err(error) = delta::check_columns(&plan.schema, &partition_by, &plan.name())
+        {
+            let hint = Some("or give the table `table_format: parquet`".to_owned());
+            self.refuse(&[tier, &plan.table], codes::NO_DELTA_TYPE, error.to_string(), hint);
+        }
         let mut named: Vec<(Vec<String>, String)> = Vec::new();
         let mut in_files: BTreeSet<&str> = columns.iter().map(String::as_str).collect();
         for (place, text) in spec.partition_by.iter().enumerate() {
@@ -300,6 +312,15 @@ impl<'a> Planning<'a> {
             let hint = Some("partition it by fewer columns".to_owned());
             self.refuse(&[tier, &plan.table, "partition_by"], codes::BAD_PARTITION, message, hint);
         }
+        for (place, order) in spec.order_by.iter().filter_map(|text| text.parse::<Order>().ok()).enumerate() {
+            self.check_in_files(plan, &in_files, &["order_by", &place.to_string()], &order.column, is_ordered);
+            named.push((vec!["order_by".into(), place.to_string()], order.column));
+        }
+        for (place, column) in spec.parquet.bloom.iter().enumerate() {
+            let is_flat = |data_type: &DataType| !data_type.is_nested();
+            self.check_in_files(plan, &in_files, &["parquet", "bloom", &place.to_string()], column, is_flat);
+            named.push((vec!["parquet".into(), "bloom".into(), place.to_string()], column.clone()));
+        }
         for (place, column) in spec.postgres.iter().flat_map(|postgres| &postgres.key).enumerate() {
             named.push((vec!["postgres".into(), "key".into(), place.to_string()], column.clone()));
         }
@@ -313,6 +334,29 @@ impl<'a> Planning<'a> {
             let hint = crate::spec::suggest::hint(&column, columns.iter().map(String::as_str));
             self.refuse(&path, codes::UNKNOWN_COLUMN, message, hint);
         }
+    }
+
+    /// Checks that a column stands in the files, and is of a type that an option takes.
+    fn check_in_files(
+        &mut self,
+        plan: &TablePlan,
+        in_files: &BTreeSet<&str>,
+        option: &[&str],
+        column: &str,
+        takes: fn(&DataType) -> bool,
+    ) {
+        let Some((_, field)) = plan.schema.column_with_name(column) else { return };
+        let (message, hint) = if !in_files.contains(column) {
+            let hint = "leave it out: all rows of a file have the same value";
+            (format!("`{column}` stands in the names of folders, and not in the files of {}", plan.name()), hint)
+        } else if !takes(field.data_type()) {
+            let hint = "name a column of single values: a number, a text, a time";
+            (format!("`{column}` of {} holds several values at a time", plan.name()), hint)
+        } else {
+            return;
+        };
+        let path = [&[plan.tier.name(), plan.table.as_str()], option].concat();
+        self.refuse(&path, codes::BAD_TABLE_OPTION, message, Some(hint.to_owned()));
     }
 
     /// Tells whether something under `path`, or what holds it, is known to be wrong.
@@ -358,7 +402,9 @@ impl<'a> Planning<'a> {
 pub(crate) fn format_of(glob: &str) -> Option<model::Format> {
     let name = glob.trim_end_matches(".gz").trim_end_matches(".zst");
     let csv = || serde_json::from_value::<model::CsvFormat>(serde_json::json!({})).ok().map(model::Format::Csv);
+    let avro = || serde_json::from_value::<model::AvroFormat>(serde_json::json!({})).ok().map(model::Format::Avro);
     match name.rsplit('.').next()? {
+        "avro" => avro(),
         "csv" => csv(),
         "parquet" => Some(model::Format::Parquet),
         "json" | "jsonl" | "ndjson" => Some(model::Format::Json),

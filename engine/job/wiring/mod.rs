@@ -7,6 +7,7 @@ use sinks::SinkSettings;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
+use std::time::Duration;
 
 use nexus_operators::clock::SharedClock;
 use nexus_operators::decode::Discovery;
@@ -75,6 +76,8 @@ struct Wiring<'a> {
     commits: Vec<(String, Stage)>,
     queues: BTreeMap<String, CommitQueue>,
     takers_of_refused: BTreeMap<String, Sender<Item>>,
+    /// How long rows may wait for a larger file, by sink.
+    rolls: BTreeMap<String, Duration>,
     commands: BTreeMap<String, mpsc::UnboundedSender<Command>>,
     /// For each stream, the channels of those that take its rows.
     takers: BTreeMap<String, Vec<Sender<Item>>>,
@@ -115,6 +118,7 @@ pub async fn wire(
         commits: Vec::new(),
         queues: BTreeMap::new(),
         takers_of_refused: BTreeMap::new(),
+        rolls: BTreeMap::new(),
         commands: BTreeMap::new(),
         takers: BTreeMap::new(),
     };
@@ -142,7 +146,7 @@ pub async fn wire(
         until_idle: settings.until_idle,
         idle_after: plan.sources.values().map(|source| source.idle).max().unwrap_or_default(),
     };
-    let Wiring { stages, commits, queues, takers_of_refused, commands, .. } = wiring;
+    let Wiring { stages, commits, queues, takers_of_refused, rolls, commands, .. } = wiring;
     let tables = plan.tables.iter().map(TablePlan::name).collect();
     // Rows that fail again are as many as there were.
     let budgets = match settings.redrive {
@@ -160,6 +164,7 @@ pub async fn wire(
         references,
         sinks: queues,
         takers_of_refused,
+        rolls,
         reports: heard,
         load,
         progress,

@@ -6,9 +6,11 @@ use std::collections::BTreeMap;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+mod parquet;
 mod source;
 mod test_case;
 
+pub use parquet::*;
 pub use source::*;
 pub use test_case::*;
 
@@ -34,6 +36,9 @@ pub struct Spec {
     /// How objects on S3 are encrypted.
     #[serde(default)]
     pub encryption: Encryption,
+    /// What makes a table of the files of each table that does not say so itself.
+    #[serde(default)]
+    pub table_format: TableFormat,
     /// When an epoch is committed; whichever comes first.
     #[serde(default)]
     pub commit: Commit,
@@ -227,12 +232,24 @@ pub struct Table {
     /// Store the table as Parquet in the lake.
     #[serde(default = "Table::store_default")]
     pub store: bool,
+    /// What makes a table of its files; what the file says of all tables if not given.
+    #[serde(default)]
+    pub table_format: Option<TableFormat>,
     /// Partition folders: columns, `date(column)` or `hour(column)`.
     #[serde(default)]
     pub partition_by: Vec<String>,
     /// How the Parquet files are compressed.
     #[serde(default)]
     pub compression: Compression,
+    /// What the rows of each file are sorted by: `column`, `column desc`, `column desc nulls last`.
+    #[serde(default)]
+    pub order_by: Vec<String>,
+    /// Gather the rows of several epochs into larger files; each epoch has files of its own if not given.
+    #[serde(default)]
+    pub roll: Option<Roll>,
+    /// Bloom filters, statistics, dictionaries and row groups of the files.
+    #[serde(default)]
+    pub parquet: Parquet,
     /// Also write the rows to a table of PostgreSQL.
     #[serde(default)]
     pub postgres: Option<PostgresSink>,
@@ -349,6 +366,18 @@ pub enum TooLate {
     Quarantine,
     /// They are dropped, and counted.
     Drop,
+}
+
+/// What makes a table of Parquet files.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum TableFormat {
+    /// The folder that they lie in.
+    #[default]
+    Parquet,
+    /// A Delta log (<https://delta.io>), `_delta_log` in that folder: each epoch with rows is one version of the table, so
+    /// that readers of the log see whole epochs, and older ones by their versions.
+    Delta,
 }
 
 /// How Parquet files are compressed.
