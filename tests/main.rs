@@ -6,7 +6,6 @@
 
 #![allow(clippy::print_stdout, reason = "what a test prints is shown when it fails")]
 
-mod api;
 mod audit;
 mod bad_data;
 mod balance;
@@ -41,6 +40,7 @@ mod objects;
 mod oracle;
 mod panics;
 mod pressure;
+mod public_api;
 mod readers;
 mod redrive;
 mod reference;
