@@ -16,13 +16,15 @@ SOAK_MINUTES ?= 60
 FUZZ_SECONDS ?= 120
 SOAK_FAULT_RUNS ?= 25
 SOAK_CASES ?= 50
+OBJECTS ?= 100000
+API_FUZZ_EXAMPLES ?= 50
 RESHARDS ?= 5
 # Where the data, the peers and the results of comparisons lie: some 5 GB.
 COMPARE ?= $(CURDIR)/target/compare
 COMPARE_FLAGS ?= --rounds 5
 RELEASE := $${CARGO_TARGET_DIR:-target}/release/nexus
 
-.PHONY: help run check build test test-env test-rust test-suites soak soak-hour fuzz bombs state nexmark restart reshard compare latency profile instructions golden readers lint fmt fmt-check doc bench deny clean
+.PHONY: help run check build test test-env test-rust api-fuzz docs test-suites soak soak-hour fuzz bombs state nexmark objects restart reshard compare latency profile instructions golden readers lint fmt fmt-check doc bench deny clean
 
 help: ## Lists these targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -69,6 +71,15 @@ fuzz: ## Fuzzes each decoder and parser for FUZZ_SECONDS (needs cargo-fuzz)
 			-max_total_time=$(FUZZ_SECONDS) -timeout=20 -rss_limit_mb=2048 -max_len=4096; \
 	done
 
+api-fuzz: test-env ## Sends what schemathesis makes up to the API of a run: API_FUZZ_EXAMPLES requests for each path
+	@test -x "$(TEST_ENV)/schemathesis/bin/st" || (python3 -m venv "$(TEST_ENV)/schemathesis" && \
+		"$(TEST_ENV)/schemathesis/bin/pip" install --quiet --disable-pip-version-check schemathesis==4.32.5)
+	NEXUS_TEST_SCHEMATHESIS="$(TEST_ENV)/schemathesis/bin/st" NEXUS_TEST_EXAMPLES=$(API_FUZZ_EXAMPLES) \
+		$(CARGO) test --workspace --all-features --locked --test nexus api::schemathesis -- --nocapture
+
+docs: ## Makes the pages anew that are made from the code: docs/metrics.md
+	NEXUS_TEST_DOCS=make $(CARGO) test --workspace --all-features --locked --lib the_page_about_metrics
+
 bombs: test-env ## Unpacks bombs of 10 GiB within 128 MiB
 	NEXUS_TEST_BOMB_MIB=10240 $(CARGO) test --release --workspace --all-features --locked --test nexus \
 		memory::an_endless_line -- --nocapture
@@ -80,6 +91,10 @@ soak-hour: test-env build ## Runs two pipelines under faults for an hour (SOAK_M
 state: test-env build ## Measures ten million remembered keys within 564 MiB, a million open windows within 114 MiB, as many sessions within 230
 	NEXUS_TEST_KEYS=10000000 NEXUS_TEST_WINDOWS=1000000 NEXUS_TEST_COMMAND="$${CARGO_TARGET_DIR:-target}/release/nexus" \
 		$(CARGO) test --workspace --all-features --locked --test nexus outgrow -- --nocapture --test-threads 1
+
+objects: test-env build ## Reads 100 000 announced objects (OBJECTS), some twice, some of them poison, each once
+	NEXUS_TEST_OBJECTS=$(OBJECTS) NEXUS_TEST_COMMAND="$${CARGO_TARGET_DIR:-target}/release/nexus" \
+		$(CARGO) test --workspace --all-features --locked --test nexus objects:: -- --nocapture
 
 nexmark: test-env build ## Runs the queries of Nexmark over a million events and compares with a batch
 	NEXUS_TEST_NEXMARK=1000000 NEXUS_TEST_COMMAND="$${CARGO_TARGET_DIR:-target}/release/nexus" \

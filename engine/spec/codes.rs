@@ -134,8 +134,14 @@ codes! {
     CANNOT_EVOLVE = "N0410", "columns cannot evolve",
         "`on_unknown_column: evolve` makes columns of fields that no column declares. That needs fields with names, as in \
          JSON and in CSV with a header. Parquet files have types of their own, which are declared and not guessed.";
+    /// A format whose schema cannot be used, or that does not fit its source.
+    BAD_FORMAT = "N0411", "format cannot be read so",
+        "Avro files hold their own schema; single records of Avro need a `schema` or a `schema_file`. Protocol Buffers need \
+         a file of descriptors (`protoc --include_imports --descriptor_set_out=FILE`) and the full name of a message in it; \
+         files hold messages with their lengths before them (`framing: delimited`). Log events have the columns that \
+         CloudWatch Logs gives them.";
     /// A consumer where none is needed, or that cannot be.
-    BAD_CONSUMER = "N0411", "consumer does not fit",
+    BAD_CONSUMER = "N0412", "consumer does not fit",
         "With `mode: fan_out` a Kinesis stream pushes its records to a registered consumer, which is named by 1 to 128 \
          letters, digits and `_.-`, or by its ARN. A stream that is polled has none.";
     /// None or several of from, sql and `sql_file`.

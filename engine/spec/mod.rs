@@ -25,6 +25,7 @@ mod check;
 pub mod codes;
 pub mod columns;
 pub mod diagnostic;
+mod format;
 mod loaded;
 pub mod model;
 mod order;
@@ -43,6 +44,7 @@ mod yaml;
 mod tests;
 
 pub use diagnostic::{Diagnostic, Diagnostics, Severity};
+pub use format::WrongFormat;
 pub(crate) use loaded::survey_file;
 pub use loaded::{Loaded, load, parse};
 pub use model::Spec;

@@ -136,6 +136,10 @@ pub struct SourceCounts {
     /// Records that were taken out of the quarantine.
     #[serde(default, skip_serializing_if = "is_zero")]
     pub redriven: u64,
+    /// Records that hold no row by their nature, and are not among `records`: those by which a service only tries whether
+    /// they arrive.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub skipped: u64,
 }
 
 /// A table's part of an epoch.
@@ -246,6 +250,7 @@ impl SourceCounts {
         self.rows = self.rows.saturating_add(other.rows);
         self.quarantined = self.quarantined.saturating_add(other.quarantined);
         self.redriven = self.redriven.saturating_add(other.redriven);
+        self.skipped = self.skipped.saturating_add(other.skipped);
     }
 }
 

@@ -30,6 +30,7 @@ use crate::job::progress::Progress;
 use crate::job::redrive::{Portion, RecordStage};
 use crate::job::reference::ReferenceStage;
 use crate::job::source::{Command, EpochLoad, SourceStage};
+use crate::job::steps::EpochClock;
 use crate::job::table::{Input, Intake, Memory, Outlet, TableStage};
 use crate::job::{CpuRuntime, RunSettings, Stage, Wired};
 use crate::plan::Plan;
@@ -104,7 +105,7 @@ pub async fn wire(
     let user_sinks = std::mem::take(&mut settings.sinks);
     let budget = Budget::of(&plan);
     let state_memory = StateMemory::new(budget.state);
-    progress.watch_state(state_memory.clone());
+    progress.watch_memory(state_memory.clone(), plan.query_memory());
     let mut wiring = Wiring {
         plan: &plan,
         restored: &restored,
@@ -177,6 +178,7 @@ pub async fn wire(
         ledger,
         may_evolve,
         evolved_since: None,
+        epochs: EpochClock::default(),
         closing_since: None,
         committed_at_us: None,
     };
@@ -340,6 +342,7 @@ impl Wiring<'_> {
                 inputs,
                 quarantine: quarantine.clone().filter(|_| late),
                 late_reason: plan.late_reason().unwrap_or_default(),
+                progress: self.progress.clone(),
                 clock: self.clock.clone(),
             },
             outlet: Outlet {

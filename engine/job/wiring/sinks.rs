@@ -87,6 +87,7 @@ impl Wiring<'_> {
                 table: name.clone(),
                 rows,
                 quarantine: quarantine.clone(),
+                progress: self.progress.clone(),
                 clock: self.clock.clone(),
                 sent: upto,
                 forgotten: RefusedUpto::default(),

@@ -256,6 +256,10 @@ pub struct Table {
     /// Also write the rows to a table of PostgreSQL.
     #[serde(default)]
     pub postgres: Option<PostgresSink>,
+    /// Columns whose values are not shown where people look at rows (the console, samples, previews), nor those of columns
+    /// of other tables that are made of them. They are stored as they are.
+    #[serde(default)]
+    pub mask: Vec<String>,
 }
 
 /// A rule that a row must meet.
