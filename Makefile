@@ -24,7 +24,7 @@ COMPARE ?= $(CURDIR)/target/compare
 COMPARE_FLAGS ?= --rounds 5
 RELEASE := $${CARGO_TARGET_DIR:-target}/release/nexus
 
-.PHONY: help run check build test test-env test-rust api-fuzz docs test-suites soak soak-hour fuzz bombs state nexmark objects restart reshard compare latency profile instructions golden readers lint fmt fmt-check doc bench deny clean
+.PHONY: help run check build test test-env test-rust api-fuzz docs test-suites soak soak-hour fuzz bombs state nexmark objects restart reshard compare latency profile instructions golden readers lint fmt fmt-check doc book bench deny clean
 
 help: ## Lists these targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -142,6 +142,9 @@ fmt-check:
 
 doc: ## Builds the documentation; a warning is an error
 	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --workspace --all-features --locked --no-deps
+
+book: ## Makes pages of the book, in docs/book/book (needs `cargo install mdbook`)
+	mdbook build docs/book
 
 bench: ## Runs the benchmarks
 	$(CARGO) bench --workspace --all-features --locked

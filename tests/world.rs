@@ -291,7 +291,7 @@ impl Finished {
 
 /// Gives the command under test: that of this build, or another that NEXUS_TEST_COMMAND names, from the repository's
 /// folder.
-fn command_path() -> PathBuf {
+pub fn command_path() -> PathBuf {
     match std::env::var_os("NEXUS_TEST_COMMAND") {
         Some(path) => repository("").join(path),
         None => env!("CARGO_BIN_EXE_nexus").into(),

@@ -11,7 +11,7 @@ use super::{Failure, load, parameter, terminal};
 use crate::Error;
 use crate::job::state_store;
 use crate::online::{Finding, look};
-use crate::plan::{Plan, changes};
+use crate::plan::{Plan, changes, warnings};
 use crate::spec::{Diagnostic, Diagnostics, Loaded};
 
 /// Parse, type and plan pipeline files offline; all errors at once.
@@ -114,8 +114,9 @@ async fn refusals(plan: &Plan) -> Result<Vec<Diagnostic>, Failure> {
 }
 
 fn report(plan: &Plan) {
-    if !plan.warnings.is_empty() {
-        terminal::complain(&plan.warnings.render(terminal::errors_have_colour()));
+    let warnings = Diagnostics::new(plan.warnings.iter().cloned().chain(warnings::of_files(plan)).collect());
+    if !warnings.is_empty() {
+        terminal::complain(&warnings.render(terminal::errors_have_colour()));
     }
     for source in plan.sources.values().filter(|source| source.inferred) {
         terminal::say(&format!("{}: inferred columns of source {}:", plan.loaded.file(), source.name));

@@ -10,10 +10,9 @@ use tracing_subscriber::EnvFilter;
 use super::signals::Signals;
 use super::table::layout;
 use super::terminal::{self, count, size};
-use super::{Failure, File};
+use super::{Failure, File, span};
 use crate::job::progress::{Progress, Report};
 use crate::serve::{Pages, PagesSettings, READY_WITHIN, Token};
-use crate::spec::units::Span;
 #[cfg(feature = "otel")]
 use crate::traces::{self, Traces};
 use crate::{Error, Job, Pipeline};
@@ -150,10 +149,6 @@ pub async fn write_report(report: &Report, path: &Path) -> Result<(), Error> {
     let json = json.map_err(|e| Error::internal("could not write the report").because(e))?;
     let written = tokio::fs::write(path, json).await;
     written.map_err(|e| Error::config(format!("could not write the report to {}", path.display())).because(e))
-}
-
-fn span(text: &str) -> Result<Duration, String> {
-    Span::try_from(text.to_owned()).map(|span| span.0)
 }
 
 impl Log {

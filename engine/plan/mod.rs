@@ -27,6 +27,7 @@ pub mod refused;
 pub mod session;
 pub mod source;
 pub mod table;
+pub mod warnings;
 mod windows;
 
 use crate::spec::{self, Diagnostic, Diagnostics, Loaded, Order, Severity, Tier, codes, model};
@@ -79,8 +80,10 @@ impl Plan {
             return Err(Diagnostics::new(wrong));
         }
         wrong.extend(loaded.warnings.iter().cloned());
-        wrong.extend(unread(&loaded, &sources, &tables));
-        Ok(Self { warnings: Diagnostics::new(wrong), loaded, sources, references, tables })
+        let mut plan = Self { warnings: Diagnostics::default(), loaded, sources, references, tables };
+        wrong.extend(warnings::of_plan(&plan));
+        plan.warnings = Diagnostics::new(wrong);
+        Ok(plan)
     }
 
     /// Names the sources that some table reads: only these are opened.
@@ -423,7 +426,7 @@ impl<'a> Planning<'a> {
 }
 
 /// Guesses a format from a file's suffix.
-fn format_of(glob: &str) -> Option<model::Format> {
+pub(crate) fn format_of(glob: &str) -> Option<model::Format> {
     let name = glob.trim_end_matches(".gz").trim_end_matches(".zst");
     let csv = || serde_json::from_value::<model::CsvFormat>(serde_json::json!({})).ok().map(model::Format::Csv);
     let avro = || serde_json::from_value::<model::AvroFormat>(serde_json::json!({})).ok().map(model::Format::Avro);
@@ -434,28 +437,4 @@ fn format_of(glob: &str) -> Option<model::Format> {
         "json" | "jsonl" | "ndjson" => Some(model::Format::Json),
         _ => None,
     }
-}
-
-/// Warns of what is read by nobody.
-fn unread(loaded: &Loaded, sources: &BTreeMap<String, SourcePlan>, tables: &[TablePlan]) -> Vec<Diagnostic> {
-    let read: BTreeSet<&String> = tables.iter().flat_map(|table| &table.inputs).collect();
-    let joined: BTreeSet<&String> = tables.iter().flat_map(|table| &table.references).collect();
-    let mut warnings = Vec::new();
-    let mut warn = |path: &[&str], message: String| {
-        warnings.push(loaded.diagnostic_at(path, codes::UNREAD, message, None).as_warning());
-    };
-    for name in sources.keys().filter(|name| !read.contains(name)) {
-        warn(&["sources", name], format!("no table reads the source `{name}`, so it is not opened"));
-    }
-    for name in loaded.spec.reference.keys().filter(|name| !joined.contains(name)) {
-        warn(&["reference", name], format!("no table reads the reference table `{name}`"));
-    }
-    for table in tables {
-        let name = table.name();
-        let spec = loaded.spec.tables(table.tier).get(&table.table);
-        if spec.is_some_and(|spec| !spec.store && spec.postgres.is_none()) && !read.contains(&name) {
-            warn(&[table.tier.name(), &table.table], format!("{name} is not stored, and no table reads it"));
-        }
-    }
-    warnings
 }

@@ -200,6 +200,10 @@ codes! {
         "A role is named by its ARN, `arn:aws:iam::123456789012:role/name`; an endpoint is an HTTP or HTTPS URL. An endpoint \
          that is named is called as it is, so `fips: true` would have no effect on it: name the FIPS endpoint itself, or \
          leave one of the two out. The session of a role is called by 2 to 64 letters, digits and `_+=,.@-`.";
+    /// A test case that gives a source both files and records.
+    MIXED_CASE = "N0611", "files and records in one case",
+        "In a test case, records in place are read as JSON, and a file in the format of its source. A source is read in \
+         one of the two ways in all steps of a case.";
     /// A query that DataFusion does not take.
     BAD_SQL = "N0701", "SQL does not fit",
         "The query cannot be read, or names a table, column or function that is not there. Tables are named \
@@ -230,6 +234,15 @@ codes! {
         "Delta has no times of day, no numbers of more than 38 digits and no intervals, and no column whose name holds a \
          space or one of `,;{}()=`, or differs from another one in upper and lower case alone. Unsigned numbers are \
          stored as the next wider signed ones.";
+    /// A key of a sink under which rows that differ replace one another.
+    KEY_NOT_UNIQUE = "N0711", "key does not tell rows apart",
+        "The query has a row for each of several keys (those of `GROUP BY`, or of `unique`), and the sink's key names only \
+         some of them. Rows that differ in the others replace one another, and the last one stays. If that is meant, such \
+         as to keep the newest window of each site, nothing has to be done.";
+    /// A column that is NULL in every row.
+    NEVER_SET = "N0712", "column never set",
+        "Nothing gives the column a value: the query selects NULL for it, or the header of the CSV files does not name it. \
+         Readers would take it for missing data. A misspelt name is the most common reason.";
     /// Stored rows and those to come do not fit one another.
     DESTRUCTIVE_CHANGE = "N0801", "change that stored rows do not survive",
         "The files of a table are read as one table, by the names of its columns. Columns may be added (older rows have \

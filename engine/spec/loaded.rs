@@ -329,12 +329,15 @@ impl Loaded {
         })
     }
 
-    /// Gives the absolute path of the file that a source reads in a test case; nothing if the rows stand in place.
-    pub fn given_path(&self, test: usize, source: &str) -> Option<PathBuf> {
-        match self.spec.tests.get(test)?.given.get(source)? {
-            Given::File(path) => Some(self.resolve(&["tests", &test.to_string(), "given", source], path).into()),
-            Given::Rows(_) => None,
-        }
+    /// Gives the absolute path of the file that a source reads at a step of a test case (0 is what is given first);
+    /// nothing if the records stand in place.
+    pub fn given_path(&self, test: usize, step: usize, source: &str) -> Option<PathBuf> {
+        let Given::File(path) = self.spec.tests.get(test)?.given_at(step)?.get(source)? else { return None };
+        let (test, later) = (test.to_string(), step.checked_sub(1).map(|index| index.to_string()));
+        let mut place = vec!["tests", test.as_str()];
+        place.extend(later.iter().flat_map(|index| ["then", index.as_str()]));
+        place.extend(["given", source]);
+        Some(self.resolve(&place, path).into())
     }
 
     /// Resolves a path: from the current folder if it came with `--set`, else from the file's folder.

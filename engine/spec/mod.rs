@@ -43,6 +43,8 @@ mod yaml;
 #[cfg(test)]
 mod tests;
 
+#[cfg(feature = "cli")]
+pub(crate) use check::{is_own_column, slug};
 pub use diagnostic::{Diagnostic, Diagnostics, Severity};
 pub use format::WrongFormat;
 pub(crate) use loaded::survey_file;

@@ -7,6 +7,9 @@ mod pipeline;
 mod sources;
 mod tables;
 
+#[cfg(feature = "cli")]
+pub(crate) use names::{is_own_column, slug};
+
 use std::collections::{BTreeSet, HashSet};
 
 use super::codes;

@@ -9,10 +9,12 @@ use serde::{Deserialize, Serialize};
 mod aws;
 mod parquet;
 mod source;
+mod test_case;
 
 pub use aws::*;
 pub use parquet::*;
 pub use source::*;
+pub use test_case::*;
 
 use super::units::{ByteSize, Share, Span};
 
@@ -472,46 +474,6 @@ pub struct SecretsManager {
     /// The role that reads it; that of `aws` if not given.
     #[serde(default)]
     pub role: Option<Roles>,
-}
-
-/// A case for `nexus test`.
-#[derive(Debug, Clone, Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields)]
-pub struct TestCase {
-    /// What the case shows.
-    pub name: String,
-    /// What each source reads: a file's path, or rows in place.
-    pub given: BTreeMap<String, Given>,
-    /// What each table must hold at the end.
-    pub expect: BTreeMap<String, Expected>,
-}
-
-/// What a source reads in a test case.
-#[derive(Debug, Clone, Deserialize, JsonSchema)]
-#[serde(untagged)]
-pub enum Given {
-    /// A file in the source's format, from the pipeline file's folder.
-    File(String),
-    /// Rows in place: column name to value.
-    Rows(Vec<BTreeMap<String, serde_json::Value>>),
-}
-
-/// What a table must hold at the end of a test case.
-#[derive(Debug, Clone, Deserialize, JsonSchema)]
-#[serde(untagged)]
-pub enum Expected {
-    /// Exactly these rows, in any order; columns that a row does not name are not compared.
-    Rows(Vec<BTreeMap<String, serde_json::Value>>),
-    /// This many rows.
-    Count(ExpectedCount),
-}
-
-/// How many rows a table must hold.
-#[derive(Debug, Clone, Copy, Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields)]
-pub struct ExpectedCount {
-    /// The number of rows.
-    pub rows: u64,
 }
 
 impl Late {

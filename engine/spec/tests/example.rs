@@ -135,7 +135,7 @@ tests:
     assert_eq!((kinesis.aggregated, kinesis.on_data_loss), (Aggregated::Never, OnDataLoss::Continue));
     assert_eq!(spec.sources["uploads"].s3.as_ref().unwrap().bucket_owner.as_deref(), Some("123456789012"));
     assert_eq!(spec.description.as_deref(), Some("12"));
-    let Given::Rows(rows) = &spec.tests[0].given["intake"] else { panic!("rows") };
+    let Given::Records(rows) = &spec.tests[0].given["intake"] else { panic!("rows") };
     assert_eq!(json!(rows), json!([{ "id": 1, "at": null, "tags": { "a": [1] } }]));
 }
 
@@ -146,7 +146,7 @@ fn relative_paths_begin_at_the_file() {
     assert_eq!(loaded.reference_path("airports").unwrap(), "/srv/data/airports.csv");
     assert_eq!(loaded.lake_root(Tier::Gold), "/srv/lake");
     assert_eq!(loaded.state_root(), "/srv/lake/_nexus/flights");
-    assert_eq!(loaded.given_path(0, "departures"), Some(PathBuf::from("/srv/cases/cancelled.csv")));
+    assert_eq!(loaded.given_path(0, 0, "departures"), Some(PathBuf::from("/srv/cases/cancelled.csv")));
     assert_eq!(loaded.secret_ref("pg"), Some(SecretRef::Env("DATABASE_URL".into())));
 }
 
