@@ -16,8 +16,14 @@ SOAK_MINUTES ?= 60
 FUZZ_SECONDS ?= 120
 SOAK_FAULT_RUNS ?= 25
 SOAK_CASES ?= 50
+OBJECTS ?= 100000
+API_FUZZ_EXAMPLES ?= 50
+# Where the data, the peers and the results of comparisons lie: some 5 GB.
+COMPARE ?= $(CURDIR)/target/compare
+COMPARE_FLAGS ?= --rounds 5
+RELEASE := $${CARGO_TARGET_DIR:-target}/release/nexus
 
-.PHONY: help run check build test test-env test-rust test-suites soak soak-hour fuzz bombs state nexmark restart golden readers lint fmt fmt-check doc bench deny clean
+.PHONY: help run check build test test-env test-rust api-fuzz docs test-suites soak soak-hour fuzz bombs state nexmark objects restart compare latency profile instructions golden readers lint fmt fmt-check doc bench deny clean
 
 help: ## Lists these targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -64,6 +70,15 @@ fuzz: ## Fuzzes each decoder and parser for FUZZ_SECONDS (needs cargo-fuzz)
 			-max_total_time=$(FUZZ_SECONDS) -timeout=20 -rss_limit_mb=2048 -max_len=4096; \
 	done
 
+api-fuzz: test-env ## Sends what schemathesis makes up to the API of a run: API_FUZZ_EXAMPLES requests for each path
+	@test -x "$(TEST_ENV)/schemathesis/bin/st" || (python3 -m venv "$(TEST_ENV)/schemathesis" && \
+		"$(TEST_ENV)/schemathesis/bin/pip" install --quiet --disable-pip-version-check schemathesis==4.32.5)
+	NEXUS_TEST_SCHEMATHESIS="$(TEST_ENV)/schemathesis/bin/st" NEXUS_TEST_EXAMPLES=$(API_FUZZ_EXAMPLES) \
+		$(CARGO) test --workspace --all-features --locked --test nexus api::schemathesis -- --nocapture
+
+docs: ## Makes the pages anew that are made from the code: docs/metrics.md
+	NEXUS_TEST_DOCS=make $(CARGO) test --workspace --all-features --locked --lib the_page_about_metrics
+
 bombs: test-env ## Unpacks bombs of 10 GiB within 128 MiB
 	NEXUS_TEST_BOMB_MIB=10240 $(CARGO) test --release --workspace --all-features --locked --test nexus \
 		memory::an_endless_line -- --nocapture
@@ -76,6 +91,10 @@ state: test-env build ## Measures ten million remembered keys within 564 MiB, a 
 	NEXUS_TEST_KEYS=10000000 NEXUS_TEST_WINDOWS=1000000 NEXUS_TEST_COMMAND="$${CARGO_TARGET_DIR:-target}/release/nexus" \
 		$(CARGO) test --workspace --all-features --locked --test nexus outgrow -- --nocapture --test-threads 1
 
+objects: test-env build ## Reads 100 000 announced objects (OBJECTS), some twice, some of them poison, each once
+	NEXUS_TEST_OBJECTS=$(OBJECTS) NEXUS_TEST_COMMAND="$${CARGO_TARGET_DIR:-target}/release/nexus" \
+		$(CARGO) test --workspace --all-features --locked --test nexus objects:: -- --nocapture
+
 nexmark: test-env build ## Runs the queries of Nexmark over a million events and compares with a batch
 	NEXUS_TEST_NEXMARK=1000000 NEXUS_TEST_COMMAND="$${CARGO_TARGET_DIR:-target}/release/nexus" \
 		$(CARGO) test --workspace --all-features --locked --test nexus nexmark -- --nocapture
@@ -83,6 +102,23 @@ nexmark: test-env build ## Runs the queries of Nexmark over a million events and
 restart: test-env build ## Measures a restart with 10 000 commit records and 1 GiB of state behind it (some ten minutes)
 	NEXUS_TEST_RESTART=full NEXUS_TEST_COMMAND="$${CARGO_TARGET_DIR:-target}/release/nexus" \
 		$(CARGO) test --workspace --all-features --locked --test nexus restart -- --nocapture
+
+compare: build ## Runs Nexus and its peers (DuckDB, Polars, DataFusion, Spark) on the same work; COMPARE_FLAGS="--work w1z --peers duckdb,polars"
+	python3 benches/compare/compare.py --folder "$(COMPARE)" --nexus "$(RELEASE)" $(COMPARE_FLAGS)
+
+latency: build ## Measures how old rows are when readers of PostgreSQL see them, at 20 000 rows a second and commits each second
+	python3 benches/latency/latency.py --nexus "$(RELEASE)"
+
+profile: ## Draws target/profile.svg, a flame graph of the comparison's work (needs perf, and `cargo install inferno`)
+	$(CARGO) rustc --release --locked --bin nexus -- -C strip=none
+	python3 benches/compare/make_data.py "$(COMPARE)/data-1000000" 1000000 4
+	rm -rf "$(COMPARE)/out/profile"
+	perf record -F 399 --call-graph dwarf,8192 -o "$(COMPARE)/perf.data" "$(RELEASE)" run benches/compare/telemetry.yaml \
+		--set events="$(COMPARE)/data-1000000/*.jsonl" --set lake="$(COMPARE)/out/profile"
+	perf script -i "$(COMPARE)/perf.data" | inferno-collapse-perf | inferno-flamegraph > target/profile.svg
+
+instructions: ## Writes down how many instructions the kernels take in the build of the tests (needs valgrind)
+	NEXUS_RECORD_INSTRUCTIONS=1 $(CARGO) test --workspace --all-features --locked --bench instructions
 
 golden: ## Makes the golden files of this version's state anew, in tests/golden; they are kept as they are once it is out
 	NEXUS_TEST_GOLDEN=make $(CARGO) test --workspace --all-features --locked --test nexus golden -- --nocapture

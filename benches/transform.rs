@@ -8,22 +8,21 @@ use std::time::Duration;
 
 use arrow::array::RecordBatch;
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
-use futures::StreamExt;
-use futures::stream::select_all;
 use nexus::Pipeline;
 use nexus::operators::batch::Payload;
 use nexus::operators::clock::SystemClock;
 use nexus::operators::decode::decode_whole;
 use nexus::operators::position::Cut;
 use nexus::operators::source::SourceEvent;
-use nexus::operators::transform::Transform;
 use nexus::operators::transform::keys::KeyLimits;
-use nexus::operators::transform::query::Running;
 use nexus::operators::transform::states::StateLimits;
 use nexus::operators::transform::unique::Unique;
 use nexus::operators::transform::window::WATERMARK_END;
 use nexus::plan::Plan;
 use tokio::runtime::Runtime;
+
+#[path = "shared/epoch.rs"]
+mod epoch;
 
 /// Rows of one run: about a second of a fast source.
 const ROWS: u64 = 1_000_000;
@@ -83,34 +82,6 @@ async fn batches(plan: &Plan) -> Vec<RecordBatch> {
     }
 }
 
-/// Runs one epoch, and gives the rows that came out.
-async fn epoch(transform: &mut Transform, batches: &[RecordBatch]) -> usize {
-    let Running { inputs, rows } = transform.start().await.expect("the query starts");
-    let numbered = rows.into_iter().enumerate();
-    let mut rows = select_all(numbered.map(|(stream, rows)| rows.map(move |batch| (stream, batch))));
-    let feed = async move {
-        for batch in batches {
-            for input in &inputs {
-                input.send(batch.clone()).await;
-            }
-        }
-    };
-    let drain = async {
-        let mut out = 0;
-        while let Some((stream, batch)) = rows.next().await {
-            let rows = transform.absorb(stream, batch.expect("the query runs")).expect("states are kept");
-            out += rows.map_or(0, |batch| batch.num_rows());
-        }
-        out
-    };
-    let ((), mut out) = futures::join!(feed, drain);
-    let mut windows = transform.close(1, WATERMARK_END).await.expect("the windows close");
-    while let Some(batch) = windows.next().await.expect("the query runs") {
-        out += batch.num_rows();
-    }
-    out
-}
-
 fn transforms(criterion: &mut Criterion) {
     let runtime = Runtime::new().expect("threads can be started");
     let plan = runtime.block_on(plan());
@@ -124,7 +95,7 @@ fn transforms(criterion: &mut Criterion) {
         for (unit, throughput) in [("rows", Throughput::Elements(ROWS)), ("bytes", Throughput::Bytes(bytes))] {
             group.throughput(throughput);
             group.bench_function(unit, |bencher| {
-                bencher.iter(|| runtime.block_on(epoch(&mut transform, &batches)));
+                bencher.iter(|| runtime.block_on(epoch::run(&mut transform, &batches, WATERMARK_END)));
             });
         }
         group.finish();

@@ -43,6 +43,8 @@ pub mod plan;
 pub mod serve;
 pub mod spec;
 pub mod state;
+#[cfg(feature = "otel")]
+mod traces;
 pub mod trial;
 
 pub use job::progress::Report;

@@ -105,6 +105,13 @@ fn given(
     let (partition, content, plan) = match case.given.get(&plan.name) {
         None => return Ok((plan, Box::new(MemorySource::batches(Vec::new(), clock.clone())))),
         Some(Given::File(_)) => {
+            if matches!(
+                plan.decoder.format,
+                FormatSettings::AvroRecords { .. } | FormatSettings::Protobuf { delimited: false, .. }
+            ) {
+                let text = format!("single records do not stand in a file; give source {} rows in place", plan.name);
+                return Err(Error::config(text));
+            }
             let path = loaded.given_path(number, &plan.name).unwrap_or_default();
             let content = std::fs::read(&path)
                 .map_err(|e| Error::config(format!("could not read {}", path.display())).because(e))?;

@@ -19,4 +19,8 @@ pub enum Framing {
     Whole,
     /// A Parquet file, read by row groups.
     Parquet,
+    /// Records with their length before them, as a variable number of Protocol Buffers.
+    Delimited,
+    /// An Avro container file, read by blocks; offsets count its records.
+    Avro,
 }

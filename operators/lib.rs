@@ -9,6 +9,7 @@
 //! Invariant: an operator never decides retry across calls, and never spawns a
 //! task that nobody owns. The engine owns every loop.
 
+pub mod avro;
 #[cfg(feature = "aws")]
 pub mod aws;
 pub mod batch;

@@ -85,6 +85,7 @@ fn a_stream_is_read_into_a_bucket_within_the_policy() {
         &format!(
             "name: iam
 lake: s3://{bucket}/a/lake
+commit: {{ every: 1h, rows: 60 }}
 sources:
   events:
     kinesis: {{ stream: {stream} }}
@@ -101,7 +102,7 @@ gold:
     through(&mut world, &aws, Some(&kinesis));
     let path = file.to_str().expect("the path is text");
     world.nexus(&["run", path, "--until-idle", "3s"]).expect_code(0);
-    for verb in ["audit", "state"] {
+    for verb in ["audit", "compact", "state"] {
         world.nexus(&[verb, path]).expect_code(0);
     }
     let calls = aws.calls().into_iter().chain(kinesis.calls()).collect();

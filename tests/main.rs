@@ -6,11 +6,14 @@
 
 #![allow(clippy::print_stdout, reason = "what a test prints is shown when it fails")]
 
+mod api;
 mod audit;
 mod bad_data;
 mod balance;
 mod cli;
 mod cloud;
+mod compact;
+mod console;
 mod corrected;
 mod crash;
 mod delta;
@@ -19,6 +22,7 @@ mod errors;
 mod evolve;
 mod fail_points;
 mod flights;
+mod formats;
 #[path = "fuzz/engine.rs"]
 mod fuzz_engine;
 mod golden;
@@ -26,10 +30,12 @@ mod hostile;
 mod iam;
 mod inputs;
 mod keyed;
+mod layout;
 mod lineage;
 mod memory;
 mod newest;
 mod nexmark;
+mod objects;
 mod oracle;
 mod panics;
 mod pressure;
@@ -42,4 +48,5 @@ mod schema;
 mod servers;
 mod serving;
 mod soak;
+mod traces;
 mod world;

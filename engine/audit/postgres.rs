@@ -89,7 +89,8 @@ pub async fn check(
     }
     if let Some((folder, files)) = spools.get(sink) {
         let waiting = waiting.iter().map(String::as_str).collect();
-        faults.extend(staged::check(view, sink, folder, files, spooled_by, &waiting));
+        let may_be_open = |id| staged::may_be_open(view, sink, id, false);
+        faults.extend(staged::check(sink, folder, files, spooled_by, may_be_open, &waiting));
     }
     Ok((findings, faults))
 }

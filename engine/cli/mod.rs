@@ -14,11 +14,13 @@ use crate::{BuildError, Error, Pipeline};
 
 mod audit;
 mod check;
+mod compact;
 mod explain;
 mod graph;
 mod iam;
 mod query;
 mod redrive;
+mod replacing;
 mod run;
 mod schema;
 mod signals;
@@ -27,6 +29,7 @@ mod stored;
 mod table;
 mod terminal;
 mod test;
+mod top;
 
 /// The exit code of a run that failed.
 const FAILED: u8 = 1;
@@ -50,6 +53,8 @@ enum Verb {
     Run(run::Run),
     /// Show the graph of tables, their schemas, what is stateful, and the plans.
     Plan(graph::Graph),
+    /// Show on a terminal how a run is doing.
+    Top(top::Top),
     /// Run the test cases of pipeline files, in process, without servers.
     Test(test::Test),
     /// Run SQL over the lake's committed tables.
@@ -60,6 +65,8 @@ enum Verb {
     Audit(audit::ProveWhole),
     /// Send quarantined rows again, after what was wrong has been corrected.
     Redrive(redrive::SendAgain),
+    /// Merge small files of the lake's tables.
+    Compact(compact::Merge),
     /// Print the least-privilege IAM policy that a pipeline needs, and its VPC endpoints.
     Iam(iam::Iam),
     /// Print the JSON Schema of pipeline files, for editors.
@@ -133,11 +140,13 @@ async fn dispatch(verb: Verb) -> Result<(), Failure> {
         Verb::Check(check) => check.execute().await,
         Verb::Run(run) => run.execute().await,
         Verb::Plan(graph) => graph.execute().await,
+        Verb::Top(top) => top.execute().await,
         Verb::Test(test) => test.execute().await,
         Verb::Query(query) => query.execute().await,
         Verb::State(state) => state.execute().await,
         Verb::Audit(audit) => audit.execute().await,
         Verb::Redrive(redrive) => redrive.execute().await,
+        Verb::Compact(compact) => compact.execute().await,
         Verb::Iam(iam) => iam.execute().await,
         Verb::Schema => schema::execute(),
         Verb::Explain(explain) => explain.execute(),

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use arrow::array::RecordBatch;
 use arrow::datatypes::SchemaRef;
 use arrow::util::pretty::pretty_format_batches_with_schema;
 use datafusion::catalog::{CatalogProvider, MemorySchemaProvider};
@@ -13,16 +14,20 @@ use nexus_operators::quarantine;
 use nexus_operators::store::{Backend, Store};
 use nexus_operators::transform::keyed::SEQUENCE_COLUMN;
 
+use super::replacing::{Known, Replacing};
 use super::stored::StoredTable;
 use super::{Failure, File, terminal};
+use crate::job::place::PARQUET;
 use crate::job::state_store;
 use crate::plan::Plan;
 use crate::plan::changes::stored_schema;
 use crate::plan::table::TablePlan;
 use crate::spec::Tier;
 use crate::spec::model::TableFormat;
-use crate::state::State;
 use crate::{Error, Result};
+
+/// How often a query is run because files are gone that it was about to read: each time, other processes have replaced them.
+const TRIES_MAX: usize = 5;
 
 /// Run SQL over the lake's committed tables.
 ///
@@ -40,20 +45,45 @@ impl Query {
         let plan = self.file.plan().await?;
         let config = SessionConfig::new().with_information_schema(true);
         let context = SessionContext::new_with_config(config);
-        let state = state_store(&plan.loaded, Arc::new(SystemClock)).await?.load().await?;
-        register(&context, &plan, &state).await?;
-        let failed = |e: DataFusionError| Error::config("could not run the query").because(e);
-        let answer = context.sql(&self.sql).await.map_err(failed)?;
-        let columns: SchemaRef = answer.schema().inner().clone();
-        let rows = answer.collect().await.map_err(failed)?;
+        let store = state_store(&plan.loaded, Arc::new(SystemClock)).await?;
+        let known = Arc::new(Known::read(store).await?);
+        register(&context, &plan, &known).await?;
+        let mut tries = 0;
+        let (columns, rows) = loop {
+            tries += 1;
+            match answer(&context, &self.sql).await {
+                Ok(answer) => break answer,
+                // Files that were listed have been merged, or sent again, before they were read.
+                Err(error) if tries < TRIES_MAX && is_missing(&error) => {}
+                Err(error) => return Err(Error::config("could not run the query").because(error).into()),
+            }
+        };
         let table = pretty_format_batches_with_schema(columns, &rows).map_err(Error::from)?;
         terminal::say(&table.to_string());
         Ok(())
     }
 }
 
+async fn answer(context: &SessionContext, sql: &str) -> Result<(SchemaRef, Vec<RecordBatch>), DataFusionError> {
+    let answer = context.sql(sql).await?;
+    let columns: SchemaRef = answer.schema().inner().clone();
+    Ok((columns, answer.collect().await?))
+}
+
+/// Tells whether a file was not there.
+fn is_missing(error: &DataFusionError) -> bool {
+    let mut cause: Option<&(dyn std::error::Error + 'static)> = Some(error);
+    while let Some(error) = cause {
+        if matches!(error.downcast_ref(), Some(object_store::Error::NotFound { .. })) {
+            return true;
+        }
+        cause = error.source();
+    }
+    false
+}
+
 /// Makes the stored tables and their quarantine known. Only committed files lie in a table's folder.
-async fn register(context: &SessionContext, plan: &Plan, state: &State) -> Result<()> {
+async fn register(context: &SessionContext, plan: &Plan, known: &Arc<Known>) -> Result<()> {
     for table in &plan.tables {
         let name = table.name();
         let tier = table.tier.name();
@@ -62,18 +92,19 @@ async fn register(context: &SessionContext, plan: &Plan, state: &State) -> Resul
                 Folder { path: format!("{tier}/{}", table.table), format: plan.loaded.spec.table_format(spec) };
             let changes = format!("{}_changes", table.table);
             let stored = if table.keys.is_some() { &changes } else { &table.table };
-            let columns = stored_schema(&table.schema, state.schema_of(&name));
-            add(context, plan, table.tier, &folder, (tier, stored), &columns).await?;
+            let columns = stored_schema(&table.schema, known.schema_of(&name).await.as_ref());
+            let replacing = Some(Replacing::new(known.clone(), format!("{name}/{PARQUET}")));
+            add(context, plan, table.tier, &folder, (tier, stored), &columns, replacing).await?;
             if let Some(keys) = &table.keys {
                 add_newest(context, table, keys, &changes).await?;
             }
         }
         let folder = Folder { path: format!("_quarantine/{name}"), format: TableFormat::Parquet };
-        add(context, plan, table.tier, &folder, ("quarantine", &name), &quarantine::schema()).await?;
+        add(context, plan, table.tier, &folder, ("quarantine", &name), &quarantine::schema(), None).await?;
     }
     for source in plan.sources.keys() {
         let folder = Folder { path: format!("_quarantine/{source}"), format: TableFormat::Parquet };
-        add(context, plan, Tier::Bronze, &folder, ("quarantine", source), &quarantine::schema()).await?;
+        add(context, plan, Tier::Bronze, &folder, ("quarantine", source), &quarantine::schema(), None).await?;
     }
     Ok(())
 }
@@ -113,12 +144,13 @@ async fn add(
     folder: &Folder,
     (schema, table): (&str, &str),
     columns: &SchemaRef,
+    replacing: Option<Replacing>,
 ) -> Result<()> {
     let failed = |e: DataFusionError| Error::internal(format!("could not register {schema}.{table}")).because(e);
     let root = Store::open(&plan.loaded.lake_root(tier), &crate::job::encryption(&plan.loaded)).await?;
     let store = register_store(context, &root)?;
     let is_delta = folder.format == TableFormat::Delta;
-    let stored = StoredTable::new(columns.clone(), root.below(&folder.path), is_delta, store);
+    let stored = StoredTable::new(columns.clone(), root.below(&folder.path), is_delta, store, replacing);
     let catalog = context.catalog("datafusion").ok_or_else(|| Error::internal("there is no catalog"))?;
     let provider = match catalog.schema(schema) {
         Some(provider) => provider,

@@ -28,6 +28,8 @@ use nexus_operators::store::{Backend, Entry, Store, join};
 use object_store::ObjectMeta;
 use object_store::path::Path;
 
+use super::replacing::Replacing;
+
 /// The committed files of one table.
 ///
 /// Which columns a file lacks is told by its path alone, so that a table whose
@@ -42,6 +44,8 @@ pub struct StoredTable {
     is_delta: bool,
     /// The store of `folder` as DataFusion knows it.
     store: ObjectStoreUrl,
+    /// Tells which files are to be read while some are put in the place of others; nothing if none ever are.
+    replacing: Option<Replacing>,
 }
 
 /// Files by the columns that stand in the names of their folders, as indices in the table's schema.
@@ -49,8 +53,14 @@ type Layouts = BTreeMap<Vec<usize>, Vec<PartitionedFile>>;
 
 impl StoredTable {
     /// Makes the table with these columns in `folder`, whose store has been registered as `store`.
-    pub fn new(schema: SchemaRef, folder: Store, is_delta: bool, store: ObjectStoreUrl) -> Self {
-        Self { schema, folder, is_delta, store }
+    pub fn new(
+        schema: SchemaRef,
+        folder: Store,
+        is_delta: bool,
+        store: ObjectStoreUrl,
+        replacing: Option<Replacing>,
+    ) -> Self {
+        Self { schema, folder, is_delta, store, replacing }
     }
 
     /// Gives the files of the table.
@@ -59,7 +69,10 @@ impl StoredTable {
             let logged = logged_files(&self.folder).await.map_err(external)?.unwrap_or_default();
             return Ok(logged.active.into_iter().map(|(name, size)| Entry { name, size }).collect());
         }
-        let mut files = self.folder.list("").await.map_err(external)?;
+        let mut files = match &self.replacing {
+            Some(replacing) => replacing.list(&self.folder).await.map_err(external)?,
+            None => self.folder.list("").await.map_err(external)?,
+        };
         files.retain(|file| file.name.ends_with(".parquet"));
         Ok(files)
     }

@@ -21,6 +21,8 @@ pub struct ParquetPlace {
     pub staging: Store,
     /// Where uploads are noted, on an object store.
     pub notes: Store,
+    /// Where rows wait for a larger file.
+    pub spool: Store,
 }
 
 /// Gives the folders of a Parquet sink.
@@ -44,6 +46,7 @@ pub async fn parquet_place(
         table: root.below(&folder),
         staging: root.below(&format!("_nexus/{}/staging/{sink}", plan.loaded.spec.name)),
         notes: store.folder().below(&format!("notes/{sink}")),
+        spool: store.folder().below(&format!("rolls/{of}")),
     })
 }
 

@@ -15,6 +15,7 @@ use tokio::sync::watch;
 use tokio::time::Instant;
 
 use super::ledger::{Ledger, OpenEpoch};
+use super::place::PARQUET;
 use super::progress::Progress;
 use super::redrive::{self, Portion, Redrive};
 use super::wiring::{Restored, wire};
@@ -87,7 +88,7 @@ pub async fn state_store(loaded: &Loaded, clock: SharedClock) -> Result<StateSto
     open_state(loaded, clock, &encryption(loaded)).await
 }
 
-async fn open_state(loaded: &Loaded, clock: SharedClock, encryption: &Encryption) -> Result<StateStore> {
+pub(super) async fn open_state(loaded: &Loaded, clock: SharedClock, encryption: &Encryption) -> Result<StateStore> {
     let folder = Store::open(&loaded.state_root(), encryption).await?;
     Ok(StateStore::new(folder, loaded.spec.name.clone(), clock))
 }
@@ -122,7 +123,13 @@ async fn nothing_to_do(plan: &Plan, settings: &RunSettings, store: &StateStore) 
         return Ok(false);
     }
     let (_, undone) = undone(store, &state).await?;
-    Ok(undone.is_empty() && !has_input(plan, &settings.surroundings.clock, &state).await?)
+    let is_done = undone.is_empty() && !plan.tables.iter().any(|table| waits(&state, &table.name()));
+    Ok(is_done && !has_input(plan, &settings.surroundings.clock, &state).await?)
+}
+
+/// Tells whether rows of a table wait for a larger file: the end of a run writes it.
+fn waits(state: &State, table: &str) -> bool {
+    state.waiting.get(&format!("{table}/{PARQUET}")).is_some_and(|waiting| !waiting.is_empty())
 }
 
 /// Tells whether no quarantined row can be sent again, and every sink has committed all.
@@ -161,14 +168,14 @@ async fn has_input(plan: &Plan, clock: &SharedClock, state: &State) -> Result<bo
 }
 
 /// Gives the columns of the tables that go to sinks. Refuses what stored rows or kept state do not survive.
-async fn schemas(plan: &Plan, state: &State) -> Result<BTreeMap<String, TableSchema>> {
+pub(super) async fn schemas(plan: &Plan, state: &State) -> Result<BTreeMap<String, TableSchema>> {
     changes::compare(plan, state)
         .await
         .map_err(|refusals| Error::config(refusals.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n")))
 }
 
 /// Gives up to which epoch each sink has committed, and the recorded epochs that some sink has not.
-async fn undone(store: &StateStore, state: &State) -> Result<(BTreeMap<String, u64>, Vec<CommitRecord>)> {
+pub(super) async fn undone(store: &StateStore, state: &State) -> Result<(BTreeMap<String, u64>, Vec<CommitRecord>)> {
     let committed = store.committed().await?;
     let mut undone = Vec::new();
     let mut epoch = state.epoch;

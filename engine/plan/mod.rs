@@ -4,19 +4,23 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 use std::sync::Arc;
 
-use arrow::datatypes::SchemaRef;
+use arrow::datatypes::{DataType, SchemaRef};
+use datafusion::execution::memory_pool::MemoryPool;
 use datafusion::execution::session_state::SessionState;
 use nexus_operators::clock::SharedClock;
 use nexus_operators::sink::delta;
+use nexus_operators::sink::parquet::is_ordered;
 
 pub mod analyze;
 pub mod as_of;
 mod basis;
 pub mod changes;
+pub mod describe;
 pub mod evolve;
 mod graph;
 pub mod join;
 pub mod lineage;
+pub mod masks;
 pub mod options;
 pub mod reference;
 pub mod refused;
@@ -25,7 +29,7 @@ pub mod source;
 pub mod table;
 mod windows;
 
-use crate::spec::{self, Diagnostic, Diagnostics, Loaded, Severity, Tier, codes, model};
+use crate::spec::{self, Diagnostic, Diagnostics, Loaded, Order, Severity, Tier, codes, model};
 use crate::state::record::EvolvedColumn;
 use reference::{ReferenceSettings, ReferenceTable};
 use refused::Refused;
@@ -85,6 +89,11 @@ impl Plan {
         self.sources.keys().filter(|name| read.contains(name)).cloned().collect()
     }
 
+    /// Gives what counts the memory that all queries take.
+    pub fn query_memory(&self) -> Option<Arc<dyn MemoryPool>> {
+        self.tables.first().map(|table| table.state.runtime_env().memory_pool.clone())
+    }
+
     /// Finds a table by its name, `tier.table`.
     pub fn table(&self, name: &str) -> Option<&TablePlan> {
         self.tables.iter().find(|table| table.name() == name)
@@ -140,6 +149,7 @@ impl<'a> Planning<'a> {
                 Err(error) => self.refuse(&["sources", name], codes::BAD_SOURCE, error.to_string(), None),
             }
         }
+        self.check_masks(&plans);
         for (name, columns) in &self.surroundings.evolved {
             let Some(plan) = plans.get_mut(name).filter(|plan| plan.evolves) else { continue };
             match plan.with_columns(columns) {
@@ -148,6 +158,21 @@ impl<'a> Planning<'a> {
             }
         }
         plans
+    }
+
+    /// Checks that sources have the columns that they mask.
+    fn check_masks(&mut self, plans: &BTreeMap<String, SourcePlan>) {
+        for (name, source) in &self.loaded.spec.sources {
+            let Some(plan) = plans.get(name) else { continue };
+            for (place, column) in source.mask.iter().enumerate() {
+                if plan.schema.index_of(column).is_err() {
+                    let known = plan.schema.fields().iter().map(|field| field.name().as_str());
+                    let hint = crate::spec::suggest::hint(column, known);
+                    let message = format!("source {name} has no column `{column}`");
+                    self.refuse(&["sources", name, "mask", &place.to_string()], codes::UNKNOWN_COLUMN, message, hint);
+                }
+            }
+        }
     }
 
     async fn references(&mut self) -> BTreeMap<String, Arc<ReferenceTable>> {
@@ -170,9 +195,11 @@ impl<'a> Planning<'a> {
 
     fn reference_settings(&self, name: &str, spec: &model::Reference) -> nexus_operators::Result<ReferenceSettings> {
         let glob = self.loaded.reference_path(name).unwrap_or_default();
+        let guessed = format_of(&glob);
+        let format = self.loaded.format_settings(["reference", name], spec.format.as_ref().or(guessed.as_ref()));
         Ok(ReferenceSettings {
             name: name.to_owned(),
-            format: source::format_settings(spec.format.as_ref().or(format_of(&glob).as_ref())),
+            format: format.map_err(|wrong| nexus_operators::Error::config(wrong.why))?,
             glob,
             columns: spec.columns.as_ref().map(source::declared_fields).transpose()?,
             refresh: spec.refresh.map(|refresh| refresh.0),
@@ -306,6 +333,18 @@ impl<'a> Planning<'a> {
             let hint = Some("partition it by fewer columns".to_owned());
             self.refuse(&[tier, &plan.table, "partition_by"], codes::BAD_PARTITION, message, hint);
         }
+        for (place, column) in spec.mask.iter().enumerate() {
+            named.push((vec!["mask".into(), place.to_string()], column.clone()));
+        }
+        for (place, order) in spec.order_by.iter().filter_map(|text| text.parse::<Order>().ok()).enumerate() {
+            self.check_in_files(plan, &in_files, &["order_by", &place.to_string()], &order.column, is_ordered);
+            named.push((vec!["order_by".into(), place.to_string()], order.column));
+        }
+        for (place, column) in spec.parquet.bloom.iter().enumerate() {
+            let is_flat = |data_type: &DataType| !data_type.is_nested();
+            self.check_in_files(plan, &in_files, &["parquet", "bloom", &place.to_string()], column, is_flat);
+            named.push((vec!["parquet".into(), "bloom".into(), place.to_string()], column.clone()));
+        }
         for (place, column) in spec.postgres.iter().flat_map(|postgres| &postgres.key).enumerate() {
             named.push((vec!["postgres".into(), "key".into(), place.to_string()], column.clone()));
         }
@@ -319,6 +358,29 @@ impl<'a> Planning<'a> {
             let hint = crate::spec::suggest::hint(&column, columns.iter().map(String::as_str));
             self.refuse(&path, codes::UNKNOWN_COLUMN, message, hint);
         }
+    }
+
+    /// Checks that a column stands in the files, and is of a type that an option takes.
+    fn check_in_files(
+        &mut self,
+        plan: &TablePlan,
+        in_files: &BTreeSet<&str>,
+        option: &[&str],
+        column: &str,
+        takes: fn(&DataType) -> bool,
+    ) {
+        let Some((_, field)) = plan.schema.column_with_name(column) else { return };
+        let (message, hint) = if !in_files.contains(column) {
+            let hint = "leave it out: all rows of a file have the same value";
+            (format!("`{column}` stands in the names of folders, and not in the files of {}", plan.name()), hint)
+        } else if !takes(field.data_type()) {
+            let hint = "name a column of single values: a number, a text, a time";
+            (format!("`{column}` of {} holds several values at a time", plan.name()), hint)
+        } else {
+            return;
+        };
+        let path = [&[plan.tier.name(), plan.table.as_str()], option].concat();
+        self.refuse(&path, codes::BAD_TABLE_OPTION, message, Some(hint.to_owned()));
     }
 
     /// Tells whether something under `path`, or what holds it, is known to be wrong.
@@ -364,7 +426,9 @@ impl<'a> Planning<'a> {
 fn format_of(glob: &str) -> Option<model::Format> {
     let name = glob.trim_end_matches(".gz").trim_end_matches(".zst");
     let csv = || serde_json::from_value::<model::CsvFormat>(serde_json::json!({})).ok().map(model::Format::Csv);
+    let avro = || serde_json::from_value::<model::AvroFormat>(serde_json::json!({})).ok().map(model::Format::Avro);
     match name.rsplit('.').next()? {
+        "avro" => avro(),
         "csv" => csv(),
         "parquet" => Some(model::Format::Parquet),
         "json" | "jsonl" | "ndjson" => Some(model::Format::Json),

@@ -13,8 +13,8 @@ use nexus_operators::source::generate::{self, GenerateSettings, GenerateSource, 
 use nexus_operators::{Error, Result};
 
 use super::reference::infer;
-use crate::spec::model::{self, Format, UnknownColumn};
-use crate::spec::{Loaded, columns};
+use crate::spec::model::{self, UnknownColumn};
+use crate::spec::{Loaded, WrongFormat, columns};
 use crate::state::record::EvolvedColumn;
 
 /// A source, checked and typed.
@@ -46,12 +46,16 @@ impl SourcePlan {
         let generated = source.generate.as_ref().map(generator_columns).transpose()?;
         let format = match (&generated, &source.format) {
             (Some(_), _) => FormatSettings::Batch,
-            (None, format) => format_settings(format.as_ref()),
+            (None, format) => {
+                let wrong = |wrong: WrongFormat| Error::config(wrong.why);
+                loaded.format_settings(["sources", name], format.as_ref()).map_err(wrong)?
+            }
         };
         let (columns, inferred) = match (generated, &source.columns) {
             (Some(generated), _) => (generate::fields(&generated), false),
             (None, Some(declared)) => (declared_fields(declared)?, false),
             (None, None) if format == FormatSettings::Raw => (Vec::new(), false),
+            (None, None) if format.own_columns().is_some() => (format.own_columns().unwrap_or_default(), true),
             (None, None) => {
                 let glob = loaded.source_glob(name).ok_or_else(|| Error::config("`columns` is needed"))?;
                 (infer(&glob, &format)?, true)
@@ -199,6 +203,7 @@ impl SourcePlan {
             framing: self.decoder.format.framing(),
             record_bytes_max: self.decoder.record_bytes_max,
             visibility: spec.visibility.0,
+            reconcile: spec.reconcile.map(|every| every.0),
         };
         Ok(Box::new(S3Source::new(settings, clock.clone(), None)?))
     }
@@ -214,21 +219,6 @@ fn not_built_in(name: &str, feature: &str) -> Error {
     Error::config(format!(
         "source {name} needs `{feature}`, which this build leaves out; build it with feature `{feature}`"
     ))
-}
-
-/// Gives the settings of a format; JSON if none is given.
-pub fn format_settings(format: Option<&Format>) -> FormatSettings {
-    match format {
-        None | Some(Format::Json) => FormatSettings::Json,
-        Some(Format::Parquet) => FormatSettings::Parquet,
-        Some(Format::Raw) => FormatSettings::Raw,
-        Some(Format::Csv(csv)) => FormatSettings::Csv {
-            header: csv.header,
-            delimiter: u8::try_from(csv.delimiter).unwrap_or(b','),
-            quote: u8::try_from(csv.quote).unwrap_or(b'"'),
-            nulls: csv.nulls.clone(),
-        },
-    }
 }
 
 /// Gives the largest record that is decoded.

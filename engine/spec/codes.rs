@@ -134,6 +134,12 @@ codes! {
     CANNOT_EVOLVE = "N0410", "columns cannot evolve",
         "`on_unknown_column: evolve` makes columns of fields that no column declares. That needs fields with names, as in \
          JSON and in CSV with a header. Parquet files have types of their own, which are declared and not guessed.";
+    /// A format whose schema cannot be used, or that does not fit its source.
+    BAD_FORMAT = "N0411", "format cannot be read so",
+        "Avro files hold their own schema; single records of Avro need a `schema` or a `schema_file`. Protocol Buffers need \
+         a file of descriptors (`protoc --include_imports --descriptor_set_out=FILE`) and the full name of a message in it; \
+         files hold messages with their lengths before them (`framing: delimited`). Log events have the columns that \
+         CloudWatch Logs gives them.";
     /// None or several of from, sql and `sql_file`.
     TABLE_INPUT = "N0501", "exactly one of `from`, `sql` and `sql_file`",
         "A table takes its rows from one source or table, or from one query.";
@@ -167,6 +173,11 @@ codes! {
     BAD_DELETE = "N0509", "rows cannot be deleted",
         "`delete_when` deletes the row of the same key, so it belongs to a postgres sink with a `key`, and it is a condition \
          over the table's columns, such as `status = 'gone'`.";
+    /// Files that cannot be written as they are asked for.
+    BAD_FILES = "N0511", "files cannot be written so",
+        "`order_by`, `roll` and `parquet` tell how the files of a table that is stored are written. `order_by` has a column an \
+         entry, with `asc` or `desc` and `nulls first` or `nulls last` behind it. A bloom filter is wrong in more than 0% \
+         and less than 100% of all cases. A Delta table has no `roll`: an entry of its log is one epoch.";
     /// No table at all.
     NO_TABLES = "N0601", "no tables",
         "A pipeline has at least one table under `bronze`, `silver`, `gold` or `vibranium`.";
@@ -191,7 +202,7 @@ codes! {
     /// An option of a table that does not fit its columns.
     BAD_TABLE_OPTION = "N0703", "option does not fit the table",
         "A rule is a condition over the columns that the query gives; `unique` needs columns of the table and an \
-         event time.";
+         event time. Files are sorted by columns that they hold and whose values have an order.";
     /// An option names a column that the table does not have.
     UNKNOWN_COLUMN = "N0704", "no such column",
         "The option names a column that the query does not give.";

@@ -332,7 +332,7 @@ impl Loaded {
             || (self.node(&parent).is_some() && !wrong.iter().any(|w| w.starts_with(path) || path.starts_with(w)))
     }
 
-    fn resolve(&self, path: &[&str], text: &str) -> String {
+    pub(super) fn resolve(&self, path: &[&str], text: &str) -> String {
         self.resolve_path(text, self.begins_with_override(path))
     }
 

@@ -158,13 +158,18 @@ impl<'a> Walk<'a> {
 
 /// Reads a text file that has at most `bytes_max` bytes; the error says why it cannot be read.
 pub fn read_text(path: &Path, bytes_max: usize) -> Result<String, String> {
+    String::from_utf8(read_bytes(path, bytes_max)?).map_err(|_| "it is not UTF-8 text".to_owned())
+}
+
+/// Reads a file that has at most `bytes_max` bytes; the error says why it cannot be read.
+pub fn read_bytes(path: &Path, bytes_max: usize) -> Result<Vec<u8>, String> {
     let mut bytes = Vec::new();
     let file = File::open(path).map_err(|e| e.to_string())?;
     file.take(bytes_max as u64 + 1).read_to_end(&mut bytes).map_err(|e| e.to_string())?;
     if bytes.len() > bytes_max {
         return Err(format!("it has more than {bytes_max} bytes"));
     }
-    String::from_utf8(bytes).map_err(|_| "it is not UTF-8 text".to_owned())
+    Ok(bytes)
 }
 
 #[cfg(test)]

@@ -136,6 +136,10 @@ pub struct SourceCounts {
     /// Records that were taken out of the quarantine.
     #[serde(default, skip_serializing_if = "is_zero")]
     pub redriven: u64,
+    /// Records that hold no row by their nature, and are not among `records`: those by which a service only tries whether
+    /// they arrive.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub skipped: u64,
 }
 
 /// A table's part of an epoch.
@@ -246,6 +250,7 @@ impl SourceCounts {
         self.rows = self.rows.saturating_add(other.rows);
         self.quarantined = self.quarantined.saturating_add(other.quarantined);
         self.redriven = self.redriven.saturating_add(other.redriven);
+        self.skipped = self.skipped.saturating_add(other.skipped);
     }
 }
 
@@ -290,6 +295,12 @@ impl CommitRecord {
 
     /// Gives the first source or table whose rows are not accounted for, and its counts.
     pub fn imbalance(&self) -> Option<(&str, String)> {
+        for (name, prepared) in &self.sinks {
+            if prepared.rewritten > 0 && (prepared.rewritten != prepared.removed || prepared.rows > 0) {
+                let Prepared { rows, removed, rewritten, .. } = prepared;
+                return Some((name, format!("{rewritten} rows rewritten, but {removed} removed and {rows} new")));
+            }
+        }
         for (name, source) in &self.sources {
             let SourceCounts { records, rows, quarantined, redriven, .. } = source.counts;
             if records.saturating_add(redriven) != rows.saturating_add(quarantined) {

@@ -10,6 +10,18 @@ pub(super) fn decode(text: &[u8], out: &mut Vec<u8>) -> Option<()> {
     decoded
 }
 
+/// Appends `bytes` in the standard alphabet, with padding.
+pub(super) fn encode(bytes: &[u8], out: &mut Vec<u8>) {
+    const DIGITS: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
+    for group in bytes.chunks(3) {
+        let bits = group.iter().chain(&[0, 0]).take(3).fold(0, |bits, byte| bits << 8 | usize::from(*byte));
+        for (at, shift) in [18, 12, 6, 0].into_iter().enumerate() {
+            let digit = DIGITS.get(bits >> shift & 0x3f).filter(|_| at <= group.len());
+            out.push(digit.copied().unwrap_or(b'='));
+        }
+    }
+}
+
 fn decode_into(text: &[u8], out: &mut Vec<u8>) -> Option<()> {
     let digits = match text {
         [rest @ .., b'=', b'='] if text.len().is_multiple_of(4) => rest,

@@ -32,7 +32,7 @@ pub(super) fn decode<'a>(
         }
         arrays.extend(places.finish(plan, chunk, len)?);
         let batch = RecordBatch::try_new(Arc::clone(&plan.schema), arrays)?;
-        Ok(Decoded { batches: vec![batch], rejects: Vec::new() })
+        Ok(Decoded { batches: vec![batch], ..Decoded::default() })
     });
     Ok(slices)
 }

@@ -4,11 +4,11 @@ use std::collections::HashMap;
 
 use arrow::datatypes::{DataType, Field};
 
-use super::column::{TYPE_JSON, TYPE_KEY};
+use super::column::json_field;
 use super::csv::Splitter;
 use super::json::{Cursor, next_document};
 use super::settings::FormatSettings;
-use super::{number, parquet, time};
+use super::{avro, number, parquet, time};
 use crate::batch::timestamp_type;
 use crate::error::{Error, Result};
 
@@ -25,7 +25,8 @@ pub fn infer(format: &FormatSettings, sample: &[u8]) -> Result<Vec<Field>> {
             infer_csv(sample, *header, Splitter::new(sample, *delimiter, *quote), nulls)
         }
         FormatSettings::Parquet => parquet::infer(sample)?,
-        FormatSettings::Raw | FormatSettings::Batch => return Ok(Vec::new()),
+        FormatSettings::Avro => avro::infer(sample)?,
+        own => return Ok(own.own_columns().unwrap_or_default()),
     };
     if fields.is_empty() {
         return Err(Error::config("could not infer columns: the content holds no record; declare the columns"));
@@ -102,10 +103,9 @@ impl Kind {
             Kind::Timestamp => timestamp_type(),
             Kind::Null | Kind::Text | Kind::Nested => DataType::Utf8View,
         };
-        let field = Field::new(name, data_type, true);
         match self {
-            Kind::Nested => field.with_metadata(HashMap::from([(TYPE_KEY.into(), TYPE_JSON.into())])),
-            _ => field,
+            Kind::Nested => json_field(name),
+            _ => Field::new(name, data_type, true),
         }
     }
 }

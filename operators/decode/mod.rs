@@ -6,8 +6,10 @@
 //! the rows before: there is no tree of a document in between, and a record
 //! that does not fit costs neither its neighbours nor a second try.
 
+mod avro;
 mod base64;
 mod batch;
+mod cloudwatch;
 mod column;
 mod csv;
 mod discover;
@@ -16,6 +18,7 @@ mod json;
 mod names;
 mod number;
 mod parquet;
+mod protobuf;
 mod provenance;
 mod raw;
 mod rows;
@@ -31,10 +34,15 @@ use arrow::array::RecordBatch;
 use arrow::datatypes::SchemaRef;
 use bytes::Bytes;
 
+pub use self::avro::AvroSchema;
+pub use self::cloudwatch::cloudwatch_columns;
 pub use self::discover::{Discovery, FOUND_MAX};
 pub use self::infer::infer;
+pub use self::protobuf::ProtobufMessage;
 use self::settings::Plan;
-pub use self::settings::{BATCH_ROWS_MAX, DecoderSettings, FormatSettings, RECORD_BYTES_LIMIT, UnknownColumns};
+pub use self::settings::{
+    AvroEncoding, BATCH_ROWS_MAX, DecoderSettings, FormatSettings, RECORD_BYTES_LIMIT, UnknownColumns,
+};
 use self::steps::Stepped;
 use crate::batch::{Chunk, Payload};
 use crate::error::{Error, Result};
@@ -73,6 +81,8 @@ pub struct Decoded {
     pub batches: Vec<RecordBatch>,
     /// The bad records.
     pub rejects: Vec<Reject>,
+    /// Records that hold no row by their nature, such as one that only tries whether its destination can be reached.
+    pub skipped: u64,
 }
 
 /// What becomes of a chunk's records, a step at a time and in their order. After an error there is no further step.
@@ -107,6 +117,7 @@ pub fn decode_whole(decoder: &dyn Decoder, chunk: &Chunk) -> Result<Decoded> {
         let step = step?;
         whole.batches.extend(step.batches);
         whole.rejects.extend(step.rejects);
+        whole.skipped += step.skipped;
     }
     Ok(whole)
 }
@@ -135,6 +146,18 @@ impl FormatDecoder {
             (Payload::Framed { .. } | Payload::Records(_), FormatSettings::Csv { header, delimiter, quote, nulls }) => {
                 let dialect = csv::Dialect { header: *header, delimiter: *delimiter, quote: *quote, nulls };
                 Box::new(Stepped::new(plan, chunk, csv::Lines::of(plan, dialect, chunk))?)
+            }
+            (Payload::Framed { .. } | Payload::Records(_), FormatSettings::Avro) => {
+                Box::new(Stepped::new(plan, chunk, avro::Containers::of(plan, chunk)?)?)
+            }
+            (Payload::Records(records), FormatSettings::AvroRecords { schema, encoding }) => {
+                Box::new(Stepped::new(plan, chunk, avro::Singles::of(plan, schema, *encoding, records))?)
+            }
+            (Payload::Framed { .. } | Payload::Records(_), FormatSettings::Protobuf { message, delimited }) => {
+                Box::new(Stepped::new(plan, chunk, protobuf::Messages::of(plan, message, *delimited, chunk))?)
+            }
+            (Payload::Framed { .. } | Payload::Records(_), FormatSettings::CloudWatchLogs) => {
+                Box::new(Stepped::new(plan, chunk, cloudwatch::LogEvents::of(plan, chunk))?)
             }
             (Payload::Framed { .. } | Payload::Records(_), FormatSettings::Raw) => {
                 Box::new(Stepped::new(plan, chunk, raw::Pieces::of(chunk))?)

@@ -24,7 +24,7 @@ const REJECT_BYTES_MAX: usize = 1 << 20;
 /// and partition: a MiB of `0` lines is half a million rejects.
 const REJECT_OVERHEAD_BYTES: usize = 256;
 
-/// Longest part of a record over the limit that goes to the quarantine: enough to tell what it was.
+/// Longest part of a record over the limit, or of broken bytes, that goes to the quarantine: enough to tell what it was.
 pub(super) const TOO_LONG_RAW_BYTES_MAX: usize = 64 << 10;
 
 pub(super) struct Rows<'a> {
@@ -110,6 +110,11 @@ impl<'a> Rows<'a> {
         });
     }
 
+    /// Counts a record that holds no row by its nature.
+    pub(super) fn skip(&mut self) {
+        self.decoded.skipped += 1;
+    }
+
     /// Rejects a record that is over the limit, with its first bytes.
     #[cold]
     pub(super) fn reject_too_long(&mut self, place: Place<'_>, raw: &[u8]) {
@@ -118,10 +123,16 @@ impl<'a> Rows<'a> {
             raw.len(),
             self.plan.settings.record_bytes_max
         );
-        self.reject(place, raw.get(..TOO_LONG_RAW_BYTES_MAX).unwrap_or(raw), reason);
         // The source may have cut it already.
+        self.reject_damaged(place, raw, reason);
+    }
+
+    /// Rejects what is broken, with its first bytes.
+    #[cold]
+    pub(super) fn reject_damaged(&mut self, place: Place<'_>, raw: &[u8], reason: String) {
+        self.reject(place, raw.get(..TOO_LONG_RAW_BYTES_MAX).unwrap_or(raw), reason);
         if let Some(reject) = self.decoded.rejects.last_mut() {
-            reject.redrivable = false;
+            (reject.redrivable, reject.header) = (false, None);
         }
     }
 

@@ -5,8 +5,11 @@ use std::sync::Arc;
 
 use arrow::datatypes::{DataType, Field, Schema, SchemaRef};
 
+use super::avro::AvroSchema;
+use super::cloudwatch::cloudwatch_columns;
 use super::column::Column;
 use super::names::Names;
+use super::protobuf::ProtobufMessage;
 use crate::batch::{OffsetKind, RAW_COLUMN, RESCUED_COLUMN, provenance_fields};
 use crate::error::{Error, Result};
 use crate::framing::Framing;
@@ -56,10 +59,42 @@ pub enum FormatSettings {
     },
     /// Parquet files, by row groups.
     Parquet,
+    /// Avro container files by blocks, or one in each record.
+    Avro,
+    /// Single records of Avro.
+    AvroRecords {
+        /// The schema with which they are written.
+        schema: Arc<AvroSchema>,
+        /// What stands before each.
+        encoding: AvroEncoding,
+    },
+    /// Messages of Protocol Buffers.
+    Protobuf {
+        /// Their type.
+        message: ProtobufMessage,
+        /// Whether each has its length before it; otherwise a record is one.
+        delimited: bool,
+    },
+    /// What CloudWatch Logs sends to a subscription.
+    CloudWatchLogs,
     /// No decoding: a line of a file, or a record, is a row of one binary column.
     Raw,
     /// Rows that are typed already, such as generated ones. Every format takes such chunks; this one no others.
     Batch,
+}
+
+/// What stands before a single record of Avro.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum AvroEncoding {
+    /// Nothing.
+    Datum,
+    /// `c3 01` and the schema's fingerprint (Avro's single-object encoding).
+    SingleObject,
+    /// `00` and the number of the schema in a registry, in four bytes.
+    Confluent {
+        /// The number that it must be; any, if not given.
+        id: Option<u32>,
+    },
 }
 
 /// What becomes of fields that no column declares.
@@ -80,12 +115,26 @@ impl FormatSettings {
             FormatSettings::Json => Framing::Json,
             &FormatSettings::Csv { header, delimiter, quote, .. } => Framing::Csv { header, delimiter, quote },
             FormatSettings::Parquet => Framing::Parquet,
-            FormatSettings::Raw | FormatSettings::Batch => Framing::Whole,
+            FormatSettings::Avro => Framing::Avro,
+            FormatSettings::CloudWatchLogs => Framing::Json,
+            FormatSettings::Protobuf { delimited: true, .. } => Framing::Delimited,
+            FormatSettings::Protobuf { delimited: false, .. } => Framing::Whole,
+            FormatSettings::AvroRecords { .. } | FormatSettings::Raw | FormatSettings::Batch => Framing::Whole,
+        }
+    }
+
+    /// Gives the columns that the format itself names; nothing if they depend on the content.
+    pub fn own_columns(&self) -> Option<Vec<Field>> {
+        match self {
+            FormatSettings::AvroRecords { schema, .. } => Some(schema.columns()),
+            FormatSettings::Protobuf { message, .. } => Some(message.columns()),
+            FormatSettings::CloudWatchLogs => Some(cloudwatch_columns()),
+            _ => None,
         }
     }
 
     fn can_have_unknown_fields(&self) -> bool {
-        matches!(self, FormatSettings::Json | FormatSettings::Csv { .. } | FormatSettings::Parquet)
+        !matches!(self, FormatSettings::Raw | FormatSettings::Batch)
     }
 }
 

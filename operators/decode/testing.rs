@@ -109,3 +109,16 @@ pub(super) fn texts(batch: &RecordBatch, column: &str) -> Vec<String> {
     let formatter = arrow::util::display::ArrayFormatter::try_new(&array, &options).unwrap();
     (0..array.len()).map(|row| formatter.value(row).to_string()).collect()
 }
+
+/// Reads a file that another tool has made (tests/fixtures/binary/make.py).
+pub(super) fn fixture(name: &str) -> Vec<u8> {
+    let path = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/fixtures/binary").join(name);
+    std::fs::read(&path).unwrap_or_else(|e| panic!("{}: {e}", path.display()))
+}
+
+/// Reads such a file of records in hexadecimal digits, one a line.
+pub(super) fn hex_lines(name: &str) -> Vec<Vec<u8>> {
+    let text = String::from_utf8(fixture(name)).unwrap();
+    let byte = |line: &str, at: usize| u8::from_str_radix(&line[at..at + 2], 16).unwrap();
+    text.lines().map(|line| (0..line.len()).step_by(2).map(|at| byte(line, at)).collect()).collect()
+}

@@ -315,7 +315,7 @@ impl Opened {
 
     /// Tells whether growth cannot be read on from an offset of the file itself.
     fn packed(&self, framing: Framing) -> bool {
-        framing == Framing::Parquet || super::framed::is_packed(&self.head)
+        matches!(framing, Framing::Parquet | Framing::Avro) || super::framed::is_packed(&self.head)
     }
 
     /// Names the content: the hash and length of its beginning, and the size if it is packed.

@@ -402,7 +402,8 @@ impl Scene {
     /// Looks for what no record names any more: spooled rows, staged files, parts of uploads.
     fn nothing_is_left(&self, lake: &Path) -> Result<(), String> {
         let state = files(&lake.join("_nexus/crash"));
-        let passing = |path: &&PathBuf| ["spool", "staging", "notes"].iter().any(|folder| path.starts_with(folder));
+        let passing =
+            |path: &&PathBuf| ["rolls", "spool", "staging", "notes"].iter().any(|folder| path.starts_with(folder));
         let left: Vec<_> = state.keys().filter(passing).collect();
         if !left.is_empty() {
             return Err(format!("files are left: {left:?}"));
@@ -530,6 +531,8 @@ silver:
     table_format: delta
     sql: SELECT n, site, ts, v FROM bronze.events
     unique: { key: [n], within: 1d }
+    roll: { size: 4KiB, age: 1h }
+    order_by: [site, n desc]
     expect: { small: { that: v < 10, else: quarantine } }
 gold:
   hours:
@@ -599,6 +602,7 @@ table_format: delta
 bronze:
   ticks:
     from: ticks
+    roll: { size: 3KiB, age: 1h }
     postgres: { url: pg, table: ticks, append: true }
 gold:
   seconds:

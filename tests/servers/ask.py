@@ -4,6 +4,7 @@ for Postgres.
     ask.py lake FOLDER SQL       the tables of the lake as <tier>.<table>, the quarantine as quarantine."<name>",
                                  and the raw data of pipelines/data as raw.departures, raw.airports, raw.weather
     ask.py postgres URL SQL
+    ask.py sorting FILE...       what pyarrow finds of each row group of files: the file, and what it is sorted by
     ask.py read READER FOLDER COLUMN...
                                  the rows of one table in the order of `id`, by duckdb, by pyarrow's read_table (table), by
                                  its dataset, or by that with the columns of all files (union), by polars and spark; of
@@ -60,6 +61,18 @@ def postgres(url, sql):
         return connection.execute(sql).fetchall()
 
 
+def sorting(*files):
+    import pyarrow.parquet
+
+    for file in files:
+        found = pyarrow.parquet.ParquetFile(file).metadata
+        for number in range(found.num_row_groups):
+            group = found.row_group(number)
+            columns = [
+                [group.column(by.column_index).path_in_schema, by.descending, by.nulls_first]
+                for by in group.sorting_columns
+            ]
+            yield [file, columns]
 def delta(folder, version=None):
     """Opens a Delta table, in a folder or on S3 as the environment says."""
     from deltalake import DeltaTable
@@ -162,7 +175,14 @@ def same(value):
 
 
 def main():
-    verbs = {"lake": lake, "postgres": postgres, "read": read, "versions": versions, "foreign": foreign}
+    verbs = {
+        "lake": lake,
+        "postgres": postgres,
+        "read": read,
+        "sorting": sorting,
+        "versions": versions,
+        "foreign": foreign,
+    }
     for row in verbs[sys.argv[1]](*sys.argv[2:]):
         print(json.dumps(row, default=plain))
 

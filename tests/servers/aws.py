@@ -4,8 +4,10 @@ Endpoints and credentials come from the environment, as for every AWS client.
 """
 
 import argparse
+import concurrent.futures
 import csv
 import gzip
+import hashlib
 import itertools
 import json
 import os
@@ -19,6 +21,9 @@ PATIENT = Config(read_timeout=120, retries={"max_attempts": 0})
 
 # PutRecords takes 500 records and 5 MiB a call (10 MiB since 2025); this stays far below both.
 CALL_RECORDS_MAX = 20
+
+# Calls at once where there are many.
+POOL = 8
 
 
 def bucket(args):
@@ -116,6 +121,57 @@ def put(args):
             raise SystemExit(f"{answer['FailedRecordCount']} records were refused: {answer['Records']}")
 
 
+def put_hex(args):
+    """Puts records into a stream: the lines of files, in hexadecimal digits."""
+    kinesis = boto3.client("kinesis", config=PATIENT)
+    lines = (line.strip() for path in args.file for line in open(path))
+    records = ({"Data": bytes.fromhex(line), "PartitionKey": str(i)} for i, line in enumerate(lines))
+    while call := list(itertools.islice(records, CALL_RECORDS_MAX)):
+        answer = kinesis.put_records(StreamName=args.name, Records=call)
+        if answer["FailedRecordCount"]:
+            raise SystemExit(f"{answer['FailedRecordCount']} records were refused: {answer['Records']}")
+
+
+def flood(args):
+    """Puts objects into a bucket and announces them in a new queue, in no order, some twice and some that are poison;
+    prints the queue's URL."""
+    s3, sqs = boto3.client("s3", config=Config(max_pool_connections=POOL)), boto3.client("sqs")
+    url = sqs.create_queue(QueueName=args.queue)["QueueUrl"]
+    random = itertools.count()
+    with concurrent.futures.ThreadPoolExecutor(POOL) as pool:
+        events = list(pool.map(lambda n: flooding(s3, args.bucket, n), range(args.count)))
+    # One in twenty comes again.
+    events += events[::20]
+    events.sort(key=lambda event: hashlib.md5(f"{next(random)}".encode()).digest())
+    bodies = iter([json.dumps({"Records": events[at:at + 2]}) for at in range(0, len(events), 2)])
+    calls = iter(lambda: list(itertools.islice(bodies, 10)), [])
+    send = lambda call: sqs.send_message_batch(
+        QueueUrl=url, Entries=[{"Id": str(at), "MessageBody": body} for at, body in enumerate(call)])
+    with concurrent.futures.ThreadPoolExecutor(POOL) as pool:
+        list(pool.map(send, calls))
+    print(url)
+
+
+def flooding(s3, bucket, number):
+    """Puts one object, and gives the event that announces it. One in a hundred is poison of some kind."""
+    key, body = f"in/{number:06}.json", "".join(f'{{"object":{number},"n":{n}}}\n' for n in range(3)).encode()
+    poison = number // 100 % 4 if number % 100 == 50 else None
+    if poison == 0:
+        body = gzip.compress(body, mtime=0)[:-9]
+    if poison == 1:
+        key = f"private/{number:06}.json"
+    if poison == 3:
+        body = b"what is this"
+    etag = hashlib.md5(body).hexdigest()
+    if poison != 2:
+        s3.put_object(Bucket=bucket, Key=key, Body=body)
+    return {
+        "eventVersion": "2.1", "eventSource": "aws:s3", "eventName": "ObjectCreated:Put",
+        "eventTime": f"2026-01-01T00:00:{number % 60:02}.000Z",
+        "s3": {"bucket": {"name": bucket}, "object": {"key": key, "eTag": etag, "size": len(body), "sequencer": "0A"}},
+    }
+
+
 def documents(paths):
     """Gives the documents of files: lines of JSON as they are, rows of gzipped CSV as JSON with typed values."""
     for path in paths:
@@ -144,7 +200,7 @@ def main():
     def verb(run, *names, **more):
         sub = verbs.add_parser(run.__name__)
         for name in names:
-            sub.add_argument(name, type=int if name in ("shards", "pack", "visibility") else str)
+            sub.add_argument(name, type=int if name in ("shards", "pack", "visibility", "count") else str)
         for name, nargs in more.items():
             sub.add_argument(name, nargs=nargs)
         sub.set_defaults(run=run)
@@ -159,6 +215,8 @@ def main():
     verb(parts, "bucket")
     verb(stream, "name", "shards")
     verb(put, "name", "pack", file="+")
+    verb(put_hex, "name", file="+")
+    verb(flood, "bucket", "queue", "count")
     args = parser.parse_args()
     args.run(args)
 

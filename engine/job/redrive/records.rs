@@ -83,7 +83,7 @@ impl RecordStage {
             let partition: Arc<str> = first.partition.clone().unwrap_or_default().into();
             counts.redriven += alike.len() as u64;
             counts.bytes += alike.iter().map(|row| row.raw.len() as u64).sum::<u64>();
-            let Decoded { batches, rejects } = self.decode(&partition, alike)?;
+            let Decoded { batches, rejects, .. } = self.decode(&partition, alike)?;
             for batch in batches {
                 counts.rows += batch.num_rows() as u64;
                 fan_out(&self.to, &Item::Batch(batch)).await?;

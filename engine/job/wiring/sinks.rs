@@ -11,7 +11,10 @@ use datafusion::physical_expr::PhysicalExpr;
 use nexus_operators::quarantine;
 use nexus_operators::sink::delta::{DeltaSettings, DeltaSink};
 use nexus_operators::sink::parquet::audit::TableFolder;
-use nexus_operators::sink::parquet::{ParquetCompression, ParquetSettings, ParquetSink, RemovedFile};
+use nexus_operators::sink::parquet::{
+    ParquetCompression, ParquetLayout, ParquetSettings, ParquetSink, RemovedFile, Roll, RollingPlace, RollingSink,
+    Waiting,
+};
 use nexus_operators::sink::{EpochId, RefusedRows, RefusedUpto, Sink};
 #[cfg(feature = "postgres")]
 use nexus_operators::transform::query::failed;
@@ -20,13 +23,13 @@ use tokio::sync::mpsc;
 
 use super::{Restored, Wiring};
 use crate::job::channel::{Item, Receiver, Sender};
+use crate::job::files::parquet_settings;
 #[cfg(feature = "postgres")]
 use crate::job::place::spool_place;
 use crate::job::place::{PARQUET, POSTGRES, ParquetPlace, parquet_place};
 use crate::job::sink::{CommitStage, Order, SinkStage, Takeover};
 use crate::job::start::handles_of;
 use crate::plan::changes::stored_schema;
-use crate::plan::options::partition_by;
 use crate::plan::table::TablePlan;
 use crate::spec::model::{self, TableFormat};
 use crate::state::record::{CommitRecord, QUARANTINE};
@@ -54,21 +57,20 @@ impl Wiring<'_> {
         let name = plan.name();
         let mut takers = Vec::new();
         if spec.store {
-            let settings = ParquetSettings {
-                pipeline: self.plan.loaded.spec.name.clone(),
-                tier: plan.tier.to_string(),
-                table: plan.table.clone(),
-                schema: stored_schema(&plan.schema, self.restored.schemas.get(&name)),
-                partition_by: partition_by(spec)?,
-                compression: compression(spec.compression),
-                open_partitions_max: self.plan.loaded.spec.limits.open_partitions,
-                buffer_bytes: self.budget.sink,
-            };
+            let schema = stored_schema(&plan.schema, self.restored.schemas.get(&name));
+            let settings = parquet_settings(self.plan, plan, spec, schema, self.budget.sink)?;
             let sink = format!("{name}/{PARQUET}");
-            takers.push(match self.plan.loaded.spec.table_format(spec) {
-                TableFormat::Parquet => self.parquet(&sink, settings, Vec::new(), false).await?,
-                TableFormat::Delta => self.delta(&sink, settings).await?,
-            });
+            let is_delta = self.plan.loaded.spec.table_format(spec) == TableFormat::Delta;
+            // What waits is written also if its file says nothing of it any more.
+            let taker = match (&spec.roll, self.restored.state.waiting.get(&sink)) {
+                (None, None) if is_delta => self.delta(&sink, settings).await?,
+                (None, None) => self.parquet(&sink, settings, Vec::new(), false).await?,
+                (roll, waiting) => {
+                    let waiting = waiting.cloned().unwrap_or_default();
+                    self.rolling(&sink, settings, roll.as_ref(), waiting).await?
+                }
+            };
+            takers.push(taker);
         }
         if let Some(postgres) = &spec.postgres {
             let (sink, refused) = self.postgres(plan, postgres).await?;
@@ -79,6 +81,7 @@ impl Wiring<'_> {
                 table: name.clone(),
                 rows,
                 quarantine: quarantine.clone(),
+                progress: self.progress.clone(),
                 clock: self.clock.clone(),
                 sent: upto,
                 forgotten: RefusedUpto::default(),
@@ -107,6 +110,7 @@ impl Wiring<'_> {
             schema: quarantine::schema(),
             partition_by: Vec::new(),
             compression: ParquetCompression::Zstd,
+            layout: ParquetLayout::default(),
             open_partitions_max: 1,
             buffer_bytes: self.budget.sink,
         };
@@ -127,14 +131,32 @@ impl Wiring<'_> {
         removes: Vec<RemovedFile>,
         stays: bool,
     ) -> Result<Sender<Item>> {
-        let ParquetPlace { table, staging, notes } =
+        let ParquetPlace { table, staging, notes, .. } =
             parquet_place(self.plan, &self.restored.store, &self.restored.encryption, sink).await?;
         let operator = Box::new(ParquetSink::new(settings, table, staging, notes)?.removing(removes));
         self.sink(sink, operator, SinkSettings { takeover: None, stays }).await
     }
 
+    async fn rolling(
+        &mut self,
+        sink: &str,
+        settings: ParquetSettings,
+        roll: Option<&model::Roll>,
+        waiting: Vec<Waiting>,
+    ) -> Result<Sender<Item>> {
+        let ParquetPlace { table, staging, notes, spool } =
+            parquet_place(self.plan, &self.restored.store, &self.restored.encryption, sink).await?;
+        let place = RollingPlace { table, staging, notes, spool };
+        let roll = roll.map(|roll| Roll { bytes: roll.size.0, age: roll.age.0 });
+        if let Some(roll) = roll {
+            self.rolls.insert(sink.to_owned(), roll.age);
+        }
+        let operator = RollingSink::new(settings, place, roll, waiting, self.clock.clone())?;
+        self.sink(sink, Box::new(operator), SinkSettings::default()).await
+    }
+
     async fn delta(&mut self, sink: &str, parquet: ParquetSettings) -> Result<Sender<Item>> {
-        let ParquetPlace { table, staging, notes } =
+        let ParquetPlace { table, staging, notes, .. } =
             parquet_place(self.plan, &self.restored.store, &self.restored.encryption, sink).await?;
         let (state_id, clock) = (self.restored.state.id.clone(), self.clock.clone());
         fail::point("before_log_begin")?;
@@ -233,15 +255,5 @@ impl nexus_operators::sink::postgres::DeleteWhen for Condition {
         let met = self.0.evaluate(rows).and_then(|met| met.into_array(rows.num_rows())).map_err(failed)?;
         let met = met.as_boolean();
         Ok(if met.null_count() > 0 { prep_null_mask_filter(met) } else { met.clone() })
-    }
-}
-
-fn compression(spec: model::Compression) -> ParquetCompression {
-    match spec {
-        model::Compression::Zstd => ParquetCompression::Zstd,
-        model::Compression::Snappy => ParquetCompression::Snappy,
-        model::Compression::Lz4 => ParquetCompression::Lz4,
-        model::Compression::Gzip => ParquetCompression::Gzip,
-        model::Compression::None => ParquetCompression::Uncompressed,
     }
 }

@@ -9,7 +9,8 @@ use crate::spec::codes;
 use crate::spec::columns;
 use crate::spec::loaded::is_url;
 use crate::spec::model::{
-    Columns, EventTime, Format, GenerateSource, Generator, KinesisSource, S3Source, Source, UnknownColumn,
+    Columns, EventTime, Format, GenerateSource, Generator, KinesisSource, ProtobufFraming, S3Source, Source,
+    UnknownColumn,
 };
 use crate::spec::suggest;
 
@@ -19,11 +20,16 @@ const VISIBILITY_MIN: Duration = Duration::from_secs(2);
 /// The longest that SQS takes.
 const VISIBILITY_MAX: Duration = Duration::from_secs(12 * 3600);
 
+/// How often prefixes may be listed: less than a second would list without end, and objects older than two weeks are not
+/// remembered.
+const RECONCILE_MIN: Duration = Duration::from_secs(1);
+const RECONCILE_MAX: Duration = Duration::from_secs(7 * 24 * 3600);
+
 /// The kinds of sources.
 const KINDS: [&str; 4] = ["file", "kinesis", "s3", "generate"];
 
 /// The endings of files whose format is known, before `.gz` and `.zst`.
-const KNOWN_ENDINGS: [&str; 5] = [".csv", ".json", ".jsonl", ".ndjson", ".parquet"];
+const KNOWN_ENDINGS: [&str; 6] = [".avro", ".csv", ".json", ".jsonl", ".ndjson", ".parquet"];
 
 pub(super) fn check(check: &mut Check<'_>) {
     let spec = check.spec;
@@ -31,6 +37,9 @@ pub(super) fn check(check: &mut Check<'_>) {
         let path = ["sources", name.as_str()];
         kind(check, &path, source);
         formats(check, &path, source);
+        format_settings(check, ["sources", name], source.format.as_ref());
+        let content = source.file.is_some() || source.s3.is_some();
+        check_format(check, &path, source.format.as_ref(), source.columns.as_ref(), content);
         evolve(check, &path, source);
         column_types(check, &path, source.columns.as_ref());
         if let Some(event_time) = &source.event_time {
@@ -62,6 +71,8 @@ pub(super) fn check(check: &mut Check<'_>) {
             let message = "a reference table cannot be `raw`: there would be nothing to join by";
             check.error(&[&path[..], &["format"]].concat(), codes::COLUMNS_NOT_ALLOWED, message, None);
         }
+        format_settings(check, ["reference", name], reference.format.as_ref());
+        check_format(check, &path, reference.format.as_ref(), reference.columns.as_ref(), true);
         column_types(check, &path, reference.columns.as_ref());
     }
 }
@@ -139,6 +150,9 @@ fn s3(check: &mut Check<'_>, path: &[&str], s3: &S3Source) {
         let hint = "write it in quotes, so that it keeps its zeros: `\"012345678901\"`";
         check.error(&place, codes::OUT_OF_RANGE, "the account of the bucket's owner has not 12 digits", hint);
     }
+    if let Some(every) = s3.reconcile {
+        reconcile(check, path, s3, every.0);
+    }
     if s3.in_flight == 0 {
         let place = [path, &["in_flight"]].concat();
         check.error(&place, codes::BAD_LIMIT, "no object may be read", "at least 1");
@@ -146,6 +160,20 @@ fn s3(check: &mut Check<'_>, path: &[&str], s3: &S3Source) {
     if !(VISIBILITY_MIN..=VISIBILITY_MAX).contains(&s3.visibility.0) {
         let place = [path, &["visibility"]].concat();
         check.error(&place, codes::BAD_LIMIT, "a message cannot be hidden for this long", "from `2s` to `12h`");
+    }
+}
+
+/// S3 lists folders.
+fn reconcile(check: &mut Check<'_>, path: &[&str], s3: &S3Source, every: Duration) {
+    let place = [path, &["reconcile"]].concat();
+    if !(RECONCILE_MIN..=RECONCILE_MAX).contains(&every) {
+        let message = "the prefixes cannot be listed this often";
+        check.error(&place, codes::BAD_LIMIT, message, "from `1s` to `7d`; an hour is usual");
+    }
+    let is_folder = |prefix: &String| prefix.ends_with('/') || prefix.matches('/').count() == 2;
+    if let Some(prefix) = s3.allow.iter().find(|prefix| !is_folder(prefix)) {
+        let message = format!("`{prefix}` is no folder, so it cannot be listed");
+        check.error(&place, codes::BAD_ALLOW, message, "end the prefixes of `allow` with a slash");
     }
 }
 
@@ -195,7 +223,7 @@ fn formats(check: &mut Check<'_>, path: &[&str], source: &Source) {
         Some(declared) if declared.0.is_empty() => {
             check.error(&columns, codes::COLUMNS_NEEDED, "no column is declared", "name one: `id: int64`");
         }
-        None if streamed && !raw => {
+        None if streamed && !raw && !has_columns(source.format.as_ref()) => {
             let message = "a stream or queue needs `columns`: there is nothing to infer them from";
             let hint = "add `columns: { id: int64 not null, ... }`, or take `format: raw`";
             check.error(path, codes::COLUMNS_NEEDED, message, hint);
@@ -213,7 +241,62 @@ fn formats(check: &mut Check<'_>, path: &[&str], source: &Source) {
         }
         Some(Format::Parquet) if source.kinesis.is_some() => {
             let message = "the records of a stream are not Parquet files";
-            check.error(&format, codes::COLUMNS_NOT_ALLOWED, message, "available: `json`, `csv`, `raw`");
+            check.error(
+                &format,
+                codes::COLUMNS_NOT_ALLOWED,
+                message,
+                "available: `json`, `csv`, `avro`, `protobuf`, `cloudwatch_logs`, `raw`",
+            );
+        }
+        _ => {}
+    }
+}
+
+/// Reads the schema of a format.
+fn format_settings(check: &mut Check<'_>, path: [&str; 2], format: Option<&Format>) {
+    if let Err(wrong) = check.loaded.format_settings(path, format) {
+        let place = [&path[..], &["format"], &wrong.keys].concat();
+        check.error(&place, codes::BAD_FORMAT, wrong.why, None);
+    }
+}
+
+/// Tells whether a format says which columns there are.
+fn has_columns(format: Option<&Format>) -> bool {
+    match format {
+        Some(Format::Avro(avro)) => avro.schema.is_some() || avro.schema_file.is_some(),
+        Some(Format::Protobuf(_) | Format::CloudwatchLogs) => true,
+        _ => false,
+    }
+}
+
+/// Checks a format against where the bytes come from: whole files or objects (`content`), or records.
+fn check_format(
+    check: &mut Check<'_>,
+    path: &[&str],
+    format: Option<&Format>,
+    columns: Option<&Columns>,
+    content: bool,
+) {
+    match format {
+        Some(Format::Avro(_)) if content && has_columns(format) => {
+            let message = "single records of Avro come from a stream; files hold their own schema";
+            check.error(&[path, &["format", "avro"]].concat(), codes::BAD_FORMAT, message, "write `format: avro`");
+        }
+        Some(Format::Protobuf(protobuf)) if content && protobuf.framing == ProtobufFraming::Record => {
+            let message = "where a message ends in a file is not known without its length";
+            let place = [path, &["format", "protobuf"]].concat();
+            check.error(&place, codes::BAD_FORMAT, message, "write `framing: delimited`");
+        }
+        Some(Format::CloudwatchLogs) => {
+            let known = nexus_operators::decode::cloudwatch_columns();
+            let known: Vec<&str> = known.iter().map(|field| field.name().as_str()).collect();
+            for (name, _) in columns.map_or(&[][..], |c| &c.0) {
+                if !known.contains(&name.as_str()) {
+                    let place = [path, &["columns", name]].concat();
+                    let message = format!("a log event has no column `{name}`");
+                    check.error(&place, codes::BAD_FORMAT, message, suggest::hint(name, known.iter().copied()));
+                }
+            }
         }
         _ => {}
     }
@@ -227,8 +310,8 @@ fn evolve(check: &mut Check<'_>, path: &[&str], source: &Source) {
     let why = match (&source.generate, &source.format) {
         (Some(_), _) => "generated rows have no other columns than those declared",
         (None, Some(Format::Raw)) => "format `raw` has the one column `_raw`",
-        (None, Some(Format::Parquet)) => {
-            "the types of Parquet columns would be guessed from what they look like as JSON"
+        (None, Some(Format::Parquet | Format::Avro(_) | Format::Protobuf(_) | Format::CloudwatchLogs)) => {
+            "the format has types of its own, which would be guessed from what values look like as JSON"
         }
         (None, Some(Format::Csv(csv))) if !csv.header => "the fields of a CSV without a header have no names",
         (None, None | Some(Format::Json | Format::Csv(_))) => return,

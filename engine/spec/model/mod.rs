@@ -6,8 +6,10 @@ use std::collections::BTreeMap;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+mod parquet;
 mod source;
 
+pub use parquet::*;
 pub use source::*;
 
 use super::units::{ByteSize, Share, Span};
@@ -237,9 +239,22 @@ pub struct Table {
     /// How the Parquet files are compressed.
     #[serde(default)]
     pub compression: Compression,
+    /// What the rows of each file are sorted by: `column`, `column desc`, `column desc nulls last`.
+    #[serde(default)]
+    pub order_by: Vec<String>,
+    /// Gather the rows of several epochs into larger files; each epoch has files of its own if not given.
+    #[serde(default)]
+    pub roll: Option<Roll>,
+    /// Bloom filters, statistics, dictionaries and row groups of the files.
+    #[serde(default)]
+    pub parquet: Parquet,
     /// Also write the rows to a table of PostgreSQL.
     #[serde(default)]
     pub postgres: Option<PostgresSink>,
+    /// Columns whose values are not shown where people look at rows (the console, samples, previews), nor those of columns
+    /// of other tables that are made of them. They are stored as they are.
+    #[serde(default)]
+    pub mask: Vec<String>,
 }
 
 /// A rule that a row must meet.

@@ -39,6 +39,10 @@ pub struct Source {
     /// How many records may go to the quarantine before the run stops; any number if not given.
     #[serde(default)]
     pub errors: Option<ErrorBudget>,
+    /// Columns whose values are not shown where people look at rows (the console, samples, previews), nor those of columns
+    /// of tables that are made of them. They are stored as they are.
+    #[serde(default)]
+    pub mask: Vec<String>,
 }
 
 /// Files on this machine.
@@ -120,6 +124,11 @@ pub struct S3Source {
     /// How long a message stays hidden from others without a sign of life; it is extended at half the time.
     #[serde(default = "S3Source::visibility_default")]
     pub visibility: Span,
+    /// How often the prefixes of `allow` are listed to find objects whose notification was lost; never if not given. An
+    /// object is found once it is older than this, and for 13 days; one in a bucket that keeps versions costs a request
+    /// each time.
+    #[serde(default)]
+    pub reconcile: Option<Span>,
 }
 
 /// Rows made by Nexus.
@@ -180,6 +189,14 @@ pub enum Format {
     Csv(CsvFormat),
     /// Parquet files.
     Parquet,
+    /// Avro: container files or, with a schema, single records of a stream.
+    Avro(AvroFormat),
+    /// Messages of Protocol Buffers.
+    Protobuf(ProtobufFormat),
+    /// What CloudWatch Logs sends to a subscription, from a stream or from objects: a log event a row, with the columns
+    /// `owner`, `log_group`, `log_stream`, `subscription_filters`, `id`, `timestamp`, `message` and `extracted_fields`. A
+    /// `message` that is declared as `json`, `struct`, `list` or `map` is read as JSON.
+    CloudwatchLogs,
     /// No decoding: one column `_raw`, binary, a record (a line of a file) a row.
     Raw,
 }
@@ -201,6 +218,61 @@ pub struct CsvFormat {
     /// if it is quoted.
     #[serde(default, rename = "null")]
     pub nulls: Vec<String>,
+}
+
+/// How Avro reads.
+#[derive(Debug, Clone, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct AvroFormat {
+    /// The schema of single records, as JSON. Container files hold their own.
+    #[serde(default)]
+    pub schema: Option<String>,
+    /// The same in a file of its own.
+    #[serde(default)]
+    pub schema_file: Option<String>,
+    /// What stands before a single record.
+    #[serde(default)]
+    pub encoding: AvroEncoding,
+    /// With `encoding: confluent`, the number that the schema must have; any if not given.
+    #[serde(default)]
+    pub schema_id: Option<u32>,
+}
+
+/// What stands before a single record of Avro.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum AvroEncoding {
+    /// Nothing.
+    #[default]
+    Datum,
+    /// `c3 01` and the schema's fingerprint: Avro's single-object encoding. Another schema's records are quarantined.
+    SingleObject,
+    /// `00` and the schema's number in a registry, in four bytes.
+    Confluent,
+}
+
+/// How Protocol Buffers read.
+#[derive(Debug, Clone, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct ProtobufFormat {
+    /// A file of descriptors, as `protoc --include_imports --descriptor_set_out=FILE` writes it.
+    pub descriptor: String,
+    /// The full name of the messages' type, with its package.
+    pub message: String,
+    /// How messages are kept apart.
+    #[serde(default)]
+    pub framing: ProtobufFraming,
+}
+
+/// How messages of Protocol Buffers are kept apart.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum ProtobufFraming {
+    /// A record of the stream is one.
+    #[default]
+    Record,
+    /// Each has its length before it, as `writeDelimitedTo` writes them; so they are in files.
+    Delimited,
 }
 
 /// Column name to type, in order.

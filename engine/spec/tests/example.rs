@@ -83,7 +83,7 @@ sources:
         at: { time: { start: 2026-01-01T00:00:00Z, step: 1s } }
     event_time: { column: at }
 bronze:
-  intake: { from: intake, compression: snappy, partition_by: [date(at), "hour(at)", id] }
+  intake: { from: intake, compression: snappy, partition_by: [date(at), "hour(at)", id], order_by: [at desc nulls last], roll: { age: 5m }, parquet: { bloom: [tags], statistics: none } }
   uploads: { from: uploads, store: false }
   trial: { sql: SELECT * FROM trial, late: drop, unique: { key: [id], within: 7d, keep: newest, order_by: n } }
   hours:

@@ -8,6 +8,7 @@ mod nested;
 mod scalar;
 mod texts;
 
+use std::collections::HashMap;
 use std::sync::Arc;
 
 use arrow::array::{ArrayRef, StringViewArray};
@@ -190,6 +191,12 @@ impl Column {
 /// Tells whether a field holds JSON as checked text.
 pub(super) fn is_json(field: &Field) -> bool {
     field.metadata().get(TYPE_KEY).is_some_and(|kind| kind == TYPE_JSON)
+}
+
+/// Makes a field that holds JSON as checked text.
+pub(super) fn json_field(name: &str) -> Field {
+    let kept = HashMap::from([(TYPE_KEY.to_owned(), TYPE_JSON.to_owned())]);
+    Field::new(name, DataType::Utf8View, true).with_metadata(kept)
 }
 
 /// Names a type as the pipeline file does.

@@ -10,7 +10,7 @@ mod resync;
 
 use std::str;
 
-pub(super) use cursor::Cursor;
+pub(super) use cursor::{Cursor, DEPTH_MAX};
 use object::Reader;
 use resync::Resync;
 
@@ -195,6 +195,19 @@ impl<'a> Stretch<'a> {
             Failure::Syntax { at, what } => format!("the record is not JSON: {what} at byte {}", at - start),
         }
     }
+}
+
+/// Reads a document that a decoder has made of a record, into columns that the record has not touched.
+pub(super) fn decode_document(rows: &mut Rows<'_>, plan: &Plan, text: &[u8]) -> Result<(), String> {
+    let (mut cursor, mut reader) = (Cursor::new(text), Reader::new(plan.settings.unknown));
+    let len = rows.len();
+    reader.object(&mut cursor, &plan.names, &mut rows.columns, len, None, 0).map_err(|failure| match failure {
+        Failure::Misfit(reason) => reason,
+        Failure::Syntax { at, what } => format!("as JSON, the record has {what} at byte {at}"),
+    })?;
+    let mut rescued = Vec::new();
+    reader.append_rescued(&mut rescued);
+    rows.push_rescued(&mut rescued)
 }
 
 /// Reads `text`, which is UTF-8, as the JSON value of a nested column; fields that no column declares are appended to

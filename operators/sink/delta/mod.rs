@@ -117,6 +117,10 @@ impl Sink for DeltaSink {
         self.files.prepare(id).await
     }
 
+    fn end(&mut self) {
+        self.files.end();
+    }
+
     fn committer(&self) -> Arc<dyn Committer> {
         self.committer.clone()
     }

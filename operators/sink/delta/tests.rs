@@ -13,7 +13,7 @@ use tempfile::TempDir;
 
 use super::*;
 use crate::ErrorKind;
-use crate::sink::parquet::{ParquetCompression, ParquetSink};
+use crate::sink::parquet::{ParquetCompression, ParquetLayout, ParquetSink};
 use crate::testing::clock::ManualClock;
 use crate::testing::sink::{Target, conforms, ids, rows, schema};
 
@@ -35,6 +35,7 @@ fn settings(schema: SchemaRef, partition_by: Vec<PartitionBy>) -> DeltaSettings 
         compression: ParquetCompression::Zstd,
         open_partitions_max: 3,
         buffer_bytes: 64 << 20,
+        layout: ParquetLayout::default(),
     };
     DeltaSettings { parquet, state_id: "one".into(), clock: ManualClock::at(1_700_000_000_000_000) }
 }

@@ -11,9 +11,9 @@ use parquet::arrow::async_reader::MetadataFetch;
 use parquet::errors::ParquetError;
 use parquet::file::metadata::{ParquetMetaData, ParquetMetaDataReader};
 
-use super::commit::{RemovedFile, Staged, epoch_of_file, epoch_of_note, read};
+use super::commit::{Files, RemovedFile, Rewrite, Staged, epoch_of_file, epoch_of_note, read};
 use crate::error::{Error, Result};
-use crate::sink::{EpochId, Handle};
+use crate::sink::{EpochId, Handle, spool};
 use crate::store::{Backend, Entry, Store};
 
 /// Bytes at the end of a file that are read at once: they hold the whole footer of all but the largest files.
@@ -38,7 +38,7 @@ pub struct NamedFile {
 ///
 /// [`Internal`](crate::ErrorKind::Internal) if it is not such a handle.
 pub fn named_files(handle: &Handle) -> Result<Vec<NamedFile>> {
-    let named = read(handle)?.files.into_iter().map(|file| NamedFile {
+    let named = read(handle)?.into_files().map(|file| NamedFile {
         path: file.path,
         bytes: file.bytes,
         rows: file.rows,
@@ -56,7 +56,44 @@ pub fn named_files(handle: &Handle) -> Result<Vec<NamedFile>> {
 ///
 /// [`Internal`](crate::ErrorKind::Internal) if it is not such a handle.
 pub fn removed_files(handle: &Handle) -> Result<Vec<RemovedFile>> {
-    Ok(read(handle)?.removes)
+    let Files { removes, rewrites, .. } = read(handle)?;
+    Ok(removes.into_iter().chain(rewrites.into_iter().flat_map(|rewrite| rewrite.replaces)).collect())
+}
+
+/// Files of a table that are put in the place of others, by their paths.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Replacement {
+    /// The new files.
+    pub files: Vec<String>,
+    /// Those that they stand for.
+    pub replaces: Vec<String>,
+}
+
+/// Gives which files the commit of a handle puts in the place of which.
+///
+/// # Errors
+///
+/// [`Internal`](crate::ErrorKind::Internal) if it is not such a handle.
+pub fn replacements(handle: &Handle) -> Result<Vec<Replacement>> {
+    let replacement = |rewrite: Rewrite| Replacement {
+        files: rewrite.files.into_iter().map(|file| file.path).collect(),
+        replaces: rewrite.replaces.into_iter().map(|file| file.path).collect(),
+    };
+    Ok(read(handle)?.rewrites.into_iter().map(replacement).collect())
+}
+
+/// Gives the names of the files of the spool whose rows the files of a handle hold, and that its commit removes.
+///
+/// # Errors
+///
+/// [`Internal`](crate::ErrorKind::Internal) if it is not such a handle.
+pub fn spent_files(handle: &Handle) -> Result<Vec<String>> {
+    Ok(read(handle)?.spent)
+}
+
+/// Tells which epoch has spooled the file of this name; nothing if no epoch has.
+pub fn spooled_by(name: &str) -> Option<EpochId> {
+    spool::epoch_of(name)
 }
 
 /// The folders of one [`ParquetSink`](super::ParquetSink), as they are given to it.

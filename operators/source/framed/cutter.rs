@@ -24,6 +24,8 @@ pub(super) enum Cutter {
     Documents(Depth),
     /// The elements of a JSON array.
     Array(Array),
+    /// Records with their length before them.
+    Delimited(Delimited),
 }
 
 /// Which record end a scan looks for.
@@ -43,7 +45,8 @@ impl Cutter {
         match framing {
             Framing::Csv { delimiter, quote, .. } => Some(Cutter::Csv(Csv::new(delimiter, quote))),
             Framing::Json => detect_json(start, whole, resumed),
-            Framing::Whole | Framing::Parquet => Some(Cutter::Lines),
+            Framing::Delimited => Some(Cutter::Delimited(Delimited::default())),
+            Framing::Whole | Framing::Parquet | Framing::Avro => Some(Cutter::Lines),
         }
     }
 
@@ -66,6 +69,7 @@ impl Cutter {
             Cutter::Csv(csv) => csv.scan(buffer, from, want),
             Cutter::Documents(depth) => depth.scan(buffer, from, want),
             Cutter::Array(array) => array.scan(buffer, from, want),
+            Cutter::Delimited(delimited) => delimited.scan(buffer, from, want),
         }
     }
 
@@ -113,6 +117,49 @@ fn ends_document(line: &[u8]) -> bool {
         depth.step(*byte);
     }
     depth.depth == 0 && !depth.quoted
+}
+
+/// Where in records with their length before them a scan stands.
+#[derive(Debug, Default)]
+pub(super) struct Delimited {
+    /// What is known of the length that is being read, and of how many bits.
+    len: u64,
+    bits: u32,
+    /// Bytes of the record that are to come.
+    left: u64,
+}
+
+impl Delimited {
+    fn scan(&mut self, buffer: &[u8], from: usize, want: Want) -> Option<usize> {
+        let (mut at, mut found) = (from, None);
+        while at < buffer.len() {
+            if self.left == 0 {
+                let byte = buffer.get(at).copied().unwrap_or_default();
+                at += 1;
+                let part = u64::from(byte & 0x7f);
+                let fits = self.bits < 63 || self.bits == 63 && part <= 1;
+                // What has more than 64 bits is longer than all content: it ends nowhere.
+                self.len = if fits { self.len | part << self.bits } else { u64::MAX };
+                self.bits = self.bits.saturating_add(7);
+                if byte & 0x80 != 0 {
+                    continue;
+                }
+                self.left = std::mem::take(&mut self.len);
+                self.bits = 0;
+            } else {
+                let here = usize::try_from(self.left).unwrap_or(usize::MAX).min(buffer.len() - at);
+                at += here;
+                self.left -= here as u64;
+            }
+            if self.left == 0 {
+                found = Some(at);
+                if want == Want::First {
+                    break;
+                }
+            }
+        }
+        found
+    }
 }
 
 /// How deep in brackets a place in JSON is (RFC 8259).

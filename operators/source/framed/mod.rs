@@ -3,12 +3,13 @@
 //! A [`Framed`] reads one partition (a file, an object, a buffer): it fetches
 //! blocks, unpacks them, finds where records end, and gives pieces of about
 //! 1 MiB that never end in the middle of a record. Offsets are bytes of the
-//! unpacked content (rows, for Parquet), and reading goes on from any offset
+//! unpacked content (rows, for Parquet and Avro), and reading goes on from any offset
 //! that it has given before.
 //!
 //! Invariant: it is cancel-safe. A call that is dropped keeps what it has
 //! fetched, and the next one goes on from there.
 
+mod blocks;
 mod content;
 mod cutter;
 mod input;
@@ -18,6 +19,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 
+use self::blocks::Blocks;
 pub(crate) use self::content::is_packed;
 use self::content::{CONTENT_BYTES_MAX, Content, STEP_BYTES};
 use self::cutter::{Csv, Cutter, Want};
@@ -95,6 +97,7 @@ pub struct Framed {
 enum Reader {
     Records(Box<Records>),
     RowGroups(Box<RowGroups>),
+    Blocks(Box<Blocks>),
 }
 
 impl Framed {
@@ -102,6 +105,10 @@ impl Framed {
     pub fn new(name: Arc<str>, input: Input, settings: FramedSettings, offset: u64) -> Self {
         let reader = match settings.framing {
             Framing::Parquet => Reader::RowGroups(Box::new(RowGroups::new(input, offset))),
+            Framing::Avro => {
+                let content = Content::new(input, CONTENT_BYTES_MAX);
+                Reader::Blocks(Box::new(Blocks::new(content, settings.waits, offset)))
+            }
             _ => Reader::Records(Box::new(Records::new(input, settings, offset))),
         };
         Self { name, reader }
@@ -111,8 +118,10 @@ impl Framed {
     #[cfg(feature = "testing")]
     #[must_use]
     pub(crate) fn with_grain(mut self, grain: Grain) -> Self {
-        if let Reader::Records(records) = &mut self.reader {
-            records.content.grain = grain;
+        match &mut self.reader {
+            Reader::Records(records) => records.content.grain = grain,
+            Reader::Blocks(blocks) => blocks.content.grain = grain,
+            Reader::RowGroups(_) => {}
         }
         self
     }
@@ -124,6 +133,7 @@ impl Framed {
     pub async fn next(&mut self) -> Result<Step> {
         let step = match &mut self.reader {
             Reader::Records(records) => records.next().await,
+            Reader::Blocks(blocks) => blocks.next().await,
             Reader::RowGroups(groups) => match groups.next().await {
                 Ok(Some((group, next))) => Ok(Step::Piece { payload: Payload::RowGroup(group), next }),
                 Ok(None) => Ok(Step::End),
@@ -137,19 +147,21 @@ impl Framed {
     pub fn offset(&self) -> u64 {
         match &self.reader {
             Reader::Records(records) => records.base,
+            Reader::Blocks(blocks) => blocks.row(),
             Reader::RowGroups(groups) => groups.row(),
         }
     }
 
     /// Gives the beginning of what was read and not given, for the quarantine.
     pub fn rest(&self) -> Bytes {
-        match &self.reader {
+        let rest = match &self.reader {
             Reader::Records(records) => {
-                let rest = records.oversized.as_ref().map_or(records.buffer.as_slice(), |o| o.first.as_slice());
-                Bytes::copy_from_slice(rest.get(..rest.len().min(REJECT_BYTES)).unwrap_or_default())
+                records.oversized.as_ref().map_or(records.buffer.as_slice(), |o| o.first.as_slice())
             }
-            Reader::RowGroups(_) => Bytes::new(),
-        }
+            Reader::Blocks(blocks) => blocks.rest(),
+            Reader::RowGroups(_) => &[],
+        };
+        Bytes::copy_from_slice(rest.get(..rest.len().min(REJECT_BYTES)).unwrap_or_default())
     }
 }
 
@@ -238,7 +250,8 @@ impl Records {
         if self.buffer.len() < START_BYTES && !self.ended {
             return Ok(());
         }
-        let mark = if self.buffer.starts_with(BYTE_ORDER_MARK) { BYTE_ORDER_MARK.len() } else { 0 };
+        let is_text = self.settings.framing != Framing::Delimited;
+        let mark = if is_text && self.buffer.starts_with(BYTE_ORDER_MARK) { BYTE_ORDER_MARK.len() } else { 0 };
         let start = self.buffer.get(mark..).unwrap_or_default();
         let Some(cutter) = Cutter::detect(self.settings.framing, start, self.ended, self.resume_at > 0) else {
             return Ok(());

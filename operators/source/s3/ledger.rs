@@ -11,6 +11,9 @@ use crate::position::{Cut, Position};
 /// How long an object that is done is remembered: the longest that a queue keeps a message.
 const REMEMBER_MS: i64 = 14 * 24 * 3600 * 1000;
 
+/// How far the clocks of S3 and of this machine may be apart.
+const CLOCKS_APART_MS: i64 = 3600 * 1000;
+
 /// Objects that are remembered: a million names take some 200 MiB of memory and of commit records. Past it the
 /// oldest are forgotten early; a message that comes back later than that would be read again.
 const REMEMBERED_MAX: usize = 1_000_000;
@@ -90,6 +93,22 @@ impl Ledger {
         let message = Message { receipt: receipt.to_owned(), pending, visible_from_us: now_us };
         self.messages.insert(id.to_owned(), message);
         fresh
+    }
+
+    /// Tells whether an object is done or under way.
+    pub fn knows(&self, name: &str) -> bool {
+        self.done.contains_key(name) || self.started.contains(name)
+    }
+
+    /// Notes that an object is begun which no message names; tells whether it was not yet.
+    pub fn start(&mut self, name: &Arc<str>) -> bool {
+        !self.done.contains_key(name) && self.started.insert(Arc::clone(name))
+    }
+
+    /// Gives the time since when each object that was changed, and is done, is remembered.
+    pub fn remembers_since(&self, now_ms: i64) -> i64 {
+        let oldest = self.ages.front().filter(|_| self.ages.len() >= REMEMBERED_MAX).map(|(ms, _)| *ms);
+        oldest.unwrap_or(i64::MIN).max(now_ms.saturating_sub(REMEMBER_MS - CLOCKS_APART_MS))
     }
 
     /// Gives the offset from which to read an object.
@@ -237,6 +256,19 @@ mod tests {
         ledger.release(&name("a"));
         assert_eq!(ledger.held(), 0);
         assert_eq!(ledger.hold("m", "r2", &[name("a"), name("b")], 0), [name("a")], "b is still being read");
+    }
+
+    #[test]
+    fn an_object_without_a_message_is_begun_once() {
+        let mut ledger = Ledger::open(&done(&["old"], 0), 0);
+        assert!(!ledger.start(&name("old")) && ledger.knows("old"));
+        assert!(ledger.start(&name("lost")) && !ledger.start(&name("lost")));
+        assert!(ledger.hold("late", "r", &[name("lost")], 0).is_empty(), "its message comes late");
+        ledger.done(&name("lost"), 1);
+        ledger.committed(&done(&["lost"], 1));
+        assert_eq!(ledger.finished(), [("late".to_owned(), "r".to_owned())]);
+        let now_ms = 30 * REMEMBER_MS;
+        assert_eq!(ledger.remembers_since(now_ms), now_ms - REMEMBER_MS + CLOCKS_APART_MS);
     }
 
     #[test]

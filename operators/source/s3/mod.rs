@@ -4,7 +4,8 @@
 //! objects are committed, and only then deleted. An object is known by bucket,
 //! key and version (or entity tag), and remembered for 14 days when it is done,
 //! so a message that comes twice is read once. A message whose visibility could
-//! not be kept comes back, and is recognised.
+//! not be kept comes back, and is recognised. Objects whose message was lost are
+//! found by listing, where that is asked for.
 //!
 //! What cannot be read goes to the quarantine with the message that named it;
 //! what is missing or denied is tried a few times first, each time the queue
@@ -15,6 +16,7 @@ pub(crate) mod ledger;
 mod object;
 mod owner;
 mod queue;
+mod reconcile;
 #[cfg(test)]
 #[cfg(feature = "testing")]
 mod tests;
@@ -35,6 +37,7 @@ use self::envelope::Announced;
 use self::ledger::Ledger;
 use self::object::{Object, Read};
 use self::queue::{Outcome, Queue, Received};
+use self::reconcile::{Answer, Found, Reconcile};
 use super::framed::{FramedSettings, Step};
 use super::{Source, SourceEvent};
 use crate::batch::{Chunk, Payload};
@@ -75,6 +78,8 @@ pub struct S3Settings {
     pub record_bytes_max: usize,
     /// How long a message stays invisible without being extended.
     pub visibility: Duration,
+    /// How often the prefixes are listed to find objects whose message was lost; never if not given.
+    pub reconcile: Option<Duration>,
 }
 
 /// Reads the objects that a queue announces.
@@ -85,6 +90,7 @@ pub struct S3Source {
     queue: Option<Queue>,
     buckets: HashMap<String, Arc<dyn ObjectStore>>,
     ledger: Ledger,
+    reconcile: Option<Reconcile>,
     /// The call that waits for messages. It is polled by `next` and by `maintain`, never dropped half way.
     receiving: Option<BoxFuture<'static, Result<Vec<Received>>>>,
     /// Objects that are not begun.
@@ -119,8 +125,10 @@ impl S3Source {
                 "source {name} may read nothing; give `allow` a prefix, s3://bucket/prefix"
             )));
         }
+        let reconcile = settings.reconcile.map(|every| Reconcile::new(every, &settings.allow));
         Ok(Self {
             settings,
+            reconcile,
             clock,
             config,
             queue: None,
@@ -181,6 +189,50 @@ impl S3Source {
                 self.waiting.push(Object { name, announced, body: raw, receives, offset, reader: None });
             }
         }
+    }
+
+    /// Looks for objects whose message was lost, unless there is enough to do.
+    fn reconcile(&mut self) -> Result<()> {
+        let Some(bucket) = self.reconcile.as_mut().filter(|_| self.waiting.is_empty()).and_then(Reconcile::due) else {
+            return Ok(());
+        };
+        let (store, now_ms) = (self.bucket(&bucket)?, self.now_ms());
+        let oldest_ms = self.ledger.remembers_since(now_ms);
+        if let Some(reconcile) = &mut self.reconcile {
+            reconcile.list(store, oldest_ms, now_ms);
+        }
+        Ok(())
+    }
+
+    /// Takes in what a pass has found and no message has announced.
+    fn reconciled(&mut self, answer: Result<Answer>) -> Result<()> {
+        match self.reconcile.as_mut().and_then(|reconcile| reconcile.took(answer)) {
+            Some(Found::Listed(mut objects)) => {
+                objects.retain(|object| !self.ledger.knows(&object.partition()));
+                let Some(bucket) = objects.first().map(|object| object.bucket.clone()) else { return Ok(()) };
+                let store = self.bucket(&bucket)?;
+                if let Some(reconcile) = &mut self.reconcile {
+                    reconcile.check(store, objects);
+                }
+            }
+            Some(Found::Checked(objects)) => {
+                for announced in objects {
+                    let name: Arc<str> = announced.partition().into();
+                    if !self.ledger.start(&name) {
+                        continue;
+                    }
+                    tracing::info!(
+                        source = self.settings.name,
+                        object = &*name,
+                        "found an object that no message names"
+                    );
+                    let (body, offset) = (Bytes::copy_from_slice(name.as_bytes()), self.ledger.begun_at(&name));
+                    self.waiting.push(Object { name, announced, body, receives: 1, offset, reader: None });
+                }
+            }
+            None => {}
+        }
+        Ok(())
     }
 
     fn allows(&self, object: &Announced) -> bool {
@@ -267,7 +319,9 @@ impl S3Source {
 
     /// Answers when nothing came in time: `Idle`, or no records of an object that is still being read.
     fn nothing_read(&self) -> SourceEvent {
-        let Some(partition) = self.reading.first().cloned() else { return SourceEvent::Idle };
+        let listing = self.reconcile.as_ref().filter(|reconcile| reconcile.is_under_way());
+        let listing = listing.map(|_| Arc::from(self.settings.name.as_str()));
+        let Some(partition) = self.reading.first().cloned().or(listing) else { return SourceEvent::Idle };
         let read_at_us = self.clock.now_us();
         SourceEvent::Chunk(Chunk { partition, payload: Payload::Records(Vec::new()), read_at_us, lag_ms: None })
     }
@@ -349,6 +403,7 @@ impl Source for S3Source {
             }
             self.start()?;
             self.receive_more()?;
+            self.reconcile()?;
             // Each branch is cancel-safe: the futures stay in `self`.
             tokio::select! {
                 Some((object, read)) = self.running.next(), if !self.running.is_empty() => {
@@ -362,6 +417,7 @@ impl Source for S3Source {
                         self.take(message);
                     }
                 }
+                answer = poll_listing(&mut self.reconcile) => self.reconciled(answer)?,
                 () = tokio::time::sleep_until(deadline) => {
                     self.silent_at = None;
                     return Ok(self.nothing_read());
@@ -406,6 +462,14 @@ async fn poll_kept<T>(kept: &mut Option<BoxFuture<'static, T>>) -> T {
     let answer = call.await;
     *kept = None;
     answer
+}
+
+/// Waits for the call of a pass.
+async fn poll_listing(reconcile: &mut Option<Reconcile>) -> Result<Answer> {
+    match reconcile {
+        Some(reconcile) => poll_kept(&mut reconcile.calling).await,
+        None => std::future::pending().await,
+    }
 }
 
 /// Finds the object to begin with: the oldest event, and of one key the first.

@@ -33,7 +33,11 @@ impl Server {
     }
 
     fn source_with(&self, queue: &str, visibility: Duration, clock: SharedClock) -> S3Source {
-        let settings = S3Settings {
+        S3Source::new(self.settings(queue, visibility), clock, Some(self.ministack.config())).unwrap()
+    }
+
+    fn settings(&self, queue: &str, visibility: Duration) -> S3Settings {
+        S3Settings {
             name: "uploads".into(),
             queue: queue.into(),
             allow: vec!["s3://landing/in/".into()],
@@ -42,8 +46,8 @@ impl Server {
             framing: Framing::Json,
             record_bytes_max: 1024 * 1024,
             visibility,
-        };
-        S3Source::new(settings, clock, Some(self.ministack.config())).unwrap()
+            reconcile: None,
+        }
     }
 
     /// Puts an object, and gives an event that announces it.
@@ -212,6 +216,41 @@ async fn a_message_that_is_held_does_not_become_visible() {
     }
 }
 
+#[tokio::test]
+async fn objects_whose_message_is_lost_are_found_once() {
+    let server = Server::start();
+    let queue = server.ministack.queue("lossy").await;
+    let announced = server.put("in/announced.json", lines(0, 3)).await;
+    let late = server.put("in/late.json", lines(3, 3)).await;
+    for n in 0..21 {
+        server.put(&format!("in/lost/{n:04}.json"), lines(n, 1)).await;
+    }
+    server.put("in/empty.json", Vec::new()).await;
+    server.put("private/salaries.json", lines(0, 3)).await;
+    server.send(&queue, &json!({"Records": [announced]})).await;
+    // Objects younger than this are left to their messages.
+    let every = Duration::from_secs(2);
+    tokio::time::sleep(every).await;
+    let settings = S3Settings { reconcile: Some(every), ..server.settings(&queue, VISIBILITY) };
+    let source = || S3Source::new(settings.clone(), Arc::new(SystemClock), Some(server.ministack.config())).unwrap();
+
+    let mut first = source();
+    let (seen, _) = read(&mut first, &Cut::default()).await;
+    assert_eq!(seen.partitions().len(), 23, "several pages of objects, each once");
+    assert!(seen.partitions().iter().all(|name| name.starts_with("s3://landing/in/")));
+    let cut = first.cut();
+    first.committed(&cut).await.unwrap();
+
+    // The next pass, and a message that comes late, find nothing new; nor do they after a restart.
+    tokio::time::sleep(every).await;
+    server.send(&queue, &json!({"Records": [late]})).await;
+    let again = server.put("in/again.json", lines(0, 1)).await;
+    server.send(&queue, &json!({"Records": [again]})).await;
+    let (seen, _) = read(&mut source(), &cut).await;
+    let names: Vec<_> = seen.partitions().iter().map(|p| p.split('#').next().unwrap().to_owned()).collect();
+    assert_eq!(names, ["s3://landing/in/again.json"]);
+}
+
 #[test]
 fn settings_that_allow_nothing_are_refused() {
     for allow in [vec![], vec!["landing/in".to_owned()]] {
@@ -224,6 +263,7 @@ fn settings_that_allow_nothing_are_refused() {
             framing: Framing::Json,
             record_bytes_max: 1024,
             visibility: VISIBILITY,
+            reconcile: None,
         };
         let error = S3Source::new(settings, Arc::new(SystemClock), None).err().unwrap();
         assert!(error.to_string().contains("s3://bucket/prefix"), "{error}");

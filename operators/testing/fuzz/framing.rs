@@ -54,7 +54,7 @@ pub(super) fn json(data: &[u8]) {
 }
 
 /// Reads content at once, in small steps, and from each seam on; gives what it holds.
-fn same_however_it_comes(settings: &DecoderSettings, content: &[u8], fine: u8) -> Outcome {
+pub(super) fn same_however_it_comes(settings: &DecoderSettings, content: &[u8], fine: u8) -> Outcome {
     let content = Bytes::copy_from_slice(content);
     let whole = read(settings, &content, Grain::default(), 0);
     let pieces = read(settings, &content, grain(fine), 0);
@@ -70,7 +70,7 @@ fn same_however_it_comes(settings: &DecoderSettings, content: &[u8], fine: u8) -
 }
 
 /// Reads content with a limit that its records pass: none is longer than that, kept or rejected.
-fn within_a_small_limit(settings: DecoderSettings, content: &[u8], fine: u8) {
+pub(super) fn within_a_small_limit(settings: DecoderSettings, content: &[u8], fine: u8) {
     let record_bytes_max = usize::from(fine >> 2) + 1;
     let settings = DecoderSettings { record_bytes_max, ..settings };
     let content = Bytes::copy_from_slice(content);
@@ -81,7 +81,7 @@ fn within_a_small_limit(settings: DecoderSettings, content: &[u8], fine: u8) {
     }
 }
 
-fn grain(fine: u8) -> Grain {
+pub(super) fn grain(fine: u8) -> Grain {
     let bytes = usize::from(fine % 32);
     Grain { block_bytes: bytes + 4, step_bytes: bytes / 2 + 1, piece_bytes: bytes * 2 }
 }

@@ -4,6 +4,7 @@
 //! libFuzzer calls them (`make fuzz`), and a plain test calls them with the kept inputs of `tests/fuzz/corpus` and
 //! seeded mutations of these.
 
+mod binary;
 mod content;
 mod events;
 mod framing;
@@ -19,6 +20,8 @@ pub type Target = fn(&[u8]);
 
 /// All targets, by the name that their corpus has.
 pub const TARGETS: &[(&str, Target)] = &[
+    ("avro", binary::avro),
+    ("cloudwatch", binary::cloudwatch),
     ("content", content::content),
     ("csv", framing::csv),
     ("cut", events::cut),
@@ -27,6 +30,7 @@ pub const TARGETS: &[(&str, Target)] = &[
     #[cfg(feature = "kinesis")]
     ("kpl", events::kpl),
     ("parquet", parquet::parquet),
+    ("protobuf", binary::protobuf),
     ("raw", framing::raw),
     #[cfg(feature = "s3")]
     ("s3_event", events::s3_event),

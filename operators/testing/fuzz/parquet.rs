@@ -32,7 +32,7 @@ pub(super) fn parquet(data: &[u8]) {
 }
 
 /// Changes a file: every four bytes say where, two of them, and what to.
-fn changed(file: &[u8], changes: &[u8]) -> Vec<u8> {
+pub(super) fn changed(file: &[u8], changes: &[u8]) -> Vec<u8> {
     let mut file = file.to_vec();
     for change in changes.chunks_exact(4) {
         let [high, low, xor, cut] = change else { continue };

@@ -70,6 +70,8 @@ struct Memory {
     iterators: HashMap<String, String>,
     /// Messages that SQS has delivered.
     messages: Vec<serde_json::Value>,
+    /// Reads of objects that are under way, and the most that were, by bucket.
+    reads: BTreeMap<String, (usize, usize)>,
 }
 
 #[derive(Default)]
@@ -99,6 +101,11 @@ impl Faults {
     /// Tells what was called.
     pub fn calls(&self) -> BTreeSet<Call> {
         self.shared.memory().calls.clone()
+    }
+
+    /// Tells how many objects of a bucket were read side by side, at most.
+    pub fn most_reads_at_once(&self, bucket: &str) -> usize {
+        self.shared.memory().reads.get(bucket).map_or(0, |(_, most)| *most)
     }
 
     /// Tells how often each fault was injected.
@@ -145,7 +152,10 @@ impl Shared {
     fn ask(&self, request: &Request) -> io::Result<Answer> {
         let answer = match request.operation {
             Operation::Receive | Operation::DeleteMessages | Operation::Extend => sqs::ask(self, request)?,
-            _ => request.head.forward(self.target, &request.body)?,
+            _ => match self.bucket_read(&request.head) {
+                Some(bucket) => self.read(&bucket, request)?,
+                None => request.head.forward(self.target, &request.body)?,
+            },
         };
         let mut memory = self.memory();
         match request.operation {
@@ -164,6 +174,27 @@ impl Shared {
             _ => {}
         }
         Ok(answer)
+    }
+
+    /// Gives the bucket of which a request reads an object.
+    fn bucket_read(&self, head: &Head) -> Option<String> {
+        let (bucket, key) = head.path.trim_start_matches('/').split_once('/')?;
+        (matches!(head.method.as_str(), "GET" | "HEAD") && !key.is_empty()).then(|| bucket.to_owned())
+    }
+
+    /// Asks for an object, and counts how many are asked for meanwhile.
+    fn read(&self, bucket: &str, request: &Request) -> io::Result<Answer> {
+        {
+            let mut memory = self.memory();
+            let (now, most) = memory.reads.entry(bucket.to_owned()).or_default();
+            *now += 1;
+            *most = (*most).max(*now);
+        }
+        let answer = request.head.forward(self.target, &request.body);
+        if let Some((now, _)) = self.memory().reads.get_mut(bucket) {
+            *now -= 1;
+        }
+        answer
     }
 
     /// Has a request fail.
