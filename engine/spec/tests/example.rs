@@ -43,8 +43,8 @@ fn the_schema_takes_the_example() {
     let keys = json_schema()["properties"].as_object().unwrap().len();
     assert_eq!(
         validated.value.unwrap().as_object().unwrap().len(),
-        keys - 4,
-        "all but state, encryption, aws and lineage"
+        keys - 5,
+        "all but state, encryption, table_format, aws and lineage"
     );
 }
 

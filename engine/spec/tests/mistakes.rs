@@ -160,7 +160,6 @@ fn a_source_is_checked_as_a_whole() {
         ("{ kinesis: { stream: \"\" }, format: raw }", "N0407"),
         ("{ kinesis: { stream: s }, format: parquet, columns: { a: json } }", "N0404"),
         ("{ kinesis: { stream: s }, columns: {} }", "N0403"),
-        ("{ kinesis: { stream: s, mode: fan_out }, format: raw }", "N0104"),
         ("{ s3: { queue: uploads, allow: [s3://b/] }, format: raw }", "N0407"),
         ("{ s3: { queue: https://q, allow: [] }, format: raw }", "N0408"),
         ("{ s3: { queue: https://q, allow: [\"s3:///x\"] }, format: raw }", "N0408"),
