@@ -18,12 +18,13 @@ SOAK_FAULT_RUNS ?= 25
 SOAK_CASES ?= 50
 OBJECTS ?= 100000
 API_FUZZ_EXAMPLES ?= 50
+RESHARDS ?= 5
 # Where the data, the peers and the results of comparisons lie: some 5 GB.
 COMPARE ?= $(CURDIR)/target/compare
 COMPARE_FLAGS ?= --rounds 5
 RELEASE := $${CARGO_TARGET_DIR:-target}/release/nexus
 
-.PHONY: help run check build test test-env test-rust api-fuzz docs test-suites soak soak-hour fuzz bombs state nexmark objects restart compare latency profile instructions golden readers lint fmt fmt-check doc bench deny clean
+.PHONY: help run check build test test-env test-rust api-fuzz docs test-suites soak soak-hour fuzz bombs state nexmark objects restart reshard compare latency profile instructions golden readers lint fmt fmt-check doc bench deny clean
 
 help: ## Lists these targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -102,6 +103,9 @@ nexmark: test-env build ## Runs the queries of Nexmark over a million events and
 restart: test-env build ## Measures a restart with 10 000 commit records and 1 GiB of state behind it (some ten minutes)
 	NEXUS_TEST_RESTART=full NEXUS_TEST_COMMAND="$${CARGO_TARGET_DIR:-target}/release/nexus" \
 		$(CARGO) test --workspace --all-features --locked --test nexus restart -- --nocapture
+
+reshard: test-env ## Splits and merges a stream RESHARDS times under load, with kills in between
+	NEXUS_TEST_RESHARDS=$(RESHARDS) $(CARGO) test --workspace --all-features --locked --test nexus resharded
 
 compare: build ## Runs Nexus and its peers (DuckDB, Polars, DataFusion, Spark) on the same work; COMPARE_FLAGS="--work w1z --peers duckdb,polars"
 	python3 benches/compare/compare.py --folder "$(COMPARE)" --nexus "$(RELEASE)" $(COMPARE_FLAGS)

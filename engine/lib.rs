@@ -38,6 +38,7 @@ pub mod cli;
 pub mod iam;
 pub mod job;
 mod lineage;
+pub mod online;
 mod pipeline;
 pub mod plan;
 pub mod serve;

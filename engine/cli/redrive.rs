@@ -91,17 +91,6 @@ impl SendAgain {
     }
 }
 
-/// Has the sinks commit what an earlier process has recorded, and reads nothing.
-pub async fn finish_commits(file: &File) -> Result<(), Failure> {
-    let pipeline = file.load().await?.redriving(Redrive::default());
-    let mut signals = Signals::listen()?;
-    if let Some(mut job) = started(pipeline, &mut signals).await? {
-        signals.watch(job.stopper());
-        job.wait().await?;
-    }
-    Ok(())
-}
-
 fn check_name(plan: &Plan, name: &str) -> Result<(), Error> {
     let names: Vec<String> = plan.opened_sources().into_iter().chain(plan.tables.iter().map(TablePlan::name)).collect();
     if names.iter().any(|known| known == name) {

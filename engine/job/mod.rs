@@ -56,7 +56,9 @@ use evolve::Again;
 use guard::guard;
 use progress::{Limits, Progress, Report};
 use redrive::Redrive;
-pub use start::{encryption, held, state_store};
+pub use start::{held, state_store};
+#[cfg(feature = "postgres")]
+pub use wiring::postgres_sink;
 
 /// How long after a first error other stages may name a cause that lies deeper.
 const CAUSE_WAIT: Duration = Duration::from_millis(200);

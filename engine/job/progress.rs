@@ -75,6 +75,13 @@ struct Shown {
     taken_at: Option<Instant>,
 }
 
+/// What counts memory.
+#[derive(Debug, Default)]
+struct WatchedMemory {
+    state: Option<Arc<StateMemory>>,
+    queries: Option<Arc<dyn MemoryPool>>,
+}
+
 /// Where a source stands, as far as it is told.
 #[derive(Debug, Clone, Default)]
 pub struct Positions {
@@ -124,8 +131,8 @@ pub struct Progress {
     standing: Mutex<Standing>,
     /// Written by the coordinator. The lock is held to copy it, so it need not be async.
     errors: Mutex<BTreeMap<String, ErrorsCounted>>,
-    /// Of state and of queries, set when the stages are wired. The lock is held to copy pointers, so it need not be async.
-    memory: Mutex<Option<(Arc<StateMemory>, Option<Arc<dyn MemoryPool>>)>>,
+    /// Set when the stages are wired. The lock is held to ask both, so it need not be async.
+    memory: Mutex<WatchedMemory>,
     /// By name. The lock is held to add one or to look at all, so it need not be async.
     channels: Mutex<Vec<(String, Gauge)>>,
 }
@@ -358,7 +365,7 @@ impl Progress {
 
     /// Has the memory of state and of queries told from now on.
     pub fn watch_memory(&self, state: Arc<StateMemory>, queries: Option<Arc<dyn MemoryPool>>) {
-        *self.memory.lock().unwrap_or_else(PoisonError::into_inner) = Some((state, queries));
+        *self.memory.lock().unwrap_or_else(PoisonError::into_inner) = WatchedMemory { state: Some(state), queries };
     }
 
     /// Gives what is known of the memory that rows take, in bytes: what waits in channels, what open windows and
@@ -366,10 +373,8 @@ impl Progress {
     pub fn memory_by_component(&self) -> [(&'static str, u64); 3] {
         let channels = self.channels().iter().map(|(_, fill)| fill.bytes).sum::<usize>();
         let memory = self.memory.lock().unwrap_or_else(PoisonError::into_inner);
-        let (state, queries) = match &*memory {
-            Some((state, queries)) => (state.used_bytes(), queries.as_ref().map_or(0, |queries| queries.reserved())),
-            None => (0, 0),
-        };
+        let state = memory.state.as_ref().map_or(0, |state| state.used_bytes());
+        let queries = memory.queries.as_ref().map_or(0, |queries| queries.reserved());
         [("channels", channels as u64), ("state", state as u64), ("queries", queries as u64)]
     }
 

@@ -113,6 +113,7 @@ impl Sources {
                 lag_ms: source.lag_ms(),
                 watermark_ms: source.watermark.get().map(millis),
                 records: counts.records,
+                skipped: counts.skipped,
                 quarantined: counts.quarantined,
                 errors: report.errors.get(name).copied().map(Budget::from),
             }

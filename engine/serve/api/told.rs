@@ -123,6 +123,8 @@ pub struct SourceTold {
     pub watermark_ms: Option<i64>,
     /// Records of recorded epochs.
     pub records: u64,
+    /// Of these, records that hold no row by their nature.
+    pub skipped: u64,
     /// Of these, records that did not decode.
     pub quarantined: u64,
     /// Where its error budget stands.
