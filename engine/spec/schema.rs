@@ -149,7 +149,7 @@ mod tests {
             let choices = schema.pointer(pointer).and_then(Value::as_array).unwrap();
             choices.iter().filter_map(|c| c.get("const").cloned()).collect()
         };
-        assert_eq!(words("/$defs/Format/oneOf"), ["json", "parquet", "raw", "csv"]);
+        assert_eq!(words("/$defs/Format/oneOf"), ["json", "parquet", "cloudwatch_logs", "raw", "csv", "avro"]);
         assert_eq!(words("/$defs/Generator/oneOf"), ["sequence"]);
         assert!(words("/$defs/Secret/oneOf").is_empty());
     }
