@@ -37,9 +37,10 @@ pub(super) fn check(check: &mut Check<'_>) {
         let path = ["sources", name.as_str()];
         kind(check, &path, source);
         formats(check, &path, source);
-        format_settings(check, ["sources", name], source.format.as_ref());
-        let content = source.file.is_some() || source.s3.is_some();
-        check_format(check, &path, source.format.as_ref(), source.columns.as_ref(), content);
+        if format_settings(check, ["sources", name], source.format.as_ref()) {
+            let content = source.file.is_some() || source.s3.is_some();
+            check_format(check, &path, source.format.as_ref(), source.columns.as_ref(), content);
+        }
         evolve(check, &path, source);
         column_types(check, &path, source.columns.as_ref());
         if let Some(event_time) = &source.event_time {
@@ -71,8 +72,9 @@ pub(super) fn check(check: &mut Check<'_>) {
             let message = "a reference table cannot be `raw`: there would be nothing to join by";
             check.error(&[&path[..], &["format"]].concat(), codes::COLUMNS_NOT_ALLOWED, message, None);
         }
-        format_settings(check, ["reference", name], reference.format.as_ref());
-        check_format(check, &path, reference.format.as_ref(), reference.columns.as_ref(), true);
+        if format_settings(check, ["reference", name], reference.format.as_ref()) {
+            check_format(check, &path, reference.format.as_ref(), reference.columns.as_ref(), true);
+        }
         column_types(check, &path, reference.columns.as_ref());
     }
 }
@@ -265,12 +267,12 @@ fn formats(check: &mut Check<'_>, path: &[&str], source: &Source) {
     }
 }
 
-/// Reads the schema of a format.
-fn format_settings(check: &mut Check<'_>, path: [&str; 2], format: Option<&Format>) {
-    if let Err(wrong) = check.loaded.format_settings(path, format) {
-        let place = [&path[..], &["format"], &wrong.keys].concat();
-        check.error(&place, codes::BAD_FORMAT, wrong.why, None);
-    }
+/// Reads the schema of a format; tells whether it could.
+fn format_settings(check: &mut Check<'_>, path: [&str; 2], format: Option<&Format>) -> bool {
+    let Err(wrong) = check.loaded.format_settings(path, format) else { return true };
+    let place = [&path[..], &["format"], &wrong.keys].concat();
+    check.error(&place, codes::BAD_FORMAT, wrong.why, None);
+    false
 }
 
 /// Tells whether a format says which columns there are.

@@ -35,7 +35,7 @@ fn messages_of_another_tool_are_read_as_it_means_them() {
     let (rows, decoded) = decode_chunk(protobuf(order().columns(), true), &framed(fixture("order.delimited")));
     assert_eq!((decoded.rejects.len(), declared(&rows)), (0, declared(&expected)));
     let offsets = texts(&rows, "_offset");
-    assert_eq!(offsets[..3], ["1000", "1001", &(1002 + orders[1].len()).to_string()]);
+    assert_eq!(offsets[..3], ["1000", "1001", &(1003 + orders[1].len()).to_string()]);
 }
 
 #[test]
