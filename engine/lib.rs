@@ -67,12 +67,15 @@ pub mod cli;
 pub mod iam;
 pub mod job;
 mod lineage;
+pub mod online;
 mod pipeline;
 pub mod plan;
 pub mod preview;
 pub mod serve;
 pub mod spec;
 pub mod state;
+#[cfg(feature = "otel")]
+mod traces;
 pub mod trial;
 
 pub use job::progress::Report;

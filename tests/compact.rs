@@ -56,7 +56,7 @@ fn write_input(world: &World, numbers: std::ops::Range<usize>) {
         for n in file * ROWS..(file + 1) * ROWS {
             let site = ["", "reno", "yuma"][n % 3];
             let more = format!("\"list\":[{n},null],\"pair\":{{\"a\":{n},\"b\":\"x\"}},\"map\":{{\"k{n}\":{n}}}");
-            let _ = writeln!(lines, "{{\"n\":{n},\"site\":\"{site}\",\"at\":\"2026-11-01T00:00:00.5Z\",{more}}}");
+            let _ = writeln!(lines, "{{\"n\":{n},\"site\":\"{site}\",\"ts\":\"2026-11-01T00:00:00.5Z\",{more}}}");
         }
         world.file(&format!("in-{file:03}.json"), &lines);
     }
@@ -74,14 +74,14 @@ sources:
     columns:
       n: int64 not null
       site: string
-      at: timestamp
+      ts: timestamp
       list: list<int64>
       pair: \"struct<a: int64, b: string>\"
       map: \"map<string, int64>\"
 bronze:
-  rows: {{ sql: \"SELECT n, site, at, list, pair, map FROM rows\" }}
+  rows: {{ sql: \"SELECT n, site, ts, list, pair, map FROM rows\" }}
 silver:
-  rows: {{ sql: \"SELECT n, site, at FROM rows\", partition_by: [site], order_by: [n desc], parquet: {{ bloom: [n] }} }}
+  rows: {{ sql: \"SELECT n, site, ts FROM rows\", partition_by: [site], order_by: [n desc], parquet: {{ bloom: [n] }} }}
 "
     );
     world.file("merged.yaml", &text)
@@ -102,8 +102,8 @@ fn queried(world: &World) -> String {
 
 /// All rows, as DuckDB reads them.
 fn rows(lake: &Path) -> Vec<Value> {
-    let bronze = "SELECT n, site, at::VARCHAR, list::VARCHAR, pair::VARCHAR, map::VARCHAR FROM bronze.rows";
-    let silver = "SELECT n, coalesce(site, ''), at::VARCHAR, '', '', '' FROM silver.rows";
+    let bronze = "SELECT n, site, ts::VARCHAR, list::VARCHAR, pair::VARCHAR, map::VARCHAR FROM bronze.rows";
+    let silver = "SELECT n, coalesce(site, ''), ts::VARCHAR, '', '', '' FROM silver.rows";
     ask(lake, &format!("{bronze} UNION ALL {silver} ORDER BY ALL"))
 }
 

@@ -6,6 +6,7 @@
 
 #![allow(clippy::print_stdout, reason = "what a test prints is shown when it fails")]
 
+mod api;
 mod audit;
 mod bad_data;
 mod balance;
@@ -14,6 +15,7 @@ mod cases;
 mod cli;
 mod cloud;
 mod compact;
+mod console;
 mod corrected;
 mod crash;
 mod delta;
@@ -29,6 +31,7 @@ mod fuzz_engine;
 mod golden;
 mod hostile;
 mod iam;
+mod identity;
 mod inputs;
 mod keyed;
 mod layout;
@@ -37,6 +40,7 @@ mod memory;
 mod newest;
 mod nexmark;
 mod objects;
+mod online;
 mod oracle;
 mod panics;
 mod pressure;
@@ -45,10 +49,12 @@ mod readers;
 mod redrive;
 mod reference;
 mod refused;
+mod resharded;
 mod restart;
 mod schema;
 mod servers;
 mod serving;
 mod soak;
 mod tool;
+mod traces;
 mod world;

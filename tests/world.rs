@@ -81,6 +81,11 @@ impl World {
         self.env.push((name.into(), value.into()));
     }
 
+    /// Takes a variable out of the command's environment.
+    pub fn unset(&mut self, name: &str) {
+        self.env.retain(|(known, _)| known != name);
+    }
+
     /// Gives a variable of the command's environment.
     pub fn env(&self, name: &str) -> &str {
         self.env.iter().find(|(known, _)| known == name).map_or_else(|| panic!("{name} is not set"), |(_, value)| value)

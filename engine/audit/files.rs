@@ -57,8 +57,7 @@ enum Outcome {
 
 /// Lists the folders of a sink.
 pub async fn list(plan: &Plan, store: &StateStore, sink: &str) -> Result<Listed> {
-    let ParquetPlace { table, staging, notes, spool } =
-        parquet_place(plan, store, &crate::job::encryption(&plan.loaded), sink).await?;
+    let ParquetPlace { table, staging, notes, spool } = parquet_place(plan, store, &plan.loaded.access(), sink).await?;
     let folder = TableFolder::new(table, staging, notes);
     let spooled = if sink.ends_with(PARQUET) { spool.list("").await? } else { Vec::new() };
     // What is staged moves into the table: listed the other way round, a file could be missed twice.

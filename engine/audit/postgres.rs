@@ -15,7 +15,7 @@ use crate::plan::Plan;
 /// Gives where the URL of a table's database is kept, if the file names one.
 pub fn secret(plan: &Plan, table: &str) -> Option<SecretRef> {
     let spec = plan.spec_of(plan.table(table)?)?.postgres.as_ref()?;
-    plan.loaded.secret_ref(&spec.url)
+    plan.loaded.database(spec)
 }
 
 /// Gives how many refused rows of each epoch are in the quarantine, as the records say, and up to where.

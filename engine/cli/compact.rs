@@ -5,13 +5,13 @@ use std::sync::Arc;
 
 use nexus_operators::clock::SystemClock;
 
-use super::redrive::finish_commits;
-use super::run::LogFormat;
+use super::run::Log;
 use super::table::layout;
 use super::terminal::{self, count, size};
 use super::{Failure, File};
 use crate::Error;
 use crate::job::compact::{Compacted, Compaction, Report, compact, is_compacted, survey};
+use crate::job::redrive::Redrive;
 use crate::plan::Plan;
 use crate::plan::table::TablePlan;
 use crate::spec::suggest;
@@ -37,14 +37,13 @@ pub struct Merge {
     /// Write what was merged to this file, as JSON.
     #[arg(long, value_name = "PATH", conflicts_with = "dry_run")]
     report: Option<PathBuf>,
-    /// How logs are written.
-    #[arg(long, value_enum, default_value_t = LogFormat::Text)]
-    log: LogFormat,
+    #[command(flatten)]
+    log: Log,
 }
 
 impl Merge {
     pub async fn execute(self) -> Result<(), Failure> {
-        super::run::start_logs(self.log);
+        self.log.start()?;
         let plan = self.file.plan().await?;
         if let Some(name) = &self.table {
             check_name(&plan, name)?;
@@ -55,7 +54,10 @@ impl Merge {
             terminal::say(&summary(&Report { pipeline: plan.loaded.spec.name.clone(), tables, ..Report::default() }));
             return Ok(());
         }
-        finish_commits(&self.file).await?;
+        // No signal is listened for: to end a compaction is to end it as a crash would, and the next start goes on. A redrive
+        // of nothing has the sinks commit what an earlier process has recorded.
+        let mut job = self.file.load().await?.redriving(Redrive::default()).start().await?;
+        job.wait().await?;
         let report = compact(&plan, &compaction, Arc::new(SystemClock)).await?;
         if let Some(path) = &self.report {
             let json = serde_json::to_vec_pretty(&report);

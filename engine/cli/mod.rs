@@ -38,6 +38,7 @@ mod stored;
 mod table;
 mod terminal;
 mod test;
+mod top;
 
 /// The exit code of a run that failed.
 const FAILED: u8 = 1;
@@ -63,6 +64,8 @@ enum Verb {
     Run(run::Run),
     /// Show the graph of tables, their schemas, what is stateful, and the plans.
     Plan(graph::Graph),
+    /// Show on a terminal how a run is doing.
+    Top(top::Top),
     /// Run the test cases of pipeline files, in process, without servers.
     Test(test::Test),
     /// Show a table made of a little of what the real sources have, and commit nothing.
@@ -155,6 +158,7 @@ async fn dispatch(verb: Verb) -> Result<(), Failure> {
         Verb::Check(check) => check.execute().await,
         Verb::Run(run) => run.execute().await,
         Verb::Plan(graph) => graph.execute().await,
+        Verb::Top(top) => top.execute().await,
         Verb::Test(test) => test.execute().await,
         Verb::Preview(preview) => preview.execute().await,
         Verb::Query(query) => query.execute().await,

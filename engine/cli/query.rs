@@ -202,7 +202,7 @@ async fn add(
     replacing: Option<Replacing>,
 ) -> Result<()> {
     let failed = |e: DataFusionError| Error::internal(format!("could not register {schema}.{table}")).because(e);
-    let root = Store::open(&plan.loaded.lake_root(tier), &crate::job::encryption(&plan.loaded)).await?;
+    let root = Store::open(&plan.loaded.lake_root(tier), &plan.loaded.access()).await?;
     let store = register_store(context, &root)?;
     let is_delta = folder.format == TableFormat::Delta;
     let stored = StoredTable::new(columns.clone(), root.below(&folder.path), is_delta, store, replacing);

@@ -34,8 +34,8 @@ use super::replacing::Replacing;
 ///
 /// Which columns a file lacks is told by its path alone, so that a table whose
 /// `partition_by` has changed can be read as a whole. What is listed is what
-/// lies in the folder, or stands in its log, when a query is planned; a folder that is not there is an
-/// empty table.
+/// lies in the folder, or stands in its Delta log, when a query is planned; a
+/// folder that is not there is an empty table.
 #[derive(Debug)]
 pub struct StoredTable {
     schema: SchemaRef,

@@ -16,7 +16,7 @@ use serde::Serialize;
 
 use super::files::parquet_settings;
 use super::place::{PARQUET, ParquetPlace, parquet_place};
-use super::start::{encryption, open_state, schemas, undone};
+use super::start::{open_state, schemas, undone};
 use crate::plan::Plan;
 use crate::plan::changes::stored_schema;
 use crate::plan::table::TablePlan;
@@ -84,11 +84,11 @@ struct Compactor {
 
 /// Finds what a compaction would merge.
 pub async fn survey(plan: &Plan, compaction: &Compaction, clock: SharedClock) -> Result<BTreeMap<String, Compacted>> {
-    let encryption = encryption(&plan.loaded);
-    let store = open_state(&plan.loaded, clock, &encryption).await?;
+    let access = plan.loaded.access();
+    let store = open_state(&plan.loaded, clock, &access).await?;
     let mut found = BTreeMap::new();
     for table in tables(plan, compaction) {
-        let place = parquet_place(plan, &store, &encryption, &sink_of(table)).await?;
+        let place = parquet_place(plan, &store, &access, &sink_of(table)).await?;
         let batches = batches(plan, &place.table, compaction.target_bytes).await?;
         if !batches.is_empty() {
             found.insert(table.name(), planned(batches.iter()));
@@ -107,8 +107,8 @@ pub async fn compact(plan: &Plan, compaction: &Compaction, clock: SharedClock) -
     if survey(plan, compaction, clock.clone()).await?.is_empty() {
         return Ok(report);
     }
-    let encryption = Store::accepted_encryption(&plan.loaded.state_root(), &encryption(&plan.loaded)).await?;
-    let store = open_state(&plan.loaded, clock, &encryption).await?;
+    let access = plan.loaded.accepted_access().await?;
+    let store = open_state(&plan.loaded, clock, &access).await?;
     fail::point("before_claim")?;
     let (generation, state) = store.claim().await?;
     fail::point("after_claim")?;
@@ -125,7 +125,7 @@ pub async fn compact(plan: &Plan, compaction: &Compaction, clock: SharedClock) -
     for table in tables(plan, compaction) {
         let Some(spec) = plan.spec_of(table) else { continue };
         let (name, sink) = (table.name(), sink_of(table));
-        let place = parquet_place(plan, &compactor.store, &encryption, &sink).await?;
+        let place = parquet_place(plan, &compactor.store, &access, &sink).await?;
         let schema = stored_schema(&table.schema, schemas.get(&name));
         let settings = parquet_settings(plan, table, spec, schema, buffer_bytes)?;
         // Listed behind the claim: no older process can commit a file any more.

@@ -11,6 +11,7 @@ use tokio::sync::mpsc;
 
 use super::channel::{Item, Receiver, Refused, Sender, closed};
 use super::coordinator::Report;
+use super::progress::Progress;
 
 /// The first pause after a commit that failed; it doubles up to [`PAUSE_MAX`].
 const PAUSE_MIN: Duration = Duration::from_millis(100);
@@ -156,6 +157,8 @@ pub struct Takeover {
     pub rows: Arc<dyn RefusedRows>,
     /// The channel of the quarantine, whose stage outlives those of the tables.
     pub quarantine: Sender<Item>,
+    /// What the job tells of itself.
+    pub progress: Arc<Progress>,
     /// The time at which they are quarantined.
     pub clock: SharedClock,
     /// Up to where they have been sent to the quarantine. What no record has of it comes again after a crash.
@@ -193,6 +196,7 @@ impl Takeover {
                 }
             };
             fail::point("before_takeover")?;
+            self.progress.note_quarantined(&self.table, &rows, &self.clock);
             let batch = quarantine::batch(&self.table, &rows, self.clock.now_us())?;
             let refused = Refused { sink: self.sink.clone(), epoch, rows: batch };
             self.quarantine.send(Item::Refused(refused)).await?;

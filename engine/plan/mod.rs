@@ -5,6 +5,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use arrow::datatypes::{DataType, SchemaRef};
+use datafusion::execution::memory_pool::MemoryPool;
 use datafusion::execution::session_state::SessionState;
 use nexus_operators::clock::SharedClock;
 use nexus_operators::sink::delta;
@@ -14,10 +15,12 @@ pub mod analyze;
 pub mod as_of;
 mod basis;
 pub mod changes;
+pub mod describe;
 pub mod evolve;
 mod graph;
 pub mod join;
 pub mod lineage;
+pub mod masks;
 pub mod options;
 pub mod reference;
 pub mod refused;
@@ -89,6 +92,11 @@ impl Plan {
         self.sources.keys().filter(|name| read.contains(name)).cloned().collect()
     }
 
+    /// Gives what counts the memory that all queries take.
+    pub fn query_memory(&self) -> Option<Arc<dyn MemoryPool>> {
+        self.tables.first().map(|table| table.state.runtime_env().memory_pool.clone())
+    }
+
     /// Finds a table by its name, `tier.table`.
     pub fn table(&self, name: &str) -> Option<&TablePlan> {
         self.tables.iter().find(|table| table.name() == name)
@@ -144,6 +152,7 @@ impl<'a> Planning<'a> {
                 Err(error) => self.refuse(&["sources", name], codes::BAD_SOURCE, error.to_string(), None),
             }
         }
+        self.check_masks(&plans);
         for (name, columns) in &self.surroundings.evolved {
             let Some(plan) = plans.get_mut(name).filter(|plan| plan.evolves) else { continue };
             match plan.with_columns(columns) {
@@ -152,6 +161,21 @@ impl<'a> Planning<'a> {
             }
         }
         plans
+    }
+
+    /// Checks that sources have the columns that they mask.
+    fn check_masks(&mut self, plans: &BTreeMap<String, SourcePlan>) {
+        for (name, source) in &self.loaded.spec.sources {
+            let Some(plan) = plans.get(name) else { continue };
+            for (place, column) in source.mask.iter().enumerate() {
+                if plan.schema.index_of(column).is_err() {
+                    let known = plan.schema.fields().iter().map(|field| field.name().as_str());
+                    let hint = crate::spec::suggest::hint(column, known);
+                    let message = format!("source {name} has no column `{column}`");
+                    self.refuse(&["sources", name, "mask", &place.to_string()], codes::UNKNOWN_COLUMN, message, hint);
+                }
+            }
+        }
     }
 
     async fn references(&mut self) -> BTreeMap<String, Arc<ReferenceTable>> {
@@ -311,6 +335,9 @@ impl<'a> Planning<'a> {
             let message = format!("every column of {} is a partition, so that its files would hold none", plan.name());
             let hint = Some("partition it by fewer columns".to_owned());
             self.refuse(&[tier, &plan.table, "partition_by"], codes::BAD_PARTITION, message, hint);
+        }
+        for (place, column) in spec.mask.iter().enumerate() {
+            named.push((vec!["mask".into(), place.to_string()], column.clone()));
         }
         for (place, order) in spec.order_by.iter().filter_map(|text| text.parse::<Order>().ok()).enumerate() {
             self.check_in_files(plan, &in_files, &["order_by", &place.to_string()], &order.column, is_ordered);

@@ -140,6 +140,10 @@ codes! {
          a file of descriptors (`protoc --include_imports --descriptor_set_out=FILE`) and the full name of a message in it; \
          files hold messages with their lengths before them (`framing: delimited`). Log events have the columns that \
          CloudWatch Logs gives them.";
+    /// A consumer where none is needed, or that cannot be.
+    BAD_CONSUMER = "N0412", "consumer does not fit",
+        "With `mode: fan_out` a Kinesis stream pushes its records to a registered consumer, which is named by 1 to 128 \
+         letters, digits and `_.-`, or by its ARN. A stream that is polled has none.";
     /// None or several of from, sql and `sql_file`.
     TABLE_INPUT = "N0501", "exactly one of `from`, `sql` and `sql_file`",
         "A table takes its rows from one source or table, or from one query.";
@@ -191,6 +195,11 @@ codes! {
     /// None or both of file and url for events about runs.
     LINEAGE_TARGET = "N0604", "exactly one of `file` and `url`",
         "Events about runs go to a file on this machine or to an HTTP address. A password does not belong into the address.";
+    /// A role or an endpoint of AWS that cannot be meant.
+    BAD_AWS = "N0605", "not a role or an endpoint of AWS",
+        "A role is named by its ARN, `arn:aws:iam::123456789012:role/name`; an endpoint is an HTTP or HTTPS URL. An endpoint \
+         that is named is called as it is, so `fips: true` would have no effect on it: name the FIPS endpoint itself, or \
+         leave one of the two out. The session of a role is called by 2 to 64 letters, digits and `_+=,.@-`.";
     /// A test case that gives a source both files and records.
     MIXED_CASE = "N0611", "files and records in one case",
         "In a test case, records in place are read as JSON, and a file in the format of its source. A source is read in \

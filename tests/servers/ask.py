@@ -105,6 +105,8 @@ def by_spark(folder, columns):
     from pyspark.sql import SparkSession
 
     builder = SparkSession.builder.master("local[2]").config("spark.ui.enabled", "false")
+    # Times of day are read, but not by default.
+    builder = builder.config("spark.sql.timeType.enabled", "true")
     spark = builder.config("spark.sql.session.timeZone", "UTC").getOrCreate()
     spark.sparkContext.setLogLevel("ERROR")
     return spark.read.parquet(folder).selectExpr(*[f"`{column}`" for column in columns]).toArrow().to_pylist()

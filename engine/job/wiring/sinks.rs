@@ -15,7 +15,11 @@ use nexus_operators::sink::parquet::{
     ParquetCompression, ParquetLayout, ParquetSettings, ParquetSink, RemovedFile, Roll, RollingPlace, RollingSink,
     Waiting,
 };
+#[cfg(feature = "postgres")]
+use nexus_operators::sink::postgres::{PostgresSettings, PostgresSink};
 use nexus_operators::sink::{EpochId, RefusedRows, RefusedUpto, Sink};
+#[cfg(feature = "postgres")]
+use nexus_operators::store::Store;
 #[cfg(feature = "postgres")]
 use nexus_operators::transform::query::failed;
 use nexus_operators::{Error, Result, fail};
@@ -29,6 +33,8 @@ use crate::job::place::spool_place;
 use crate::job::place::{PARQUET, POSTGRES, ParquetPlace, parquet_place};
 use crate::job::sink::{CommitStage, Order, SinkStage, Takeover};
 use crate::job::start::handles_of;
+#[cfg(feature = "postgres")]
+use crate::plan::Plan;
 use crate::plan::changes::stored_schema;
 use crate::plan::table::TablePlan;
 use crate::spec::model::{self, TableFormat};
@@ -81,6 +87,7 @@ impl Wiring<'_> {
                 table: name.clone(),
                 rows,
                 quarantine: quarantine.clone(),
+                progress: self.progress.clone(),
                 clock: self.clock.clone(),
                 sent: upto,
                 forgotten: RefusedUpto::default(),
@@ -131,7 +138,7 @@ impl Wiring<'_> {
         stays: bool,
     ) -> Result<Sender<Item>> {
         let ParquetPlace { table, staging, notes, .. } =
-            parquet_place(self.plan, &self.restored.store, &self.restored.encryption, sink).await?;
+            parquet_place(self.plan, &self.restored.store, &self.restored.access, sink).await?;
         let operator = Box::new(ParquetSink::new(settings, table, staging, notes)?.removing(removes));
         self.sink(sink, operator, SinkSettings { takeover: None, stays }).await
     }
@@ -144,7 +151,7 @@ impl Wiring<'_> {
         waiting: Vec<Waiting>,
     ) -> Result<Sender<Item>> {
         let ParquetPlace { table, staging, notes, spool } =
-            parquet_place(self.plan, &self.restored.store, &self.restored.encryption, sink).await?;
+            parquet_place(self.plan, &self.restored.store, &self.restored.access, sink).await?;
         let place = RollingPlace { table, staging, notes, spool };
         let roll = roll.map(|roll| Roll { bytes: roll.size.0, age: roll.age.0 });
         if let Some(roll) = roll {
@@ -156,7 +163,7 @@ impl Wiring<'_> {
 
     async fn delta(&mut self, sink: &str, parquet: ParquetSettings) -> Result<Sender<Item>> {
         let ParquetPlace { table, staging, notes, .. } =
-            parquet_place(self.plan, &self.restored.store, &self.restored.encryption, sink).await?;
+            parquet_place(self.plan, &self.restored.store, &self.restored.access, sink).await?;
         let (state_id, clock) = (self.restored.state.id.clone(), self.clock.clone());
         fail::point("before_log_begin")?;
         let folder = TableFolder::new(table.clone(), staging.clone(), notes.clone());
@@ -168,24 +175,9 @@ impl Wiring<'_> {
 
     #[cfg(feature = "postgres")]
     async fn postgres(&mut self, plan: &TablePlan, spec: &model::PostgresSink) -> Result<Refusing> {
-        use nexus_operators::sink::postgres::{PostgresSettings, PostgresSink};
-        let secret = self.plan.loaded.secret_ref(&spec.url);
-        let secret = secret.ok_or_else(|| Error::config(format!("there is no secret `{}`", spec.url)))?;
-        let settings = PostgresSettings {
-            pipeline: self.plan.loaded.spec.name.clone(),
-            sink_name: plan.name(),
-            state_id: self.restored.state.id.clone(),
-            generation: self.restored.generation,
-            schema: spec.schema.clone(),
-            table: spec.table.clone(),
-            key: spec.key.clone(),
-            append: spec.append,
-            create: spec.create,
-            rows: plan.keyed_schema(),
-        };
         let spool = spool_place(&self.restored.store, &plan.name());
-        let delete_when = plan.delete_when.clone().map(|condition| Box::new(Condition(condition)) as _);
-        let sink = PostgresSink::new(settings, delete_when, secret, spool)?;
+        let claim = (self.restored.state.id.clone(), self.restored.generation);
+        let sink = postgres_sink(self.plan, plan, spec, claim, spool)?;
         match sink.check().await {
             Err(error) if error.kind() == nexus_operators::ErrorKind::Unavailable => {
                 tracing::warn!(table = plan.name(), %error, "Postgres is away; rows are spooled until it is back");
@@ -242,6 +234,33 @@ impl Wiring<'_> {
         self.commits.push((format!("commit {name}"), Box::pin(commit.run())));
         Ok(sender)
     }
+}
+
+/// Makes the sink of a table's rows in Postgres, for a process that has claimed a state store under a number.
+#[cfg(feature = "postgres")]
+pub fn postgres_sink(
+    plan: &Plan,
+    table: &TablePlan,
+    spec: &model::PostgresSink,
+    (state_id, generation): (String, u64),
+    spool: Store,
+) -> Result<PostgresSink> {
+    let secret = plan.loaded.database(spec);
+    let secret = secret.ok_or_else(|| Error::config(format!("there is no secret `{}`", spec.url)))?;
+    let settings = PostgresSettings {
+        pipeline: plan.loaded.spec.name.clone(),
+        sink_name: table.name(),
+        state_id,
+        generation,
+        schema: spec.schema.clone(),
+        table: spec.table.clone(),
+        key: spec.key.clone(),
+        append: spec.append,
+        create: spec.create,
+        rows: table.keyed_schema(),
+    };
+    let delete_when = table.delete_when.clone().map(|condition| Box::new(Condition(condition)) as _);
+    PostgresSink::new(settings, delete_when, secret, spool)
 }
 
 /// A condition over rows of a table.

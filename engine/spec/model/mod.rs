@@ -6,10 +6,12 @@ use std::collections::BTreeMap;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+mod aws;
 mod parquet;
 mod source;
 mod test_case;
 
+pub use aws::*;
 pub use parquet::*;
 pub use source::*;
 pub use test_case::*;
@@ -45,6 +47,9 @@ pub struct Spec {
     /// What the pipeline may use.
     #[serde(default)]
     pub limits: Limits,
+    /// Where the services of AWS are, and as whom they are called.
+    #[serde(default)]
+    pub aws: Aws,
     /// Have events about each run written or sent, as OpenLineage describes them.
     #[serde(default)]
     pub lineage: Option<Lineage>,
@@ -253,6 +258,10 @@ pub struct Table {
     /// Also write the rows to a table of PostgreSQL.
     #[serde(default)]
     pub postgres: Option<PostgresSink>,
+    /// Columns whose values are not shown where people look at rows (the console, samples, previews), nor those of columns
+    /// of other tables that are made of them. They are stored as they are.
+    #[serde(default)]
+    pub mask: Vec<String>,
 }
 
 /// A rule that a row must meet.
@@ -403,6 +412,12 @@ pub enum Compression {
 pub struct PostgresSink {
     /// The name of the secret that holds the connection URL (`postgres://user:password@host/database`).
     pub url: String,
+    /// What lets the user in.
+    #[serde(default)]
+    pub auth: PostgresAuth,
+    /// With `auth: rds_iam`, the role that may `rds-db:connect`; that of `aws` if not given.
+    #[serde(default)]
+    pub role: Option<Roles>,
     /// The table.
     pub table: String,
     /// Its schema; `public` if not given.
@@ -421,6 +436,18 @@ pub struct PostgresSink {
     /// Make the schema, the table and columns that have come since, if they are not there.
     #[serde(default = "PostgresSink::create_default")]
     pub create: bool,
+}
+
+/// What lets a user into PostgreSQL.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum PostgresAuth {
+    /// What the URL says: a password, a certificate.
+    #[default]
+    Password,
+    /// A token of IAM, made anew before it expires, for a database of Amazon RDS or Aurora. The URL has no password
+    /// (`postgres://user@host/database`), names the authority of RDS with `sslrootcert=`, and TLS is required.
+    RdsIam,
 }
 
 /// Where a secret is kept.
@@ -444,6 +471,9 @@ pub struct SecretsManager {
     /// The key to take, if the secret is a JSON object.
     #[serde(default)]
     pub key: Option<String>,
+    /// The role that reads it; that of `aws` if not given.
+    #[serde(default)]
+    pub role: Option<Roles>,
 }
 
 impl Late {

@@ -7,7 +7,9 @@ use serde_json::json;
 
 use super::{FLIGHTS, SMALL, read, read_with};
 use crate::spec::columns::fields;
-use crate::spec::model::{Aggregated, Expected, Format, Given, KinesisMode, OnDataLoss, Otherwise, UnknownColumn};
+use crate::spec::model::{
+    Aggregated, Expected, Format, Given, KinesisMode, OnDataLoss, Otherwise, Roles, UnknownColumn,
+};
 use crate::spec::source::SourceText;
 use crate::spec::units::{ByteSize, Span};
 use crate::spec::validate::validate;
@@ -39,7 +41,11 @@ fn the_schema_takes_the_example() {
     let validated = validate(&yaml::parse(FLIGHTS, &source).unwrap(), &source);
     assert!(validated.wrong.is_empty(), "{:?}", validated.wrong);
     let keys = json_schema()["properties"].as_object().unwrap().len();
-    assert_eq!(validated.value.unwrap().as_object().unwrap().len(), keys - 3, "all but state, encryption and lineage");
+    assert_eq!(
+        validated.value.unwrap().as_object().unwrap().len(),
+        keys - 4,
+        "all but state, encryption, aws and lineage"
+    );
 }
 
 #[test]
@@ -53,10 +59,14 @@ state: s3://b/state
 encryption: { kms: alias/nexus }
 commit: { every: 1.5s, bytes: 1GiB, rows: 1000000 }
 limits: { memory: 1GiB, record: 1MiB, open_partitions: 8, spool: 1GiB }
+aws:
+  region: eu-central-1
+  endpoints: { kinesis: "https://k.example", s3: "https://s3.example", secretsmanager: "https://m.example", sqs: "https://q.example", sts: "https://t.example" }
+  role: { arn: "arn:aws:iam::111122223333:role/lake", external_id: x, session_name: all }
 lineage: { url: "http://marquez:5000/api/v1/lineage", namespace: north, every: 5m }
 sources:
   intake:
-    kinesis: { stream: nexus-dev-intake, start: 2026-11-21T08:00:00Z, mode: poll, aggregated: never, on_data_loss: continue }
+    kinesis: { stream: nexus-dev-intake, start: 2026-11-21T08:00:00Z, mode: fan_out, consumer: nexus, aggregated: never, on_data_loss: continue, role: arn:aws:iam::111122223333:role/intake }
     columns: { id: int64 not null, at: timestamp, tags: "map<string, list<int8>>" }
     on_unknown_column: reject
     event_time: { column: at, lateness: 2h, idle: 1m }
@@ -68,6 +78,7 @@ sources:
       bucket_owner: 123456789012
       in_flight: 4
       visibility: 90s
+      role: [arn:aws:iam::111122223333:role/hub, { arn: "arn:aws:iam::444455556666:role/reader" }]
     format: raw
   lines: { file: { path: "in/**/*.csv.zst", follow: true }, format: csv }
   trial:
@@ -95,19 +106,32 @@ gold:
     description: The same.
     from: bronze.intake
     expect: { good: { that: id > 0, else: fail } }
-    postgres: { url: pg, table: t, schema: s, append: true, create: false }
+    postgres: { url: pg, auth: rds_iam, role: arn:aws:iam::111122223333:role/db, table: t, schema: s, append: true, create: false }
 secrets:
-  pg: { aws_secrets_manager: { id: nexus/pg, key: url } }
+  pg: { aws_secrets_manager: { id: nexus/pg, key: url, role: [] } }
 tests:
   - name: one
     given: { intake: [ { id: 1, at: null, tags: { a: [1] } } ] }
     expect: { gold.intake: [ { id: 1 } ] }
 "#,
     );
-    let spec = loaded.unwrap_or_else(|e| panic!("{e}")).spec;
+    let loaded = loaded.unwrap_or_else(|e| panic!("{e}"));
+    let roles = |own: Option<&Roles>| {
+        let roles = loaded.aws(own).roles.into_iter();
+        roles.map(|role| format!("{} {}", role.arn.rsplit('/').next().unwrap(), role.session_name)).collect::<Vec<_>>()
+    };
+    let spec = &loaded.spec;
     let kinesis = spec.sources["intake"].kinesis.as_ref().unwrap();
+    assert_eq!(roles(None), ["lake all"]);
+    assert_eq!(roles(kinesis.role.as_ref()), ["intake nexus-every-key"]);
+    let chain = spec.sources["uploads"].s3.as_ref().unwrap().role.as_ref();
+    assert_eq!(roles(chain), ["hub nexus-every-key", "reader nexus-every-key"]);
+    let Some(SecretRef::AwsSecretsManager { aws, .. }) = loaded.secret_ref("pg") else { panic!("a secret of AWS") };
+    assert!(aws.roles.is_empty() && aws.endpoints.len() == 5, "{aws:?}");
+    let database = loaded.database(spec.gold["intake"].postgres.as_ref().unwrap());
+    assert!(matches!(&database, Some(SecretRef::RdsToken { aws, .. }) if aws.roles.len() == 1), "{database:?}");
     assert_eq!(kinesis.start, "2026-11-21T08:00:00Z");
-    assert_eq!(kinesis.mode, KinesisMode::Poll);
+    assert_eq!((kinesis.mode, kinesis.consumer.as_deref()), (KinesisMode::FanOut, Some("nexus")));
     assert_eq!((kinesis.aggregated, kinesis.on_data_loss), (Aggregated::Never, OnDataLoss::Continue));
     assert_eq!(spec.sources["uploads"].s3.as_ref().unwrap().bucket_owner.as_deref(), Some("123456789012"));
     assert_eq!(spec.description.as_deref(), Some("12"));

@@ -100,7 +100,7 @@ impl DeltaCommitter {
             }
             self.log.advance(snapshot).await?;
             if self.has(snapshot, epoch) {
-                return Err(Error::fenced("a newer process of this pipeline has written it; this one has to stop"));
+                return Err(Error::fenced("another process has taken over this pipeline, and has written it"));
             }
         }
         Err(Error::unavailable(format!("other writers have taken the next version {TRIES_MAX} times")))

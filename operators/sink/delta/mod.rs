@@ -1,10 +1,10 @@
 //! A Delta table in the lake: Parquet files, and a log that says which of them are the table.
 //!
-//! The files are written by [`ParquetSink`](super::parquet::ParquetSink) as those of any table. An epoch's commit brings them to their places, where
-//! no reader of the log looks for them, and then writes one entry of the log, which makes them part of the table all at
-//! once: readers see whole epochs. The entry carries an application transaction (`txn`) with the sink's name and the
-//! epoch's number, so that a commit that is done again finds itself there. It is made only if there is none of its
-//! version; if another writer was faster, it takes the next one.
+//! The files are written by [`ParquetSink`](super::parquet::ParquetSink) as those of any table. An epoch's commit brings
+//! them to their places, where no reader of the log looks for them, and then writes one entry of the log, which makes
+//! them part of the table all at once: readers see whole epochs. The entry carries an application transaction (`txn`)
+//! with the sink's name and the epoch's number, so that a commit that is done again finds itself there. It is made only
+//! if there is none of its version; if another writer was faster, it takes the next one.
 //!
 //! The columns of the table are those of the log: a table gets new columns with the first entry that has them. Every
 //! tenth entry has a checkpoint. Nothing is ever removed from the log or the folder, so that every version can be read.

@@ -51,6 +51,7 @@ mod copy;
 mod failure;
 mod holder;
 mod judge;
+mod probe;
 mod refused;
 #[cfg(test)]
 #[cfg(feature = "testing")]
