@@ -7,7 +7,7 @@ use std::path::Path;
 use arrow::array::RecordBatch;
 use chrono::DateTime;
 use nexus_operators::quarantine::read::{Batches, rows};
-use nexus_operators::store::{Encryption, Store};
+use nexus_operators::store::{Access, Store};
 use nexus_operators::transform::keyed::SEQUENCE_COLUMN;
 use nexus_operators::transform::rows::as_json;
 use nexus_operators::{Error, Result};
@@ -178,7 +178,7 @@ impl Table {
 
 /// Reads the quarantine of a source or table below a lake's root.
 pub async fn quarantined(root: &str, of: &str) -> Result<Vec<Row>> {
-    let folder = Store::open(root, &Encryption::SseS3).await?.below(&format!("_quarantine/{of}"));
+    let folder = Store::open(root, &Access::default()).await?.below(&format!("_quarantine/{of}"));
     let mut found = Vec::new();
     for file in folder.list("").await?.iter().filter(|file| file.name.ends_with(".parquet")) {
         let path = Path::new(folder.url()).join(&file.name);
