@@ -7,6 +7,8 @@
 //! `cargo test --bench instructions` (in `make test`) counts the build of the tests, `cargo bench --bench instructions`
 //! the optimised one. `NEXUS_RECORD_INSTRUCTIONS=1` writes the counts down.
 
+#![allow(clippy::print_stdout, reason = "the counts are the result")]
+
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::path::{Path, PathBuf};

@@ -130,7 +130,7 @@ lake: s3://{bucket}/lake
 state: s3://{bucket}/state
 sources:
   events:
-    s3: {{ queue: \"{url}\", allow: [\"s3://{landing}/in/\"] }}
+    s3: {{ queue: \"{url}\", allow: [\"s3://{landing}/in/\"], reconcile: 1s }}
     columns: {{ n: int64 }}
 bronze:
   events: {{ from: events }}

@@ -163,6 +163,10 @@ impl Sink for Dying {
         Ok(prepared)
     }
 
+    fn end(&mut self) {
+        self.sink.end();
+    }
+
     fn committer(&self) -> Arc<dyn Committer> {
         let (committer, feeds) = (self.sink.committer(), self.feeds.clone());
         Arc::new(DyingCommitter { committer, dies: self.crash == Some(CrashAt::Commit), feeds })

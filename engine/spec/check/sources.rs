@@ -123,10 +123,11 @@ fn kinesis(check: &mut Check<'_>, path: &[&str], kinesis: &KinesisSource) {
         let place = [path, &["consumer"]].concat();
         let is_allowed = |c: char| c.is_ascii_alphanumeric() || "_.-".contains(c);
         let is_name = (1..=128).contains(&consumer.len()) && consumer.chars().all(is_allowed);
+        let is_arn = consumer.starts_with("arn:") && consumer.contains("/consumer/");
         if kinesis.mode == KinesisMode::Poll {
             let hint = "add `mode: fan_out`, or remove it";
             check.error(&place, codes::BAD_CONSUMER, "a stream that is polled needs no consumer", hint);
-        } else if !is_name && !(consumer.starts_with("arn:") && consumer.contains("/consumer/")) {
+        } else if !is_name && !is_arn {
             let hint = "write 1 to 128 letters, digits and `_.-`, or the consumer's ARN";
             check.error(&place, codes::BAD_CONSUMER, "a consumer cannot be called like this", hint);
         }

@@ -109,7 +109,7 @@ impl<'a> Datums<'a> {
                 self.number()?;
             }
             let count = count.unsigned_abs();
-            if !keyed && self.schema.may_be_empty(item, 0) {
+            if !keyed && self.schema.may_be_empty(item) {
                 let left = empty_left.checked_sub(count);
                 empty_left = left.ok_or_else(|| format!("an array has more than {EMPTY_ITEMS_MAX} empty items"))?;
             } else if count > self.left.len() as u64 {

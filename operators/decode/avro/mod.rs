@@ -14,6 +14,7 @@ use bytes::Bytes;
 
 use self::datum::{Datums, Failure};
 pub use self::schema::AvroSchema;
+pub(super) use self::schema::{COLUMN_DEPTH_MAX, SHAPE_FIELDS_MAX};
 use super::json;
 use super::provenance::Place;
 use super::rows::Rows;

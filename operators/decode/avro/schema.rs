@@ -14,8 +14,11 @@ use crate::error::{Error, Result};
 /// Types of a schema: each of some ten thousand columns has one.
 const TYPES_MAX: usize = 100_000;
 
-/// How deep in types a declared column goes; what is deeper is JSON.
-const COLUMN_DEPTH_MAX: usize = 8;
+/// How deep in types a column goes that is made of a schema; what is deeper is JSON.
+pub(in crate::decode) const COLUMN_DEPTH_MAX: usize = 8;
+
+/// Fields of such columns, over all levels: types that are used in many places multiply. What comes behind is JSON.
+pub(in crate::decode) const SHAPE_FIELDS_MAX: usize = 10_000;
 
 /// Digits of the widest decimal column.
 const DECIMAL_DIGITS_MAX: u64 = 38;
@@ -62,7 +65,9 @@ pub(super) enum Type {
 /// A schema of records, parsed.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct AvroSchema {
-    pub(super) types: Vec<Type>,
+    types: Vec<Type>,
+    /// Which of them may have no bytes.
+    empty: Vec<bool>,
     /// Its fingerprint (CRC-64-AVRO), by which single objects name it.
     pub(super) fingerprint: u64,
 }
@@ -78,43 +83,69 @@ impl AvroSchema {
         if root != 0 || !matches!(parser.types.first(), Some(Type::Record(_))) {
             return Err(wrong("it is not a record, whose fields could be columns".into()));
         }
-        Ok(Self { types: parser.types, fingerprint: fingerprint(parser.canonical.as_bytes()) })
+        let (types, canonical) = (parser.types, parser.canonical);
+        Ok(Self { empty: empty_types(&types), types, fingerprint: fingerprint(canonical.as_bytes()) })
     }
 
     pub(super) fn get(&self, at: usize) -> &Type {
         self.types.get(at).unwrap_or(&Type::Null)
     }
 
-    /// Tells how many bytes a value has at least, or whether it may have none.
-    pub(super) fn may_be_empty(&self, at: usize, depth: usize) -> bool {
-        match self.get(at) {
-            Type::Null | Type::Fixed(0) | Type::Decimal { fixed: Some(0), .. } => true,
-            Type::Record(fields) => {
-                depth < COLUMN_DEPTH_MAX && fields.iter().all(|(_, field)| self.may_be_empty(*field, depth + 1))
-            }
-            _ => false,
-        }
+    /// Tells whether a value may have no bytes.
+    pub(super) fn may_be_empty(&self, at: usize) -> bool {
+        self.empty.get(at).copied().unwrap_or_default()
     }
 
     /// Gives the columns that the records ask for.
     pub fn columns(&self) -> Vec<Field> {
         let Type::Record(fields) = self.get(0) else { return Vec::new() };
-        fields.iter().map(|(name, at)| self.column(name, *at, 0)).collect()
+        let mut shape = Shape { schema: self, within: vec![0], left: SHAPE_FIELDS_MAX };
+        fields.iter().map(|(name, at)| shape.column(name, *at)).collect()
     }
+}
 
-    fn column(&self, name: &str, at: usize, depth: usize) -> Field {
-        match self.data_type(at, depth) {
+/// Finds the types that may have no bytes. Types mostly refer to those behind them, or before them; in a schema that needs
+/// more than these passes, one that is not found is taken for one with bytes.
+fn empty_types(types: &[Type]) -> Vec<bool> {
+    let mut empty = vec![false; types.len()];
+    let orders: [Vec<usize>; 2] = [(0..types.len()).rev().collect(), (0..types.len()).collect()];
+    for at in orders.iter().cycle().take(4).flatten() {
+        let found = match types.get(*at) {
+            Some(Type::Null | Type::Fixed(0) | Type::Decimal { fixed: Some(0), .. }) => true,
+            Some(Type::Record(fields)) => {
+                fields.iter().all(|(_, field)| empty.get(*field).copied().unwrap_or_default())
+            }
+            _ => false,
+        };
+        if let Some(place) = empty.get_mut(*at) {
+            *place = found;
+        }
+    }
+    empty
+}
+
+/// Makes columns of types.
+struct Shape<'s> {
+    schema: &'s AvroSchema,
+    /// The records that the type stands in: one that stands in itself is JSON.
+    within: Vec<usize>,
+    /// How many fields may still be made, over all levels.
+    left: usize,
+}
+
+impl Shape<'_> {
+    fn column(&mut self, name: &str, at: usize) -> Field {
+        self.left = self.left.saturating_sub(1);
+        match self.data_type(at) {
             Some(data_type) => Field::new(name, data_type, true),
             None => json_field(name),
         }
     }
 
     /// Gives the type of a column; nothing if only JSON holds all values.
-    fn data_type(&self, at: usize, depth: usize) -> Option<DataType> {
-        if depth >= COLUMN_DEPTH_MAX {
-            return None;
-        }
-        Some(match self.get(at) {
+    fn data_type(&mut self, at: usize) -> Option<DataType> {
+        let schema = self.schema;
+        Some(match schema.get(at) {
             Type::Null | Type::Text | Type::Symbols(_) | Type::Uuid => DataType::Utf8View,
             Type::Boolean => DataType::Boolean,
             Type::Integer => DataType::Int64,
@@ -130,22 +161,32 @@ impl AvroSchema {
                 }
                 _ => DataType::Utf8View,
             },
-            Type::Array(item) => DataType::List(Arc::new(self.column("item", *item, depth + 1))),
-            Type::Map(value) => {
+            Type::Array(item) => self.nested(at, |shape| DataType::List(Arc::new(shape.column("item", *item))))?,
+            Type::Map(value) => self.nested(at, |shape| {
                 let key = Field::new("key", DataType::Utf8View, false);
-                let entries = Fields::from(vec![key, self.column("value", *value, depth + 1)]);
+                let entries = Fields::from(vec![key, shape.column("value", *value)]);
                 DataType::Map(Arc::new(Field::new("entries", DataType::Struct(entries), false)), false)
-            }
-            Type::Record(fields) if !fields.is_empty() => {
-                DataType::Struct(fields.iter().map(|(name, at)| self.column(name, *at, depth + 1)).collect())
-            }
+            })?,
+            Type::Record(fields) if !fields.is_empty() => self.nested(at, |shape| {
+                DataType::Struct(fields.iter().map(|(name, at)| shape.column(name, *at)).collect())
+            })?,
             Type::Union(branches) => {
-                let mut others = branches.iter().filter(|branch| *self.get(**branch) != Type::Null);
+                let mut others = branches.iter().filter(|branch| *schema.get(**branch) != Type::Null);
                 let one = others.next()?;
-                return if others.next().is_none() { self.data_type(*one, depth + 1) } else { None };
+                return if others.next().is_none() { self.data_type(*one) } else { None };
             }
             Type::Record(_) | Type::Duration => return None,
         })
+    }
+
+    fn nested(&mut self, at: usize, make: impl FnOnce(&mut Self) -> DataType) -> Option<DataType> {
+        if self.left == 0 || self.within.contains(&at) || self.within.len() > COLUMN_DEPTH_MAX {
+            return None;
+        }
+        self.within.push(at);
+        let made = make(self);
+        self.within.pop();
+        Some(made)
     }
 }
 

@@ -162,17 +162,13 @@ fn bombs_are_rejects() {
     let tree = r#"{"type":"record","name":"T","fields":[{"name":"t","type":["null","T"]}]}"#;
     let mut many = Vec::new();
     push_number(&mut many, 1 << 40);
-    let zeros = |len: usize| {
-        let mut encoder = flate2::write::DeflateEncoder::new(Vec::new(), flate2::Compression::best());
-        std::io::Write::write_all(&mut encoder, &vec![0; len]).unwrap();
-        encoder.finish().unwrap()
-    };
+    let zeros = |len: usize| zstd::encode_all(&vec![0; len][..], 1).unwrap();
     let mut snappy = vec![0xff, 0xff, 0xff, 0xff, 0x0f];
     snappy.extend([0; 4]);
     let cases = [
         (container(list, "null", &[(1, many)]), "more than 1024 empty items"),
         (container(tree, "null", &[(1, vec![2; 10_000])]), "more than 128 deep"),
-        (container(tree, "deflate", &[(1, zeros(65 << 20))]), "unpacks to more than 67108864 bytes"),
+        (container(tree, "zstandard", &[(1, zeros(65 << 20))]), "unpacks to more than 67108864 bytes"),
         (container(tree, "snappy", &[(1, snappy)]), "unpack"),
         (container(tree, "null", &[(i64::MAX, vec![])]), "cannot be in a block of 0 bytes"),
         (container(tree, "xz", &[(1, vec![])]), "codec xz"),
@@ -189,6 +185,24 @@ fn bombs_are_rejects() {
 fn list_of_null() -> DataType {
     DataType::List(Arc::new(Field::new_list_field(DataType::Int64, false)))
 }
+
+#[test]
+fn types_that_stand_in_themselves_or_in_many_places_are_json() {
+    let tree = r#"{"type":"record","name":"T","fields":[{"name":"v","type":"int"},{"name":"t","type":["null","T"]}]}"#;
+    let columns = AvroSchema::parse(tree).unwrap().columns();
+    assert_eq!((columns[0].data_type(), is_json(&columns[1])), (&DataType::Int64, true));
+    // Ten fields of a record that has ten fields of a record, and so on: ten million in all.
+    let mut inner = "\"int\"".to_owned();
+    for level in 0..7 {
+        let fields: Vec<_> = (0..10)
+            .map(|n| format!(r#"{{"name":"f{n}","type":{}}}"#, if n == 0 { inner.as_str() } else { REST[level] }))
+            .collect();
+        inner = format!(r#"{{"type":"record","name":"R{level}","fields":[{}]}}"#, fields.join(","));
+    }
+    assert_eq!(AvroSchema::parse(&inner).unwrap().columns().len(), 10);
+}
+
+const REST: [&str; 7] = ["\"int\"", "\"R0\"", "\"R1\"", "\"R2\"", "\"R3\"", "\"R4\"", "\"R5\""];
 
 #[test]
 fn schemas_that_cannot_be_used_are_refused() {

@@ -13,7 +13,7 @@ use prost_reflect::{DescriptorPool, FieldDescriptor, Kind, MessageDescriptor};
 
 use self::message::{Wanted, WellKnown, write_message};
 use self::wire::varint;
-use super::avro::JSON_FACTOR;
+use super::avro::{COLUMN_DEPTH_MAX, JSON_FACTOR, SHAPE_FIELDS_MAX};
 use super::column::json_field;
 use super::json;
 use super::provenance::Place;
@@ -23,9 +23,6 @@ use super::steps::Records;
 use crate::batch::{Chunk, Payload, Record, timestamp_type};
 use crate::contained::contained;
 use crate::error::{Error, Result};
-
-/// How deep in messages a declared column goes; what is deeper is JSON.
-const COLUMN_DEPTH_MAX: usize = 8;
 
 /// A type of messages, by its descriptor.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -43,57 +40,79 @@ impl ProtobufMessage {
             })?;
         let found = pool.get_message_by_name(name.trim_start_matches('.'));
         found.map(Self).ok_or_else(|| {
-            let known: Vec<String> = pool.all_messages().take(10).map(|m| m.full_name().to_owned()).collect();
+            let own = pool.all_messages().filter(|message| !message.full_name().starts_with("google.protobuf."));
+            let known: Vec<String> = own.take(10).map(|message| message.full_name().to_owned()).collect();
             Error::config(format!("the descriptor file has no message `{name}`; it has `{}`", known.join("`, `")))
         })
     }
 
     /// Gives the columns that the message asks for.
     pub fn columns(&self) -> Vec<Field> {
-        self.0.fields().map(|field| column(&field, 0)).collect()
+        let mut shape = Shape { within: vec![self.0.clone()], left: SHAPE_FIELDS_MAX };
+        self.0.fields().map(|field| shape.column(&field)).collect()
     }
 }
 
-fn column(field: &FieldDescriptor, depth: usize) -> Field {
-    match data_type(field, depth) {
-        Some(data_type) => Field::new(field.name(), data_type, true),
-        None => json_field(field.name()),
-    }
+/// Makes columns of fields.
+struct Shape {
+    /// The messages that a field stands in: one that stands in itself is JSON.
+    within: Vec<MessageDescriptor>,
+    /// How many fields may still be made, over all levels.
+    left: usize,
 }
 
-/// Gives the type of a column; nothing if only JSON holds all values.
-fn data_type(field: &FieldDescriptor, depth: usize) -> Option<DataType> {
-    if field.is_map() {
-        let Kind::Message(entry) = field.kind() else { return None };
-        let key = Field::new("key", DataType::Utf8View, false);
-        let value = column(&entry.map_entry_value_field(), depth + 1);
-        let entries = Fields::from(vec![key, value]);
-        return Some(DataType::Map(Arc::new(Field::new("entries", DataType::Struct(entries), false)), false));
+impl Shape {
+    fn column(&mut self, field: &FieldDescriptor) -> Field {
+        self.left = self.left.saturating_sub(1);
+        match self.data_type(field) {
+            Some(data_type) => Field::new(field.name(), data_type, true),
+            None => json_field(field.name()),
+        }
     }
-    let plain = kind_type(&field.kind(), depth)?;
-    Some(if field.is_list() { DataType::List(Arc::new(Field::new_list_field(plain, true))) } else { plain })
-}
 
-fn kind_type(kind: &Kind, depth: usize) -> Option<DataType> {
-    Some(match kind {
-        Kind::Double => DataType::Float64,
-        Kind::Float => DataType::Float32,
-        Kind::Int32 | Kind::Sint32 | Kind::Sfixed32 => DataType::Int32,
-        Kind::Int64 | Kind::Sint64 | Kind::Sfixed64 => DataType::Int64,
-        Kind::Uint32 | Kind::Fixed32 => DataType::UInt32,
-        Kind::Uint64 | Kind::Fixed64 => DataType::UInt64,
-        Kind::Bool => DataType::Boolean,
-        Kind::String | Kind::Enum(_) => DataType::Utf8View,
-        Kind::Bytes => DataType::BinaryView,
-        Kind::Message(message) => match WellKnown::of(message) {
-            Some(WellKnown::Timestamp) => timestamp_type(),
-            Some(WellKnown::Duration) => DataType::Utf8View,
-            Some(WellKnown::Wrapper) => kind_type(&message.get_field(1)?.kind(), depth)?,
-            Some(WellKnown::Struct | WellKnown::Value | WellKnown::List) => return None,
-            None if depth >= COLUMN_DEPTH_MAX || message.fields().len() == 0 => return None,
-            None => DataType::Struct(message.fields().map(|field| column(&field, depth + 1)).collect()),
-        },
-    })
+    /// Gives the type of a column; nothing if only JSON holds all values.
+    fn data_type(&mut self, field: &FieldDescriptor) -> Option<DataType> {
+        if field.is_map() {
+            let Kind::Message(entry) = field.kind() else { return None };
+            let key = Field::new("key", DataType::Utf8View, false);
+            let entries = Fields::from(vec![key, self.column(&entry.map_entry_value_field())]);
+            return Some(DataType::Map(Arc::new(Field::new("entries", DataType::Struct(entries), false)), false));
+        }
+        let plain = self.kind_type(&field.kind())?;
+        Some(if field.is_list() { DataType::List(Arc::new(Field::new_list_field(plain, true))) } else { plain })
+    }
+
+    fn kind_type(&mut self, kind: &Kind) -> Option<DataType> {
+        Some(match kind {
+            Kind::Double => DataType::Float64,
+            Kind::Float => DataType::Float32,
+            Kind::Int32 | Kind::Sint32 | Kind::Sfixed32 => DataType::Int32,
+            Kind::Int64 | Kind::Sint64 | Kind::Sfixed64 => DataType::Int64,
+            Kind::Uint32 | Kind::Fixed32 => DataType::UInt32,
+            Kind::Uint64 | Kind::Fixed64 => DataType::UInt64,
+            Kind::Bool => DataType::Boolean,
+            Kind::String | Kind::Enum(_) => DataType::Utf8View,
+            Kind::Bytes => DataType::BinaryView,
+            Kind::Message(message) => match WellKnown::of(message) {
+                Some(WellKnown::Timestamp) => timestamp_type(),
+                Some(WellKnown::Duration) => DataType::Utf8View,
+                Some(WellKnown::Wrapper) => self.kind_type(&message.get_field(1)?.kind())?,
+                Some(WellKnown::Struct | WellKnown::Value | WellKnown::List) => return None,
+                None => return self.nested(message),
+            },
+        })
+    }
+
+    fn nested(&mut self, message: &MessageDescriptor) -> Option<DataType> {
+        let too_deep = self.within.len() > COLUMN_DEPTH_MAX || self.within.contains(message);
+        if too_deep || self.left == 0 || message.fields().len() == 0 {
+            return None;
+        }
+        self.within.push(message.clone());
+        let fields = message.fields().map(|field| self.column(&field)).collect();
+        self.within.pop();
+        Some(DataType::Struct(fields))
+    }
 }
 
 /// The messages of a chunk.

@@ -1,6 +1,8 @@
 //! Avro, Protocol Buffers and log events: broken ones are damage or rejects, and however content arrives, it has the same
 //! records.
 
+use std::sync::{Arc, LazyLock};
+
 use arrow::datatypes::{DataType, Field};
 use bytes::Bytes;
 
@@ -14,19 +16,21 @@ use crate::decode::{
 };
 use crate::source::framed::Grain;
 
-const SCHEMA: &str = include_str!("../../../tests/fixtures/binary/reading.avsc");
+const SCHEMA_TEXT: &str = include_str!("../../../tests/fixtures/binary/reading.avsc");
 const DESCRIPTOR: &[u8] = include_bytes!("../../../tests/fixtures/binary/order.desc");
 const FILES: [&[u8]; 4] = [
-    include_bytes!("../../../tests/fixtures/binary/reading-null.avro"),
-    include_bytes!("../../../tests/fixtures/binary/reading-deflate.avro"),
-    include_bytes!("../../../tests/fixtures/binary/reading-snappy.avro"),
-    include_bytes!("../../../tests/fixtures/binary/reading-zstandard.avro"),
+    include_bytes!("../../../tests/fixtures/binary/small-null.avro"),
+    include_bytes!("../../../tests/fixtures/binary/small-deflate.avro"),
+    include_bytes!("../../../tests/fixtures/binary/small-snappy.avro"),
+    include_bytes!("../../../tests/fixtures/binary/small-zstandard.avro"),
 ];
 
 /// Any bytes as a container file, as changes to a good one, or as single records: a byte chooses.
 pub(super) fn avro(data: &[u8]) {
     let Some(([choice, fine], rest)) = data.split_first_chunk::<2>() else { return };
-    let schema = AvroSchema::parse(SCHEMA).expect("the schema is good");
+    static SCHEMA: LazyLock<Arc<AvroSchema>> =
+        LazyLock::new(|| Arc::new(AvroSchema::parse(SCHEMA_TEXT).expect("the schema is good")));
+    let schema = Arc::clone(&SCHEMA);
     let columns = if choice & 0x80 == 0 { schema.columns() } else { vec![Field::new("id", DataType::UInt8, true)] };
     let with = |format| settings(format, columns.clone(), unknown(choice >> 4));
     if let Some(encoding) = match choice & 7 {
@@ -35,7 +39,7 @@ pub(super) fn avro(data: &[u8]) {
         2 => Some(AvroEncoding::Confluent { id: None }),
         _ => None,
     } {
-        let format = FormatSettings::AvroRecords { schema: schema.into(), encoding };
+        let format = FormatSettings::AvroRecords { schema, encoding };
         return records(&with(format), rest);
     }
     let file = FILES.get(usize::from(choice & 7).wrapping_sub(4));
@@ -54,7 +58,9 @@ pub(super) fn avro(data: &[u8]) {
 /// Any bytes as messages, one behind the other or alone.
 pub(super) fn protobuf(data: &[u8]) {
     let Some(([choice, fine], content)) = data.split_first_chunk::<2>() else { return };
-    let message = ProtobufMessage::find(DESCRIPTOR, "nexus.test.Order").expect("the descriptors are good");
+    static MESSAGE: LazyLock<ProtobufMessage> =
+        LazyLock::new(|| ProtobufMessage::find(DESCRIPTOR, "nexus.test.Order").expect("the descriptors are good"));
+    let message = &*MESSAGE;
     let columns = if choice & 1 == 0 { message.columns() } else { vec![Field::new("id", DataType::Int8, true)] };
     let with = |delimited| {
         settings(
