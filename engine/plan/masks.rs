@@ -48,17 +48,26 @@ name: masked
 lake: ./lake
 sources:
   people:
-    generate: { rows: 1, columns: { n: { sequence: {} }, mail: { choice: [a@b.c] }, site: { choice: [reno] } } }
+    generate:
+      rows: 1
+      columns:
+        n: { sequence: {} }
+        ts: { time: { start: \"2026-11-01T00:00:00Z\", step: 1s } }
+        mail: { choice: [a@b.c] }
+        site: { choice: [reno] }
+    event_time: { column: ts, lateness: 1s }
     mask: [SOURCE]
 bronze:
   people: { from: people }
 silver:
   people:
-    sql: SELECT n, lower(mail) AS who, site, site || mail AS place FROM bronze.people
+    sql: SELECT n, ts, lower(mail) AS who, site, site || mail AS place FROM bronze.people
     mask: [TABLE]
 gold:
   sites:
-    sql: SELECT site, max(who) AS last, count(*) AS people FROM silver.people GROUP BY site
+    sql: |
+      SELECT date_bin(INTERVAL '1 hour', ts) AS hour, site, max(who) AS last, count(*) AS people
+      FROM silver.people GROUP BY 1, 2
 ";
 
     fn pipeline(source: &str, table: &str) -> Pipeline {

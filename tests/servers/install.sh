@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# Puts what the tests start into the folder given: Python with ministack (S3, SQS, Secrets Manager), clients, linters and readers
-# of tables; Node with kinesis-local and playwright. PostgreSQL and Chromium come from the system. Quick when all is
-# there; safe to run again after a failure.
+# Puts what the tests start into the folder given: Python with ministack (S3, SQS, Secrets Manager), clients, linters and
+# readers of tables; Node with kinesis-local and playwright. PostgreSQL and Chromium come from the system. Quick when all
+# is there; safe to run again after a failure.
 set -euo pipefail
 
 folder=${1:?usage: install.sh FOLDER}
