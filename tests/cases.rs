@@ -109,7 +109,7 @@ fn a_case_that_fails_shows_both_tables() {
     let junit = world.path("junit.xml");
     let said = world.nexus(&["test", text(&file), "--junit", text(&junit)]).expect_code(1).stdout;
     let expected = "    bronze.orders: 3 rows expected, 2 found
-    gold.hours: 1 expected rows are not there, 1 others are (- expected, + found)
+    gold.hours: rows missing: 1, not expected: 1 (- expected, + found)
           hour                  site  amount
         - 2026-11-01T08:00:00Z  reno  15.0
         + 2026-11-01T08:00:00Z  reno  1.5

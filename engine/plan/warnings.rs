@@ -94,10 +94,9 @@ fn never_set(loaded: &Loaded, table: &TablePlan) -> Vec<Diagnostic> {
 /// Tells for each column of a plan whether it is written as NULL.
 fn null_columns(plan: &LogicalPlan) -> Vec<bool> {
     let none = || vec![false; plan.schema().fields().len()];
-    let below = |input: &LogicalPlan| null_columns(input);
     match plan {
         LogicalPlan::Projection(projection) => {
-            let input = below(&projection.input);
+            let input = null_columns(&projection.input);
             let is_null = |expr: &Expr| match bare(expr) {
                 Expr::Literal(value, _) => value.is_null(),
                 Expr::Column(column) => {
@@ -113,7 +112,7 @@ fn null_columns(plan: &LogicalPlan) -> Vec<bool> {
             inputs.reduce(|all, one| all.iter().zip(one).map(|(all, one)| *all && one).collect()).unwrap_or_else(none)
         }
         LogicalPlan::SubqueryAlias(_) | LogicalPlan::Filter(_) | LogicalPlan::Distinct(_) | LogicalPlan::Sort(_) => {
-            plan.inputs().first().map_or_else(none, |input| below(input))
+            plan.inputs().first().map_or_else(none, |input| null_columns(input))
         }
         _ => none(),
     }

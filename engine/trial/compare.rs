@@ -151,7 +151,7 @@ impl Table {
             cells: cells_of(row, &columns),
             marked: Vec::new(),
         }));
-        let summary = format!("{missing_rows} expected rows are not there, {unexpected_rows} others are");
+        let summary = format!("rows missing: {missing_rows}, not expected: {unexpected_rows}");
         Some(Difference { table: name.to_owned(), summary, columns, rows })
     }
 
@@ -295,7 +295,7 @@ mod tests {
         ];
         let expected = [json!({ "n": 10, "site": "elko" }), json!({ "n": 2, "site": "reno" })];
         let difference = table(&found).compare("gold.sites", &wanted(&expected)).unwrap();
-        assert_eq!(difference.summary, "1 expected rows are not there, 2 others are");
+        assert_eq!(difference.summary, "rows missing: 1, not expected: 2");
         let plain = "  site  n\n- elko  10\n+ elko  12\n        ^^\n+ ely   1";
         assert_eq!(difference.render(false), plain);
         assert!(difference.render(true).contains("\x1b[1;31m10\x1b[0m"), "{}", difference.render(true));

@@ -41,8 +41,9 @@ pub fn run(page: &str) -> String {
                 known.push(line.to_owned());
             }
             let said: Vec<String> = shell(&world, &command).lines().map(|line| line.trim_end().to_owned()).collect();
-            let is_known =
-                said.len() == known.len() && said.iter().zip(&known).all(|(a, b)| timeless(a) == timeless(b));
+            let is_of_epochs = command.starts_with("nexus run") || command.starts_with("nexus audit");
+            let told = |line: &String| if is_of_epochs { countless(&timeless(line)) } else { timeless(line) };
+            let is_known = said.len() == known.len() && said.iter().zip(&known).all(|(a, b)| told(a) == told(b));
             lines.extend(if is_known { known } else { said });
         }
     }
@@ -62,6 +63,12 @@ fn shell(world: &World, command: &str) -> String {
     String::from_utf8(output.stdout)
         .expect("what is printed is UTF-8")
         .replace(&format!("{}/", world.path("").display()), "")
+}
+
+/// Leaves out counts of one or two digits, and the space around them: a slow machine makes more epochs, and so more files.
+fn countless(line: &str) -> String {
+    let is_count = |word: &str| word.len() <= 2 && word.bytes().all(|byte| byte.is_ascii_digit());
+    line.split_whitespace().map(|word| if is_count(word) { "#" } else { word }).collect::<Vec<_>>().join(" ")
 }
 
 /// Leaves out how long something took.
