@@ -89,7 +89,7 @@ gold:
 
     #[tokio::test]
     async fn a_mask_names_columns_that_are_there() {
-        for (source, table, at) in [("male", "n", "`male`"), ("mail", "whoo", "`whoo`")] {
+        for (source, table, at) in [("mails", "n", "`mails`"), ("mail", "whoo", "`whoo`")] {
             let wrong = pipeline(source, table).plan().await.err().map(|wrong| wrong.to_string()).unwrap_or_default();
             assert!(wrong.contains("N0704") && wrong.contains(at) && wrong.contains("did you mean"), "{wrong}");
         }

@@ -169,7 +169,10 @@ fn a_source_is_checked_as_a_whole() {
         ("{ s3: { queue: https://q, allow: [s3://b], visibility: 13h }, format: raw }", "N0603"),
         ("{ s3: { queue: https://q, allow: [s3://b/x], reconcile: 1h }, format: raw }", "N0408"),
         ("{ s3: { queue: https://q, allow: [s3://b/x/], reconcile: 10d }, format: raw }", "N0603"),
-        ("{ file: { path: x }, format: { avro: { schema: \"{}\" } }, columns: { a: json } }", "N0411"),
+        (
+            "{ file: { path: x }, format: { avro: { schema: '{\"type\": \"record\", \"name\": \"A\", \"fields\": []}' } }, columns: { a: json } }",
+            "N0411",
+        ),
         ("{ kinesis: { stream: s }, format: { avro: { schema_file: no.avsc } } }", "N0411"),
         ("{ kinesis: { stream: s }, format: { avro: { encoding: confluent } }, columns: { a: json } }", "N0411"),
         ("{ kinesis: { stream: s }, format: { avro: { schema_id: 7 } }, columns: { a: json } }", "N0411"),
