@@ -151,6 +151,22 @@ fn each_version_holds_whole_epochs_on_s3() {
 }
 
 #[test]
+fn epochs_that_are_gathered_come_as_one_version() {
+    let world = World::new().with_postgres();
+    let lake = world.path("lake");
+    write_files(&world, 0, FILES);
+    let file = pipeline(&world, &lake.display().to_string(), QUERY, "delta");
+    let text = std::fs::read_to_string(&file).expect("it has just been written");
+    let rolling = "    roll: { size: 64MiB, age: 1h }\n    partition_by";
+    let file = world.file("delta.yaml", &text.replacen("    partition_by", rolling, 1));
+    world.run(&file, &[]);
+    let versions = ask("versions", &lake.join("silver/events").display().to_string(), "n", &world);
+    let all: Vec<usize> = (0..FILES * ROWS).collect();
+    assert_eq!((versions.len(), &versions[1][2]), (2, &json!(all)));
+    assert_eq!(audit(&world, &file.display().to_string())["whole"], true);
+}
+
+#[test]
 fn other_writers_append_merge_and_add_columns() {
     let world = World::new().with_postgres();
     let lake = world.path("lake").display().to_string();

@@ -13,7 +13,6 @@ use nexus_operators::sink::delta::{DeltaSettings, DeltaSink};
 use nexus_operators::sink::parquet::audit::TableFolder;
 use nexus_operators::sink::parquet::{
     ParquetCompression, ParquetLayout, ParquetSettings, ParquetSink, RemovedFile, Roll, RollingPlace, RollingSink,
-    Waiting,
 };
 #[cfg(feature = "postgres")]
 use nexus_operators::sink::postgres::{PostgresSettings, PostgresSink};
@@ -66,17 +65,12 @@ impl Wiring<'_> {
             let schema = stored_schema(&plan.schema, self.restored.schemas.get(&name));
             let settings = parquet_settings(self.plan, plan, spec, schema, self.budget.sink)?;
             let sink = format!("{name}/{PARQUET}");
-            let is_delta = self.plan.loaded.spec.table_format(spec) == TableFormat::Delta;
-            // What waits is written also if its file says nothing of it any more.
-            let taker = match (&spec.roll, self.restored.state.waiting.get(&sink)) {
-                (None, None) if is_delta => self.delta(&sink, settings).await?,
-                (None, None) => self.parquet(&sink, settings, Vec::new(), false).await?,
-                (roll, waiting) => {
-                    let waiting = waiting.cloned().unwrap_or_default();
-                    self.rolling(&sink, settings, roll.as_ref(), waiting).await?
-                }
+            let place = parquet_place(self.plan, &self.restored.store, &self.restored.access, &sink).await?;
+            let operator = match self.plan.loaded.spec.table_format(spec) {
+                TableFormat::Parquet => self.files(&sink, settings, place, spec.roll.as_ref())?,
+                TableFormat::Delta => self.delta(&sink, settings, place, spec.roll.as_ref()).await?,
             };
-            takers.push(taker);
+            takers.push(self.sink(&sink, operator, SinkSettings::default()).await?);
         }
         if let Some(postgres) = &spec.postgres {
             let (sink, refused) = self.postgres(plan, postgres).await?;
@@ -143,34 +137,41 @@ impl Wiring<'_> {
         self.sink(sink, operator, SinkSettings { takeover: None, stays }).await
     }
 
-    async fn rolling(
+    /// Makes what writes the files of a table. What waits is written also if its file says nothing of it any more.
+    fn files(
         &mut self,
         sink: &str,
         settings: ParquetSettings,
+        place: ParquetPlace,
         roll: Option<&model::Roll>,
-        waiting: Vec<Waiting>,
-    ) -> Result<Sender<Item>> {
-        let ParquetPlace { table, staging, notes, spool } =
-            parquet_place(self.plan, &self.restored.store, &self.restored.access, sink).await?;
+    ) -> Result<Box<dyn Sink>> {
+        let ParquetPlace { table, staging, notes, spool } = place;
+        let waiting = self.restored.state.waiting.get(sink).cloned();
+        if roll.is_none() && waiting.is_none() {
+            return Ok(Box::new(ParquetSink::new(settings, table, staging, notes)?));
+        }
         let place = RollingPlace { table, staging, notes, spool };
         let roll = roll.map(|roll| Roll { bytes: roll.size.0, age: roll.age.0 });
         if let Some(roll) = roll {
             self.rolls.insert(sink.to_owned(), roll.age);
         }
-        let operator = RollingSink::new(settings, place, roll, waiting, self.clock.clone())?;
-        self.sink(sink, Box::new(operator), SinkSettings::default()).await
+        let waiting = waiting.unwrap_or_default();
+        Ok(Box::new(RollingSink::new(settings, place, roll, waiting, self.clock.clone())?))
     }
 
-    async fn delta(&mut self, sink: &str, parquet: ParquetSettings) -> Result<Sender<Item>> {
-        let ParquetPlace { table, staging, notes, .. } =
-            parquet_place(self.plan, &self.restored.store, &self.restored.access, sink).await?;
-        let (state_id, clock) = (self.restored.state.id.clone(), self.clock.clone());
+    async fn delta(
+        &mut self,
+        sink: &str,
+        parquet: ParquetSettings,
+        place: ParquetPlace,
+        roll: Option<&model::Roll>,
+    ) -> Result<Box<dyn Sink>> {
+        let settings = DeltaSettings { parquet, state_id: self.restored.state.id.clone(), clock: self.clock.clone() };
+        let folder = TableFolder::new(place.table.clone(), place.staging.clone(), place.notes.clone());
         fail::point("before_log_begin")?;
-        let folder = TableFolder::new(table.clone(), staging.clone(), notes.clone());
-        let files = |settings| Ok(Box::new(ParquetSink::new(settings, table, staging, notes)?) as _);
-        let operator = DeltaSink::open(DeltaSettings { parquet, state_id, clock }, folder, files).await?;
+        let operator = DeltaSink::open(settings, folder, |parquet| self.files(sink, parquet, place, roll)).await?;
         fail::point("after_log_begin")?;
-        self.sink(sink, Box::new(operator), SinkSettings::default()).await
+        Ok(Box::new(operator))
     }
 
     #[cfg(feature = "postgres")]
