@@ -181,7 +181,7 @@ codes! {
     BAD_FILES = "N0511", "files cannot be written so",
         "`order_by`, `roll` and `parquet` tell how the files of a table that is stored are written. `order_by` has a column an \
          entry, with `asc` or `desc` and `nulls first` or `nulls last` behind it. A bloom filter is wrong in more than 0% \
-         and less than 100% of all cases. A Delta table has no `roll`: an entry of its log is one epoch.";
+         and less than 100% of all cases.";
     /// No table at all.
     NO_TABLES = "N0601", "no tables",
         "A pipeline has at least one table under `bronze`, `silver`, `gold` or `vibranium`.";

@@ -6,7 +6,7 @@ use super::Check;
 use super::names::NAME_BYTES_MAX;
 use crate::spec::codes;
 use crate::spec::loaded::is_url;
-use crate::spec::model::{ErrorBudget, Keep, Late, Otherwise, PostgresSink, Table, TableFormat};
+use crate::spec::model::{ErrorBudget, Keep, Late, Otherwise, PostgresSink, Table};
 use crate::spec::order::Order;
 use crate::spec::partition::Partition;
 use crate::spec::suggest;
@@ -180,12 +180,6 @@ fn files(check: &mut Check<'_>, path: &[&str], table: &Table) {
             let message = format!("the table is not stored, so that `{key}` has no effect");
             check.error(&at(&[key]), codes::BAD_FILES, message, "remove it, or `store: false`");
         }
-    }
-    if table.roll.is_some() && check.spec.table_format(table) == TableFormat::Delta {
-        let message = "an entry of a Delta log is one epoch, so that no rows can wait for a later one";
-        let hint =
-            "remove it: merge small files with OPTIMIZE of any Delta writer, or give the table `table_format: parquet`";
-        check.error(&at(&["roll"]), codes::BAD_FILES, message, hint);
     }
     if let Some(roll) = &table.roll {
         for (key, is_zero) in [("size", roll.size.0 == 0), ("age", roll.age.0.is_zero())] {
