@@ -148,13 +148,13 @@ impl Block {
     }
 
     /// Gives the length with the marker behind it.
-    pub fn len(&self) -> usize {
+    pub fn whole_len(&self) -> usize {
         self.head + self.size + SYNC_BYTES
     }
 
     /// Gives the content and the marker of the block that `bytes` begin with; nothing if they end within it.
     pub fn parts<'a>(&self, bytes: &'a [u8]) -> Option<(&'a [u8], &'a [u8])> {
-        Some(bytes.get(self.head..self.len())?.split_at(self.size))
+        Some(bytes.get(self.head..self.whole_len())?.split_at(self.size))
     }
 }
 
