@@ -17,12 +17,14 @@ FUZZ_SECONDS ?= 120
 SOAK_FAULT_RUNS ?= 25
 SOAK_CASES ?= 50
 OBJECTS ?= 100000
+API_FUZZ_EXAMPLES ?= 50
+RESHARDS ?= 5
 # Where the data, the peers and the results of comparisons lie: some 5 GB.
 COMPARE ?= $(CURDIR)/target/compare
 COMPARE_FLAGS ?= --rounds 5
 RELEASE := $${CARGO_TARGET_DIR:-target}/release/nexus
 
-.PHONY: help run check build test test-env test-rust test-suites soak soak-hour fuzz bombs state nexmark objects restart compare latency profile instructions golden lint fmt fmt-check doc bench deny clean
+.PHONY: help run check build test test-env test-rust api-fuzz docs test-suites soak soak-hour fuzz bombs state nexmark objects restart reshard compare latency profile instructions golden readers lint fmt fmt-check doc book bench deny clean
 
 help: ## Lists these targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -69,6 +71,15 @@ fuzz: ## Fuzzes each decoder and parser for FUZZ_SECONDS (needs cargo-fuzz)
 			-max_total_time=$(FUZZ_SECONDS) -timeout=20 -rss_limit_mb=2048 -max_len=4096; \
 	done
 
+api-fuzz: test-env ## Sends what schemathesis makes up to the API of a run: API_FUZZ_EXAMPLES requests for each path
+	@test -x "$(TEST_ENV)/schemathesis/bin/st" || (python3 -m venv "$(TEST_ENV)/schemathesis" && \
+		"$(TEST_ENV)/schemathesis/bin/pip" install --quiet --disable-pip-version-check schemathesis==4.32.5)
+	NEXUS_TEST_SCHEMATHESIS="$(TEST_ENV)/schemathesis/bin/st" NEXUS_TEST_EXAMPLES=$(API_FUZZ_EXAMPLES) \
+		$(CARGO) test --workspace --all-features --locked --test nexus api::schemathesis -- --nocapture
+
+docs: ## Makes the pages anew that are made from the code: docs/metrics.md
+	NEXUS_TEST_DOCS=make $(CARGO) test --workspace --all-features --locked --lib the_page_about_metrics
+
 bombs: test-env ## Unpacks bombs of 10 GiB within 128 MiB
 	NEXUS_TEST_BOMB_MIB=10240 $(CARGO) test --release --workspace --all-features --locked --test nexus \
 		memory::an_endless_line -- --nocapture
@@ -93,6 +104,9 @@ restart: test-env build ## Measures a restart with 10 000 commit records and 1 G
 	NEXUS_TEST_RESTART=full NEXUS_TEST_COMMAND="$${CARGO_TARGET_DIR:-target}/release/nexus" \
 		$(CARGO) test --workspace --all-features --locked --test nexus restart -- --nocapture
 
+reshard: test-env ## Splits and merges a stream RESHARDS times under load, with kills in between
+	NEXUS_TEST_RESHARDS=$(RESHARDS) $(CARGO) test --workspace --all-features --locked --test nexus resharded
+
 compare: build ## Runs Nexus and its peers (DuckDB, Polars, DataFusion, Spark) on the same work; COMPARE_FLAGS="--work w1z --peers duckdb,polars"
 	python3 benches/compare/compare.py --folder "$(COMPARE)" --nexus "$(RELEASE)" $(COMPARE_FLAGS)
 
@@ -113,6 +127,10 @@ instructions: ## Writes down how many instructions the kernels take in the build
 golden: ## Makes the golden files of this version's state anew, in tests/golden; they are kept as they are once it is out
 	NEXUS_TEST_GOLDEN=make $(CARGO) test --workspace --all-features --locked --test nexus golden -- --nocapture
 
+readers: test-env ## Has Spark read the tables too, beside the readers of `make test` (installs 450 MB; needs Java 17)
+	"$(NEXUS_TEST_ENV)/python/bin/pip" install --quiet --disable-pip-version-check pyspark==4.3.0
+	NEXUS_TEST_SPARK=1 $(CARGO) test --workspace --all-features --locked --test nexus readers::
+
 lint: ## Runs clippy; a warning is an error
 	$(CARGO) clippy --workspace --all-targets --all-features --locked -- -D warnings
 
@@ -124,6 +142,9 @@ fmt-check:
 
 doc: ## Builds the documentation; a warning is an error
 	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --workspace --all-features --locked --no-deps
+
+book: ## Makes pages of the book, in docs/book/book (needs `cargo install mdbook`)
+	mdbook build docs/book
 
 bench: ## Runs the benchmarks
 	$(CARGO) bench --workspace --all-features --locked

@@ -7,6 +7,8 @@
 //! `cargo test --bench instructions` (in `make test`) counts the build of the tests, `cargo bench --bench instructions`
 //! the optimised one. `NEXUS_RECORD_INSTRUCTIONS=1` writes the counts down.
 
+#![allow(clippy::print_stdout, reason = "the counts are the result")]
+
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
@@ -16,7 +18,7 @@ use arrow::array::RecordBatch;
 use nexus::Pipeline;
 use nexus::operators::batch::{Chunk, Payload};
 use nexus::operators::decode::{Decoder, decode_whole};
-use nexus::operators::sink::parquet::{ParquetCompression, ParquetSettings, ParquetSink};
+use nexus::operators::sink::parquet::{ParquetCompression, ParquetLayout, ParquetSettings, ParquetSink};
 use nexus::operators::sink::{EpochId, Sink};
 use nexus::operators::store::Store;
 use nexus::operators::transform::Transform;
@@ -143,6 +145,7 @@ fn sink(batches: &[RecordBatch]) -> ParquetSink {
         compression: ParquetCompression::Zstd,
         open_partitions_max: 8,
         buffer_bytes: 64 << 20,
+        layout: ParquetLayout::default(),
     };
     let store = Store::memory();
     ParquetSink::new(settings, store.below("events"), store.below("_staging"), store.below("_notes"))

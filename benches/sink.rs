@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use arrow::array::{ArrayRef, Float64Array, Int64Array, RecordBatch, StringViewArray, TimestampMicrosecondArray};
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
-use nexus_operators::sink::parquet::{ParquetCompression, ParquetSettings, ParquetSink, PartitionBy};
+use nexus_operators::sink::parquet::{ParquetCompression, ParquetLayout, ParquetSettings, ParquetSink, PartitionBy};
 use nexus_operators::sink::{EpochId, Sink};
 use nexus_operators::store::Store;
 use tokio::runtime::Runtime;
@@ -49,6 +49,7 @@ fn settings(rows: &RecordBatch, partition_by: Vec<PartitionBy>) -> ParquetSettin
         schema: rows.schema(),
         partition_by,
         compression: ParquetCompression::Zstd,
+        layout: ParquetLayout::default(),
         open_partitions_max: 128,
         buffer_bytes: 256 << 20,
     }

@@ -240,6 +240,8 @@ impl Sink for AlarmSink {
         Ok(Prepared { handle: Some(handle), rows, bytes: 8 * rows, ..Prepared::default() })
     }
 
+    fn end(&mut self) {}
+
     fn committer(&self) -> Arc<dyn Committer> {
         Arc::new(self.book.clone())
     }

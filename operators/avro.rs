@@ -147,14 +147,14 @@ impl Block {
         Ok(Some(Self { records, head: first + second, size }))
     }
 
-    /// Gives the length with the marker behind it.
-    pub fn whole_len(&self) -> usize {
+    /// Gives how many bytes it takes with the marker behind it.
+    pub fn bytes(&self) -> usize {
         self.head + self.size + SYNC_BYTES
     }
 
     /// Gives the content and the marker of the block that `bytes` begin with; nothing if they end within it.
     pub fn parts<'a>(&self, bytes: &'a [u8]) -> Option<(&'a [u8], &'a [u8])> {
-        Some(bytes.get(self.head..self.whole_len())?.split_at(self.size))
+        Some(bytes.get(self.head..self.bytes())?.split_at(self.size))
     }
 }
 

@@ -3,7 +3,7 @@
 
 use std::sync::Arc;
 
-use arrow::array::RecordBatch;
+use arrow::array::{Array, ArrayRef, AsArray, RecordBatch};
 use arrow::datatypes::{DataType, Field, TimeUnit};
 use bytes::Bytes;
 
@@ -120,6 +120,21 @@ impl Chunk {
             Payload::Batch { rows, .. } => rows.get_array_memory_size(),
         }
     }
+}
+
+/// Gives rows whose texts are their own: a batch that was cut or picked from others shares the buffers of all of them, and
+/// would be written with every text in these.
+pub fn without_shared_buffers(rows: &RecordBatch) -> RecordBatch {
+    let own = |column: &ArrayRef| -> ArrayRef {
+        match column.data_type() {
+            DataType::Utf8View => Arc::new(column.as_string_view().gc()),
+            DataType::BinaryView => Arc::new(column.as_binary_view().gc()),
+            _ => column.clone(),
+        }
+    };
+    let columns = rows.columns().iter().map(own).collect();
+    // The same columns with the same rows always fit.
+    RecordBatch::try_new(rows.schema(), columns).unwrap_or_else(|_| rows.clone())
 }
 
 /// The Arrow type of `timestamp` columns: microseconds, UTC.

@@ -18,6 +18,8 @@ pub const POINTS: &[&str] = &[
     "after_state_sweep",
     "before_table",
     "after_table",
+    "before_log_begin",
+    "after_log_begin",
     "before_sweep",
     "after_sweep",
     // Rows on their way.
@@ -26,6 +28,8 @@ pub const POINTS: &[&str] = &[
     "after_upload_note",
     "before_part",
     "after_part",
+    "before_roll",
+    "after_roll",
     // The end of an epoch, up to the commit point.
     "before_barrier",
     "before_snapshot",
@@ -46,6 +50,10 @@ pub const POINTS: &[&str] = &[
     "after_file",
     "before_note_removal",
     "after_note_removal",
+    "before_log_entry",
+    "after_log_entry",
+    "before_log_checkpoint",
+    "after_log_checkpoint",
     "after_copied",
     "before_postgres_commit",
     "after_postgres_commit",
@@ -68,6 +76,9 @@ pub const POINTS: &[&str] = &[
 
 /// The fail points that only a redrive passes, beside those of every run.
 pub const REDRIVE_POINTS: &[&str] = &["before_removal", "after_removal"];
+
+/// The fail points that only a compaction passes, beside those of every run and the removals of a redrive.
+pub const COMPACTION_POINTS: &[&str] = &["before_rewrite", "after_rewrite"];
 
 /// The mutations: steps of the commit protocol that a test may have left out or swapped, to see that it is noticed.
 pub const MUTATIONS: &[&str] = &[
@@ -127,7 +138,8 @@ pub fn point(name: &str) -> Result<()> {
     static WANTED: OnceLock<Option<Wanted>> = OnceLock::new();
     static PASSED: AtomicU64 = AtomicU64::new(0);
 
-    debug_assert!(POINTS.contains(&name) || REDRIVE_POINTS.contains(&name), "fail point {name} is not listed");
+    let known = [POINTS, REDRIVE_POINTS, COMPACTION_POINTS];
+    debug_assert!(known.iter().any(|points| points.contains(&name)), "fail point {name} is not listed");
     let wanted = WANTED.get_or_init(|| Wanted::parse(&std::env::var("NEXUS_FAIL_POINT").ok()?));
     let Some(wanted) = wanted.as_ref().filter(|wanted| wanted.name == name) else { return Ok(()) };
     if PASSED.fetch_add(1, Ordering::SeqCst) + 1 != wanted.passing {

@@ -10,7 +10,6 @@
 //! task that nobody owns. The engine owns every loop.
 
 pub mod avro;
-#[cfg(feature = "aws")]
 pub mod aws;
 pub mod batch;
 pub mod clock;
@@ -21,6 +20,7 @@ pub mod fail;
 pub mod framing;
 pub mod permissions;
 pub mod position;
+pub mod probe;
 pub mod quarantine;
 pub mod secret;
 pub mod sink;

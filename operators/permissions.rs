@@ -5,8 +5,22 @@
 pub const READ_STREAM: &[&str] =
     &["kinesis:DescribeStreamSummary", "kinesis:GetRecords", "kinesis:GetShardIterator", "kinesis:ListShards"];
 
+/// Looking at a Kinesis stream that is read by fan-out, and registering a consumer.
+pub const REGISTER_CONSUMER: &[&str] = &[
+    "kinesis:DescribeStreamConsumer",
+    "kinesis:DescribeStreamSummary",
+    "kinesis:ListShards",
+    "kinesis:RegisterStreamConsumer",
+];
+
+/// Having records pushed to a consumer.
+pub const SUBSCRIBE: &[&str] = &["kinesis:DescribeStreamConsumer", "kinesis:SubscribeToShard"];
+
 /// Taking messages from an SQS queue. The actions hold for calls with several messages too.
 pub const TAKE_MESSAGES: &[&str] = &["sqs:ChangeMessageVisibility", "sqs:DeleteMessage", "sqs:ReceiveMessage"];
+
+/// Asking a queue for its length, which `nexus check --online` does beside what a run does.
+pub const LOOK_AT_QUEUE: &[&str] = &["sqs:GetQueueAttributes"];
 
 /// Reading objects that are announced, some by their version.
 pub const READ_VERSIONS: &[&str] = &["s3:GetObject", "s3:GetObjectVersion"];
@@ -25,3 +39,9 @@ pub const USE_KEY: &[&str] = &["kms:Decrypt", "kms:GenerateDataKey"];
 
 /// Reading a secret.
 pub const READ_SECRET: &[&str] = &["secretsmanager:GetSecretValue"];
+
+/// Taking on a role.
+pub const ASSUME_ROLE: &[&str] = &["sts:AssumeRole"];
+
+/// Being let into a database of RDS by a token.
+pub const CONNECT_TO_RDS: &[&str] = &["rds-db:connect"];

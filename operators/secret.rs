@@ -2,8 +2,18 @@
 
 use std::fmt;
 use std::path::PathBuf;
+use std::time::Duration;
 
+use crate::aws::AwsSettings;
 use crate::error::{Error, Result};
+use crate::probe::{Lacking, Probed};
+
+/// How old a secret may become: a value that was replaced and still holds, as while two are valid in turn, is not used for
+/// much longer than it takes to rotate it.
+const AGE_MAX: Duration = Duration::from_secs(3600);
+
+/// How old a token for RDS may become, which lets in for 15 minutes.
+const TOKEN_AGE_MAX: Duration = Duration::from_secs(10 * 60);
 
 /// Where a secret is kept.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -18,6 +28,16 @@ pub enum SecretRef {
         id: String,
         /// The key to take, if the secret is a JSON object.
         key: Option<String>,
+        /// How it is reached.
+        aws: AwsSettings,
+    },
+    /// A connection URL of a database of Amazon RDS, which is kept elsewhere and has no password: a token of IAM stands
+    /// in for it.
+    RdsToken {
+        /// Where the URL is kept.
+        url: Box<SecretRef>,
+        /// As whom the token is signed.
+        aws: AwsSettings,
     },
 }
 
@@ -44,9 +64,48 @@ impl fmt::Debug for Secret {
 }
 
 impl SecretRef {
+    /// Gives how long a value may be used before it is fetched again, also if nothing refuses it.
+    pub fn age_max(&self) -> Duration {
+        match self {
+            SecretRef::RdsToken { .. } => TOKEN_AGE_MAX,
+            _ => AGE_MAX,
+        }
+    }
+
+    /// Looks whether the secret can be fetched; its value is let go.
+    pub async fn probe(&self) -> Probed {
+        let found = "it can be read".to_owned();
+        match self {
+            #[cfg(feature = "aws")]
+            SecretRef::AwsSecretsManager { id, key, aws } => {
+                crate::aws::probe_secret(id, key.as_deref(), aws).await.map(|_| found)
+            }
+            SecretRef::File(path) => match tokio::fs::File::open(path).await {
+                Err(e) if e.kind() == std::io::ErrorKind::PermissionDenied => {
+                    Err(Lacking::permission(format!("may not read {}", path.display())))
+                }
+                _ => self.resolve().await.map(|_| found).map_err(Lacking::from),
+            },
+            SecretRef::RdsToken { url, .. } => {
+                Box::pin(url.probe()).await?;
+                self.resolve().await.map(|_| found).map_err(Lacking::from)
+            }
+            _ => self.resolve().await.map(|_| found).map_err(Lacking::from),
+        }
+    }
+
     /// Fetches the secret's present value.
     pub async fn resolve(&self) -> Result<Secret> {
         match self {
+            #[cfg(feature = "aws")]
+            SecretRef::RdsToken { url, aws } => {
+                let url = Box::pin(url.resolve()).await?;
+                crate::aws::with_token(&url, aws).await
+            }
+            #[cfg(not(feature = "aws"))]
+            SecretRef::RdsToken { .. } => Err(Error::config(
+                "a token for RDS needs AWS, which this build leaves out; build it with feature `kinesis` or `s3`",
+            )),
             SecretRef::Env(name) => std::env::var(name).map(Secret::new).map_err(|_| {
                 Error::config(format!("could not read a secret: the environment variable `{name}` is not set"))
             }),
@@ -57,7 +116,7 @@ impl SecretRef {
                 Ok(Secret::new(text.trim()))
             }
             #[cfg(feature = "aws")]
-            SecretRef::AwsSecretsManager { id, key } => crate::aws::read_secret(id, key.as_deref()).await,
+            SecretRef::AwsSecretsManager { id, key, aws } => crate::aws::read_secret(id, key.as_deref(), aws).await,
             #[cfg(not(feature = "aws"))]
             SecretRef::AwsSecretsManager { id, .. } => Err(Error::config(format!(
                 "could not read the secret {id}: this build has no AWS support; build it with feature `kinesis` or `s3`"

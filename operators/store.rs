@@ -21,7 +21,18 @@ use object_store::path::{Path, PathPart};
 use object_store::{ObjectStore, ObjectStoreExt, PutMode, PutOptions, PutPayload};
 use tokio::io::AsyncWriteExt;
 
+use crate::aws::AwsSettings;
 use crate::error::{Error, Result};
+use crate::probe::Probed;
+
+/// How buckets are opened.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Access {
+    /// How objects are encrypted.
+    pub encryption: Encryption,
+    /// Where S3 is, and as whom it is called.
+    pub aws: AwsSettings,
+}
 
 /// How objects on S3 are encrypted at rest.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -71,9 +82,9 @@ impl Store {
     /// Opens a folder by its URL: `s3://bucket/prefix`, `file:///path`, or a plain path.
     ///
     /// A local folder is made when it is first written to.
-    pub async fn open(url: &str, encryption: &Encryption) -> Result<Self> {
+    pub async fn open(url: &str, access: &Access) -> Result<Self> {
         if url.starts_with("s3://") {
-            return Self::open_s3(url, encryption).await;
+            return Self::open_s3(url, access).await;
         }
         if let Some(scheme) = url.split_once("://").map(|(scheme, _)| scheme).filter(|s| *s != "file") {
             return Err(Error::config(format!("could not open {url}: `{scheme}` is not known; use s3:// or a path")));
@@ -85,18 +96,33 @@ impl Store {
 
     /// Gives the encryption that the folder's store takes: what is wanted, but SSE-S3 of a store that speaks S3 and
     /// has no keys of its own.
-    pub async fn accepted_encryption(url: &str, wanted: &Encryption) -> Result<Encryption> {
+    pub async fn accepted_encryption(url: &str, wanted: &Access) -> Result<Encryption> {
         #[cfg(feature = "s3")]
-        if url.starts_with("s3://") && *wanted == Encryption::SseS3 {
+        if url.starts_with("s3://") && wanted.encryption == Encryption::SseS3 {
             let (bucket, prefix) = bucket_of(url)?;
-            if !s3::takes_sse(&bucket, &prefix).await? {
+            if !s3::takes_sse(&bucket, &prefix, &wanted.aws).await? {
                 tracing::warn!(url, "the store refuses SSE-S3; objects are encrypted as the bucket has it");
                 return Ok(Encryption::BucketDefault);
             }
         }
         #[cfg(not(feature = "s3"))]
         let _unused = url;
-        Ok(wanted.clone())
+        Ok(wanted.encryption.clone())
+    }
+
+    /// Looks whether files can be created, read, listed and removed in a folder; what is written is removed again.
+    pub async fn probe(url: &str, access: &Access) -> Probed {
+        #[cfg(feature = "s3")]
+        if url.starts_with("s3://") {
+            return s3::probe(url, access).await;
+        }
+        match Self::open(url, access).await?.backend {
+            Backend::Local(root) => {
+                let tried = tokio::task::spawn_blocking(move || local::probe(&root)).await;
+                tried.map_err(|e| Error::internal("a disk task ended early").because(e))?
+            }
+            Backend::Object { .. } => Ok("it can be written".to_owned()),
+        }
     }
 
     /// Opens a store in memory, for tests and trials.
@@ -112,16 +138,16 @@ impl Store {
     }
 
     #[cfg(feature = "s3")]
-    async fn open_s3(url: &str, encryption: &Encryption) -> Result<Self> {
+    async fn open_s3(url: &str, access: &Access) -> Result<Self> {
         let (bucket, prefix) = bucket_of(url)?;
-        let s3 = Arc::new(s3::bucket(&bucket, encryption).await?);
+        let s3 = Arc::new(s3::bucket(&bucket, access).await?);
         let url = url.trim_end_matches('/').to_owned();
         Ok(Self { url, backend: Backend::Object { objects: s3.clone(), multipart: s3, prefix } })
     }
 
     #[cfg(not(feature = "s3"))]
     #[allow(clippy::unused_async, reason = "the same call awaits where S3 is built in")]
-    async fn open_s3(url: &str, _: &Encryption) -> Result<Self> {
+    async fn open_s3(url: &str, _: &Access) -> Result<Self> {
         Err(Error::config(format!("could not open {url}: this build has no S3 support; build it with feature `s3`")))
     }
 
@@ -374,7 +400,7 @@ impl fmt::Debug for Store {
 }
 
 #[cfg(feature = "s3")]
-fn bucket_of(url: &str) -> Result<(String, Path)> {
+pub(crate) fn bucket_of(url: &str) -> Result<(String, Path)> {
     let wrong = || Error::config(format!("could not open {url}"));
     let parsed = url::Url::parse(url).map_err(|e| wrong().because(e))?;
     let bucket = parsed.host_str().ok_or_else(|| Error::config(format!("could not open {url}: it names no bucket")))?;
@@ -405,7 +431,7 @@ mod tests {
         let count = AtomicUsize::new(0);
         conforms(|| async {
             let folder = root.path().join(count.fetch_add(1, Ordering::Relaxed).to_string());
-            Store::open(&folder.display().to_string(), &Encryption::BucketDefault).await.unwrap()
+            Store::open(&folder.display().to_string(), &Access::default()).await.unwrap()
         })
         .await;
     }

@@ -167,9 +167,8 @@ fn read_request(connection: &mut TcpStream) -> (String, String) {
     }
 }
 
-#[test]
-fn events_are_posted_to_an_address() {
-    let world = world();
+/// Takes what is posted to a port of loopback, and passes on the head and the body of each request.
+pub fn taking_posts() -> (u16, mpsc::Receiver<(String, String)>) {
     let listener = TcpListener::bind("127.0.0.1:0").expect("could not listen");
     let port = listener.local_addr().expect("it listens").port();
     let (tell, told) = mpsc::channel();
@@ -181,6 +180,13 @@ fn events_are_posted_to_an_address() {
             let _ = connection.write_all(b"HTTP/1.1 201 Created\r\ncontent-length: 0\r\nconnection: close\r\n\r\n");
         }
     });
+    (port, told)
+}
+
+#[test]
+fn events_are_posted_to_an_address() {
+    let world = world();
+    let (port, told) = taking_posts();
     let file = pipeline(&world, &format!("url: 'http://127.0.0.1:{port}/api/v1/lineage'"));
     world.run(Path::new(&file), &[]);
     let requests: Vec<_> = told.try_iter().collect();

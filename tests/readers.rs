@@ -1,4 +1,5 @@
-//! What other readers find in a table with partition folders: DuckDB, pyarrow, and `nexus query`.
+//! What other readers find in a table with partition folders: DuckDB, pyarrow, Polars, `nexus query`, and deltalake where it
+//! is a Delta table; with `NEXUS_TEST_SPARK` set, Spark too (`make readers`).
 
 use std::path::{Path, PathBuf};
 
@@ -66,14 +67,17 @@ fn row(n: usize) -> (Value, Option<&'static str>) {
     (row, back)
 }
 
-/// What readers give for the row number `n`.
-fn expected(n: usize) -> Value {
+/// What a reader gives for the row number `n`. Delta has no times of day, and neither it nor Spark unsigned numbers.
+fn expected(n: usize, reader: &str) -> Value {
     let (row, back) = row(n);
+    let is_delta = ["deltalake", "polars_delta"].contains(&reader);
     let values = COLUMNS.iter().map(|(name, _)| match *name {
         "word" => json!(back),
         "ts" => json!(format!("2024-02-29T0{}:59:59.123456+00:00", n % 3)),
         "bytes" => json!("0001ff"),
+        "at" if is_delta => json!("23:59:59.500"),
         "at" => json!("23:59:59.500000"),
+        "u64" if is_delta || reader == "spark" => json!(u64::MAX.to_string()),
         "doc" => json!(r#"{"k":[1]}"#),
         name => row[name].clone(),
     });
@@ -85,17 +89,21 @@ fn expected(n: usize) -> Value {
 const ROWS: usize = 60;
 
 /// Writes the pipeline with its input, in which one line is broken.
-fn pipeline(world: &World, lake: &str) -> PathBuf {
+fn pipeline(world: &World, lake: &str, table_format: &str) -> PathBuf {
     let mut lines: Vec<String> = (0..ROWS).map(|n| row(n).0.to_string()).collect();
     lines.insert(ROWS / 2, "{\"id\": \"broken\"".to_owned());
     world.file("rows.json", &(lines.join("\n") + "\n"));
     let columns: String = COLUMNS.iter().map(|(name, kind)| format!("      {name}: '{kind}'\n")).collect();
+    let selected = COLUMNS.map(|(name, _)| match name {
+        "at" if table_format == "delta" => "CAST(at AS VARCHAR) AS at",
+        name => name,
+    });
     let text = format!(
         "name: readers\nlake: {lake}\nlimits: {{ open_partitions: 4 }}\nsources:\n  rows:\n    \
          file: {{ path: rows.json }}\n    format: json\n    columns:\n{columns}bronze:\n  rows:\n    from: rows\n\
-         silver:\n  rows:\n    sql: SELECT {} FROM bronze.rows\n    expect:\n      \
+         silver:\n  rows:\n    sql: SELECT {} FROM bronze.rows\n    table_format: {table_format}\n    expect:\n      \
          known: {{ that: id >= 0, else: quarantine }}\n    partition_by: [word, gate, day, hour(ts)]\n",
-        COLUMNS.map(|(name, _)| name).join(", ")
+        selected.join(", ")
     );
     world.file("readers.yaml", &text)
 }
@@ -163,9 +171,16 @@ fn check_query(world: &World, pipeline: &Path, run: impl FnOnce()) {
 }
 
 /// Checks what each other reader sees.
-fn check_readers(table: &Path) {
-    let expected: Vec<Value> = (0..ROWS).map(expected).collect();
-    for reader in ["duckdb", "table", "dataset"] {
+fn check_readers(table: &Path, table_format: &str) {
+    let mut readers = match table_format {
+        "delta" => vec!["deltalake", "polars_delta"],
+        _ => vec!["duckdb", "table", "dataset", "polars"],
+    };
+    if std::env::var_os("NEXUS_TEST_SPARK").is_some() && table_format != "delta" {
+        readers.push("spark");
+    }
+    for reader in readers {
+        let expected: Vec<Value> = (0..ROWS).map(|n| expected(n, reader)).collect();
         let folder = table.display().to_string();
         let names = COLUMNS.iter().map(|(name, _)| *name).chain(["ts_hour"]);
         let args: Vec<&str> = ["read", reader, &folder].into_iter().chain(names).collect();
@@ -183,18 +198,27 @@ fn check_readers(table: &Path) {
 fn partition_columns_are_read_back_by_all() {
     let world = World::new();
     let lake = world.path("lake");
-    let file = pipeline(&world, &lake.display().to_string());
+    let file = pipeline(&world, &lake.display().to_string(), "parquet");
     check_query(&world, &file, || drop(world.run(&file, &[])));
-    check_readers(&lake.join("silver/rows"));
+    check_readers(&lake.join("silver/rows"), "parquet");
+}
+
+#[test]
+fn a_delta_table_is_read_back_by_all() {
+    let world = World::new();
+    let lake = world.path("lake");
+    let file = pipeline(&world, &lake.display().to_string(), "delta");
+    check_query(&world, &file, || drop(world.run(&file, &[])));
+    check_readers(&lake.join("silver/rows"), "delta");
 }
 
 #[test]
 fn partition_columns_are_read_back_from_s3() {
     let world = World::new().with_aws();
     let bucket = world.bucket("readers");
-    let file = pipeline(&world, &format!("s3://{bucket}/a/lake"));
+    let file = pipeline(&world, &format!("s3://{bucket}/a/lake"), "parquet");
     check_query(&world, &file, || drop(world.run(&file, &[])));
-    check_readers(&world.download(&[&bucket]).join("a/lake/silver/rows"));
+    check_readers(&world.download(&[&bucket]).join("a/lake/silver/rows"), "parquet");
 }
 
 #[test]

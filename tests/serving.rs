@@ -9,20 +9,27 @@ use crate::endless::endless_pipeline;
 use crate::servers::{free_port, postgres, proxy::Proxy};
 use crate::world::{World, table_files};
 
-/// Asks for a page; gives the status and the body, or nothing if nobody listens.
-fn page(port: u16, path: &str) -> Option<(u16, String)> {
+/// Sends a request with these headers; gives the status, the head and the body, or nothing if nobody listens.
+pub fn request(port: u16, what: &str, headers: &[&str]) -> Option<(u16, String, String)> {
     let mut connection = TcpStream::connect(("127.0.0.1", port)).ok()?;
     connection.set_read_timeout(Some(Duration::from_secs(10))).expect("a socket has timeouts");
-    write!(connection, "GET {path} HTTP/1.1\r\nHost: localhost\r\n\r\n").ok()?;
+    let host = if headers.iter().any(|header| header.starts_with("Host:")) { "" } else { "Host: localhost\r\n" };
+    let headers: String = headers.iter().map(|header| format!("{header}\r\n")).collect();
+    write!(connection, "{what} HTTP/1.1\r\n{host}{headers}Connection: close\r\n\r\n").ok()?;
     let mut answer = String::new();
     connection.read_to_string(&mut answer).ok()?;
     let (head, body) = answer.split_once("\r\n\r\n")?;
     let status = head.split(' ').nth(1)?.parse().ok()?;
-    Some((status, body.to_owned()))
+    Some((status, head.to_owned(), body.to_owned()))
+}
+
+/// Asks for a page; gives the status and the body, or nothing if nobody listens.
+fn page(port: u16, path: &str) -> Option<(u16, String)> {
+    request(port, &format!("GET {path}"), &[]).map(|(status, _, body)| (status, body))
 }
 
 /// Gives the values of a page of metrics, by name and labels.
-fn metrics(port: u16) -> BTreeMap<String, f64> {
+pub fn metrics(port: u16) -> BTreeMap<String, f64> {
     let (status, text) = page(port, "/metrics").expect("the pages are served");
     assert_eq!(status, 200);
     let values = text.lines().filter(|line| !line.starts_with('#')).map(|line| {

@@ -81,6 +81,11 @@ impl World {
         self.env.push((name.into(), value.into()));
     }
 
+    /// Takes a variable out of the command's environment.
+    pub fn unset(&mut self, name: &str) {
+        self.env.retain(|(known, _)| known != name);
+    }
+
     /// Gives a variable of the command's environment.
     pub fn env(&self, name: &str) -> &str {
         self.env.iter().find(|(known, _)| known == name).map_or_else(|| panic!("{name} is not set"), |(_, value)| value)
@@ -286,7 +291,7 @@ impl Finished {
 
 /// Gives the command under test: that of this build, or another that NEXUS_TEST_COMMAND names, from the repository's
 /// folder.
-fn command_path() -> PathBuf {
+pub fn command_path() -> PathBuf {
     match std::env::var_os("NEXUS_TEST_COMMAND") {
         Some(path) => repository("").join(path),
         None => env!("CARGO_BIN_EXE_nexus").into(),

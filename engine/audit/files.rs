@@ -5,14 +5,17 @@ use std::collections::BTreeMap;
 
 use futures::{StreamExt, TryStreamExt};
 use nexus_operators::sink::Prepared;
+use nexus_operators::sink::delta::{LoggedFiles, logged_files};
 use nexus_operators::sink::parquet::RemovedFile;
 use nexus_operators::sink::parquet::audit::{NamedFile, TableFolder, named_files, removed_files};
-use nexus_operators::store::Entry;
+use nexus_operators::store::{Entry, Store};
 use nexus_operators::{ErrorKind, Result};
 
+use super::spooled::{FromSpool, Spooled};
 use super::{Fault, SinkFindings, View, staged};
-use crate::job::place::{ParquetPlace, parquet_place};
+use crate::job::place::{PARQUET, ParquetPlace, parquet_place};
 use crate::plan::Plan;
+use crate::spec::model::TableFormat;
 use crate::state::StateStore;
 use crate::state::epoch_file;
 use crate::state::record::CommitRecord;
@@ -25,7 +28,12 @@ pub struct Listed {
     folder: TableFolder,
     /// Sizes of the table's files by their paths.
     files: BTreeMap<String, u64>,
+    /// What the log of a Delta table says.
+    logged: Option<LoggedFiles>,
     staged: Vec<Entry>,
+    /// Where rows wait for a larger file.
+    spool: Store,
+    spooled: Vec<Entry>,
 }
 
 /// A file, and the epoch whose record names it.
@@ -34,25 +42,37 @@ struct Named {
     file: NamedFile,
     /// The epoch whose commit removes it.
     removed_by: Option<u64>,
+    /// Whether another file stands for it then.
+    is_rewritten: bool,
 }
 
 /// What has become of a file.
 enum Outcome {
     Whole,
     Removed,
+    TakenOut,
     Uncommitted,
     Wrong(Fault),
 }
 
 /// Lists the folders of a sink.
 pub async fn list(plan: &Plan, store: &StateStore, sink: &str) -> Result<Listed> {
-    let ParquetPlace { table, staging, notes } =
-        parquet_place(plan, store, &crate::job::encryption(&plan.loaded), sink).await?;
+    let ParquetPlace { table, staging, notes, spool } = parquet_place(plan, store, &plan.loaded.access(), sink).await?;
     let folder = TableFolder::new(table, staging, notes);
+    let spooled = if sink.ends_with(PARQUET) { spool.list("").await? } else { Vec::new() };
     // What is staged moves into the table: listed the other way round, a file could be missed twice.
     let staged = folder.staged().list("").await?;
+    // Neither is the log: a file stands in it after it has come to the folder.
+    let logged = if is_delta(plan, sink) { logged_files(folder.table()).await? } else { None };
     let files = folder.list().await?.into_iter().map(|entry| (entry.name, entry.size)).collect();
-    Ok(Listed { folder, files, staged })
+    Ok(Listed { folder, files, logged, staged, spool, spooled })
+}
+
+/// Tells whether the log of a Delta table says which files of a sink are its table.
+fn is_delta(plan: &Plan, sink: &str) -> bool {
+    let table = sink.strip_suffix(PARQUET).and_then(|of| plan.table(of.trim_end_matches('/')));
+    let spec = table.and_then(|table| plan.spec_of(table));
+    spec.is_some_and(|spec| plan.loaded.spec.table_format(spec) == TableFormat::Delta)
 }
 
 /// Compares the files of a sink with what the records say.
@@ -60,15 +80,19 @@ pub async fn check(view: &View<'_>, sink: &str, listed: &Listed) -> Result<(Sink
     let mut findings = SinkFindings::default();
     let mut faults = Vec::new();
     let mut named: BTreeMap<String, Named> = BTreeMap::new();
+    let mut waiting = Spooled::default();
     for (record, prepared) in view.prepared(sink) {
         findings.epochs += u64::from(prepared.rows > 0);
         for RemovedFile { path, rows } in removed_of(view, sink, record, prepared, &mut faults) {
             match named.get_mut(&path) {
                 Some(named) if named.removed_by.is_none() && named.file.rows == rows => {
                     named.removed_by = Some(record.epoch);
+                    named.is_rewritten = prepared.rewritten > 0;
                 }
                 // The record that named it may be gone, and known by a sum alone.
-                None if is_older(view, &path) => findings.redriven += rows,
+                None if is_older(view, &path) => {
+                    findings.redriven += if prepared.rewritten > 0 { 0 } else { rows };
+                }
                 _ => {
                     let expected = format!("a file of {rows} rows, of an earlier record, that is removed once");
                     let found = "no such file, or other rows".to_owned();
@@ -76,12 +100,13 @@ pub async fn check(view: &View<'_>, sink: &str, listed: &Listed) -> Result<(Sink
                 }
             }
         }
-        for file in files_of(view, sink, record, prepared, &mut faults) {
+        let from_spool = waiting.take(view, sink, record, prepared, &mut faults);
+        for file in files_of(view, sink, record, prepared, from_spool, &mut faults) {
             if let Some(other) = named.get(&file.path) {
                 let expected = format!("one epoch that names it, which is {}", other.epoch);
                 faults.push(fault(sink, listed, &file.path, record.epoch, expected, "this epoch too".to_owned()));
             }
-            named.insert(file.path.clone(), Named { epoch: record.epoch, file, removed_by: None });
+            named.insert(file.path.clone(), Named { epoch: record.epoch, file, removed_by: None, is_rewritten: false });
         }
     }
     let mut looked = futures::stream::iter(named.values())
@@ -94,7 +119,9 @@ pub async fn check(view: &View<'_>, sink: &str, listed: &Listed) -> Result<(Sink
                 findings.files += 1;
                 findings.rows += named.file.rows;
             }
+            Outcome::Removed if named.is_rewritten => {}
             Outcome::Removed => findings.redriven += named.file.rows,
+            Outcome::TakenOut => findings.taken_out += named.file.rows,
             Outcome::Uncommitted => {
                 uncommitted.insert(named.removed_by.unwrap_or(named.epoch));
             }
@@ -103,7 +130,8 @@ pub async fn check(view: &View<'_>, sink: &str, listed: &Listed) -> Result<(Sink
     }
     findings.uncommitted = uncommitted.len() as u64;
     for path in listed.files.keys().filter(|path| !named.contains_key(*path)) {
-        if is_older(view, path) {
+        let is_known = |logged: &LoggedFiles| logged.active.contains_key(path) || logged.removed.contains(path);
+        if is_older(view, path) || listed.logged.as_ref().is_some_and(is_known) {
             continue;
         }
         let epoch = TableFolder::written_by(view.pipeline(), path).map(|id| id.epoch);
@@ -111,10 +139,13 @@ pub async fn check(view: &View<'_>, sink: &str, listed: &Listed) -> Result<(Sink
         let (expected, found) = ("no file that no record names".to_owned(), "such a file".to_owned());
         faults.push(Fault { of: sink.to_owned(), at, epoch, expected, found });
     }
-    let waiting = named.values().filter(|named| !view.is_noted(sink, named.epoch));
-    let waiting = waiting.map(|named| named.file.staged.as_str()).collect();
+    findings.waiting = waiting.check(view, sink, (&listed.spool, &listed.spooled), &mut faults).await?;
+    let uncommitted = named.values().filter(|named| !view.is_noted(sink, named.epoch));
+    let uncommitted = uncommitted.map(|named| named.file.staged.as_str()).collect();
     let of = |name: &str| listed.folder.staged_by(view.pipeline(), name);
-    faults.extend(staged::check(view, sink, listed.folder.staged(), &listed.staged, of, &waiting));
+    // Where epochs are gathered, files are staged beside the epochs that follow.
+    let of_open = |id| staged::may_be_open(view, sink, id, waiting.is_rolled());
+    faults.extend(staged::check(sink, listed.folder.staged(), &listed.staged, of, of_open, &uncommitted));
     Ok((findings, faults))
 }
 
@@ -149,6 +180,7 @@ fn files_of(
     sink: &str,
     record: &CommitRecord,
     prepared: &Prepared,
+    from_spool: FromSpool,
     faults: &mut Vec<Fault>,
 ) -> Vec<NamedFile> {
     let mut wrong = |expected: String, found: String| {
@@ -164,9 +196,12 @@ fn files_of(
     };
     let sum = |of: fn(&NamedFile) -> u64| files.iter().map(of).fold(0, u64::saturating_add);
     let (rows, bytes) = (sum(|file| file.rows), sum(|file| file.bytes));
-    if (rows, bytes, files.len() as u64) != (prepared.rows, prepared.bytes, prepared.files) {
+    let FromSpool { put, taken } = from_spool;
+    // What is not known of files that were spooled before the first record cannot be held against it.
+    let expected = taken.map_or(rows, |taken| (prepared.rows + prepared.rewritten + taken).saturating_sub(put));
+    if (rows, bytes, files.len() as u64) != (expected, prepared.bytes, prepared.files) {
         wrong(
-            format!("files with {} rows and {} bytes, {} of them", prepared.rows, prepared.bytes, prepared.files),
+            format!("files with {expected} rows and {} bytes, {} of them", prepared.bytes, prepared.files),
             format!("{rows} rows and {bytes} bytes in {} files that it names", files.len()),
         );
     }
@@ -175,7 +210,7 @@ fn files_of(
 
 /// Looks at one file.
 async fn look(view: &View<'_>, sink: &str, listed: &Listed, named: &Named) -> Result<Outcome> {
-    let Named { epoch, file, removed_by } = named;
+    let Named { epoch, file, removed_by, .. } = named;
     let wrong =
         |expected: String, found: String| Ok(Outcome::Wrong(fault(sink, listed, &file.path, *epoch, expected, found)));
     let mut size = listed.files.get(&file.path).copied();
@@ -183,8 +218,23 @@ async fn look(view: &View<'_>, sink: &str, listed: &Listed, named: &Named) -> Re
         return match size {
             None => Ok(Outcome::Removed),
             Some(_) if !view.is_noted(sink, *by) => Ok(Outcome::Uncommitted),
-            Some(_) => wrong(format!("no such file: epoch {by} has sent its rows again"), "the file".to_owned()),
+            Some(_) => wrong(format!("no such file: epoch {by} has taken its rows"), "the file".to_owned()),
         };
+    }
+    match &listed.logged {
+        Some(logged) if logged.removed.contains(&file.path) => return Ok(Outcome::TakenOut),
+        Some(logged) if !logged.active.contains_key(&file.path) => {
+            // The order matters: what is staged may be on its way to the table.
+            let is_on_its_way = !view.is_noted(sink, *epoch)
+                && (size.is_some()
+                    || listed.folder.is_staged(file).await?
+                    || listed.folder.table().size(&file.path).await?.is_some());
+            if is_on_its_way {
+                return Ok(Outcome::Uncommitted);
+            }
+            return wrong("an entry of the Delta log that names it".to_owned(), "no such entry".to_owned());
+        }
+        _ => {}
     }
     if size.is_none() && !view.is_noted(sink, *epoch) {
         // The order matters: what is staged may be on its way to the table.

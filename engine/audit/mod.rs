@@ -21,6 +21,7 @@ mod files;
 mod postgres;
 mod records;
 mod sources;
+mod spooled;
 mod staged;
 
 use crate::job::place::{PARQUET, POSTGRES};
@@ -83,6 +84,12 @@ pub struct SinkFindings {
     /// Rows of files that are gone, because a redrive has sent them again.
     #[serde(skip_serializing_if = "is_zero")]
     pub redriven: u64,
+    /// Rows that are recorded and wait for a larger file, which a later epoch writes.
+    #[serde(skip_serializing_if = "is_zero")]
+    pub waiting: u64,
+    /// Rows of files that another writer has taken out of a Delta table, such as one that merges small files.
+    #[serde(skip_serializing_if = "is_zero")]
+    pub taken_out: u64,
     /// Epochs that are recorded and not yet committed: the next start, or the running one, goes on with them.
     pub uncommitted: u64,
     /// Why it was not looked at.

@@ -15,7 +15,7 @@ use crate::plan::Plan;
 /// Gives where the URL of a table's database is kept, if the file names one.
 pub fn secret(plan: &Plan, table: &str) -> Option<SecretRef> {
     let spec = plan.spec_of(plan.table(table)?)?.postgres.as_ref()?;
-    plan.loaded.secret_ref(&spec.url)
+    plan.loaded.database(spec)
 }
 
 /// Gives how many refused rows of each epoch are in the quarantine, as the records say, and up to where.
@@ -89,7 +89,8 @@ pub async fn check(
     }
     if let Some((folder, files)) = spools.get(sink) {
         let waiting = waiting.iter().map(String::as_str).collect();
-        faults.extend(staged::check(view, sink, folder, files, spooled_by, &waiting));
+        let may_be_open = |id| staged::may_be_open(view, sink, id, false);
+        faults.extend(staged::check(sink, folder, files, spooled_by, may_be_open, &waiting));
     }
     Ok((findings, faults))
 }

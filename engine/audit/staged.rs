@@ -25,19 +25,19 @@ pub async fn list_spools(store: &StateStore, sinks: &BTreeSet<String>) -> Result
     Ok(spools)
 }
 
-/// Names what is staged and should not be. `of` tells which epoch has staged a file, `waiting` are those that an
-/// uncommitted epoch names.
+/// Names what is staged and should not be. `of` tells which epoch has staged a file, and `may_be_open` whether it may be
+/// about to be recorded; `waiting` are those that an uncommitted epoch names.
 pub fn check(
-    view: &View<'_>,
     sink: &str,
     folder: &Store,
     staged: &[Entry],
     of: impl Fn(&str) -> Option<EpochId>,
+    may_be_open: impl Fn(EpochId) -> bool,
     waiting: &BTreeSet<&str>,
 ) -> Vec<Fault> {
-    let left_over = staged.iter().filter(|entry| {
-        !waiting.contains(entry.name.as_str()) && !of(&entry.name).is_some_and(|id| may_be_open(view, sink, id))
-    });
+    let left_over = staged
+        .iter()
+        .filter(|entry| !waiting.contains(entry.name.as_str()) && !of(&entry.name).is_some_and(&may_be_open));
     let fault = |entry: &Entry| Fault {
         of: sink.to_owned(),
         at: format!("{}/{}", folder.url(), entry.name),
@@ -49,11 +49,17 @@ pub fn check(
 }
 
 /// Tells whether an epoch may be open, or was when its process died: no record of its own process has passed it, and
-/// no later process has written more than the record of its start, which comes before it sweeps.
-fn may_be_open(view: &View<'_>, sink: &str, id: EpochId) -> bool {
+/// no later process has written more than the record of its start, which comes before it sweeps. What `outlives` its
+/// epoch is recorded by a later one of the process.
+pub fn may_be_open(view: &View<'_>, sink: &str, id: EpochId, outlives: bool) -> bool {
     let passed = view.records.read.iter().any(|record| {
-        let own = record.generation == id.generation && record.epoch >= id.epoch && record.sinks.contains_key(sink);
-        let later = record.generation > id.generation && !record.sinks.is_empty();
+        let own = !outlives
+            && record.generation == id.generation
+            && record.epoch >= id.epoch
+            && record.sinks.contains_key(sink);
+        // A compaction sweeps the sink whose files it merges, and no other.
+        let sweeps = record.sinks.contains_key(sink) || !record.tables.is_empty();
+        let later = record.generation > id.generation && sweeps;
         own || later
     });
     !passed

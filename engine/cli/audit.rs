@@ -72,6 +72,9 @@ fn verdict(faults: usize, sink: Option<&SinkFindings>) -> String {
         (0, Some(SinkFindings { uncommitted: 1.., .. })) => {
             format!("whole, {} epochs to commit", sink.map_or(0, |sink| sink.uncommitted))
         }
+        (0, Some(SinkFindings { waiting: waiting @ 1.., .. })) => {
+            format!("whole, {} rows wait for a larger file", count(*waiting))
+        }
         (0, _) => "whole".to_owned(),
     }
 }

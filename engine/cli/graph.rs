@@ -1,20 +1,13 @@
 //! `nexus plan`: the graph of tables, their schemas, what is stateful, and the plans.
 
-use std::sync::Arc;
-use std::time::Duration;
-
 use arrow::datatypes::SchemaRef;
-use datafusion::physical_plan::{ExecutionPlan, displayable};
-use nexus_operators::transform::window::{Extent, Width};
 use serde_json::json;
 
 use super::{Failure, File, terminal};
 use crate::plan::Plan;
+use crate::plan::describe::{physical, reads, state};
 use crate::plan::lineage::{Origins, lineage};
-use crate::plan::table::TablePlan;
 use crate::spec::columns::type_name;
-use crate::spec::model::Late;
-use crate::spec::units::Span;
 
 /// Show the graph of tables, their schemas, what is stateful, and the plans.
 #[derive(Debug, clap::Args)]
@@ -71,47 +64,6 @@ fn columns(schema: &SchemaRef, event_time: Option<&str>) {
     for field in schema.fields() {
         let mark = if event_time == Some(field.name()) { "  (event time)" } else { "" };
         terminal::say(&format!("    {}: {}{mark}", field.name(), type_name(field)));
-    }
-}
-
-fn reads(table: &TablePlan) -> Vec<String> {
-    table.inputs.iter().chain(&table.references).cloned().collect()
-}
-
-/// Says what of a table outlives an epoch.
-fn state(table: &TablePlan) -> Option<String> {
-    let window = table.window.map(|(_, extent)| window(extent));
-    let newest = table.newest.as_ref().map(|newest| format!("keys for {}", span(newest.within_us)));
-    let unique = table.unique.as_ref().map(|(_, _, within_us)| format!("keys for {} s", within_us / 1_000_000));
-    let rows = table.keys.is_some().then(|| "the newest row of each key".to_owned());
-    let corrected = match table.late {
-        Late::Update(update) => Some(format!("corrected for {} behind their end", update.within)),
-        Late::Quarantine | Late::Drop => None,
-    };
-    let joined = table.join.as_ref().map(|join| join.describe());
-    let parts: Vec<_> =
-        window.into_iter().chain(corrected).chain(joined).chain(rows).chain(unique).chain(newest).collect();
-    (!parts.is_empty()).then(|| parts.join(", "))
-}
-
-fn window(extent: Extent) -> String {
-    match extent {
-        Extent::Width(Width::Micros(us)) => format!("windows of {}", span(us)),
-        Extent::Width(Width::Months(months)) => format!("windows of {months} months"),
-        Extent::Session { gap_us, .. } => format!("sessions with a gap of {}", span(gap_us)),
-    }
-}
-
-fn span(us: i64) -> Span {
-    Span(Duration::from_micros(us.unsigned_abs()))
-}
-
-async fn physical(table: &TablePlan) -> Result<String, crate::Error> {
-    let plans = table.physical().await?;
-    let shown = |plan: &Arc<dyn ExecutionPlan>| displayable(plan.as_ref()).indent(false).to_string();
-    match plans.as_slice() {
-        [(_, plan)] => Ok(shown(plan)),
-        parts => Ok(parts.iter().map(|(what, plan)| format!("{what}:\n{}", shown(plan))).collect()),
     }
 }
 

@@ -1,5 +1,7 @@
 //! `nexus iam`: the least-privilege policy of a pipeline, and the VPC endpoints that it needs.
 
+use std::collections::BTreeMap;
+
 use serde_json::json;
 
 use super::{Failure, File, terminal};
@@ -17,6 +19,13 @@ pub struct Iam {
     /// Their region; that of `AWS_REGION` if not given, or any.
     #[arg(long)]
     region: Option<String>,
+    /// With `--format policy`: the role of the file whose policy is wanted; that of the process's own identity if not
+    /// given.
+    #[arg(long)]
+    role: Option<String>,
+    /// Add what `nexus check --online` calls beside what a run does.
+    #[arg(long)]
+    online: bool,
     /// How it is written.
     #[arg(long, value_enum, default_value_t = Format::Text)]
     format: Format,
@@ -39,16 +48,25 @@ impl Iam {
         let variables = ["AWS_REGION", "AWS_DEFAULT_REGION"].into_iter();
         let region = self.region.or_else(|| variables.filter_map(|name| std::env::var(name).ok()).next());
         let account = Account { id: self.account, region: region.unwrap_or_else(|| "*".to_owned()) };
-        let needs = Needs::of(pipeline.loaded(), &account);
+        let mut needs = Needs::of(pipeline.loaded(), &account);
+        if self.online {
+            needs.add_online(pipeline.loaded(), &account);
+        }
+        if let Some(role) = self.role.as_deref().filter(|role| !needs.roles().contains(role)) {
+            return Err(Error::config(format!("the file has no role {role} that needs anything")).into());
+        }
         match self.format {
-            Format::Policy => terminal::say(&pretty(&needs.policy())?),
+            Format::Policy => terminal::say(&pretty(&needs.policy(self.role.as_deref()))?),
             Format::Json => {
                 let endpoints = needs.endpoints(&account).into_iter();
                 let endpoints: Vec<_> =
                     endpoints.map(|(service, kind)| json!({ "service": service, "type": kind })).collect();
+                let of = |role| json!({ "policy": needs.policy(Some(role)), "reasons": needs.reasons(Some(role)) });
+                let roles: BTreeMap<_, _> = needs.roles().into_iter().map(|role| (role, of(role))).collect();
                 let whole = json!({
-                    "policy": needs.policy(),
-                    "reasons": needs.reasons(),
+                    "policy": needs.policy(None),
+                    "reasons": needs.reasons(None),
+                    "roles": roles,
                     "endpoints": endpoints,
                     "notes": needs.notes,
                 });
@@ -65,11 +83,17 @@ fn text(needs: &Needs, account: &Account) -> Result<(), Failure> {
         terminal::say("the pipeline calls nothing of AWS");
         return Ok(());
     }
-    terminal::say(&format!("{}\n", pretty(&needs.policy())?));
-    for (sid, why) in needs.reasons() {
-        terminal::say(&format!("{sid}  {why}"));
+    for role in std::iter::once(None).chain(needs.roles().into_iter().map(Some)) {
+        if let Some(role) = role {
+            terminal::say(&format!("the role {role}:\n"));
+        }
+        terminal::say(&format!("{}\n", pretty(&needs.policy(role))?));
+        for (sid, why) in needs.reasons(role) {
+            terminal::say(&format!("{sid}  {why}"));
+        }
+        terminal::say("");
     }
-    terminal::say("\nVPC endpoints:");
+    terminal::say("VPC endpoints:");
     for (service, kind) in needs.endpoints(account) {
         terminal::say(&format!("  {service}  {kind}"));
     }

@@ -2,6 +2,7 @@
 
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+use std::time::Duration;
 
 use clap::{Parser, Subcommand};
 
@@ -10,15 +11,25 @@ use nexus_operators::contained::is_contained;
 use crate::job::BLOCKING_THREADS_MAX;
 use crate::plan::Plan;
 use crate::spec::Diagnostics;
+use crate::spec::units::Span;
 use crate::{BuildError, Error, Pipeline};
 
+mod answer;
 mod audit;
 mod check;
+mod compact;
+mod completions;
 mod explain;
 mod graph;
 mod iam;
+mod init;
+mod junit;
+mod man;
+mod preview;
+mod prompt;
 mod query;
 mod redrive;
+mod replacing;
 mod run;
 mod schema;
 mod signals;
@@ -27,6 +38,7 @@ mod stored;
 mod table;
 mod terminal;
 mod test;
+mod top;
 
 /// The exit code of a run that failed.
 const FAILED: u8 = 1;
@@ -44,14 +56,20 @@ struct Arguments {
 
 #[derive(Debug, Subcommand)]
 enum Verb {
+    /// Write a pipeline to begin with, that passes `nexus check` and `nexus test`.
+    Init(init::Init),
     /// Parse, type and plan pipeline files offline; all errors at once.
     Check(check::Check),
     /// Run a pipeline.
     Run(run::Run),
     /// Show the graph of tables, their schemas, what is stateful, and the plans.
     Plan(graph::Graph),
+    /// Show on a terminal how a run is doing.
+    Top(top::Top),
     /// Run the test cases of pipeline files, in process, without servers.
     Test(test::Test),
+    /// Show a table made of a little of what the real sources have, and commit nothing.
+    Preview(preview::Preview),
     /// Run SQL over the lake's committed tables.
     Query(query::Query),
     /// Show epochs, positions, and what is prepared and not committed.
@@ -60,12 +78,18 @@ enum Verb {
     Audit(audit::ProveWhole),
     /// Send quarantined rows again, after what was wrong has been corrected.
     Redrive(redrive::SendAgain),
+    /// Merge small files of the lake's tables.
+    Compact(compact::Merge),
     /// Print the least-privilege IAM policy that a pipeline needs, and its VPC endpoints.
     Iam(iam::Iam),
     /// Print the JSON Schema of pipeline files, for editors.
     Schema,
     /// Explain a code of an error in a pipeline file.
     Explain(explain::Explain),
+    /// Print what a shell completes the command line by.
+    Completions(completions::Completions),
+    /// Write manual pages into a folder.
+    Man(man::Man),
 }
 
 /// A pipeline file and its parameters.
@@ -130,17 +154,23 @@ fn quieten_contained_panics() {
 
 async fn dispatch(verb: Verb) -> Result<(), Failure> {
     match verb {
+        Verb::Init(init) => init.execute().await,
         Verb::Check(check) => check.execute().await,
         Verb::Run(run) => run.execute().await,
         Verb::Plan(graph) => graph.execute().await,
+        Verb::Top(top) => top.execute().await,
         Verb::Test(test) => test.execute().await,
+        Verb::Preview(preview) => preview.execute().await,
         Verb::Query(query) => query.execute().await,
         Verb::State(state) => state.execute().await,
         Verb::Audit(audit) => audit.execute().await,
         Verb::Redrive(redrive) => redrive.execute().await,
+        Verb::Compact(compact) => compact.execute().await,
         Verb::Iam(iam) => iam.execute().await,
         Verb::Schema => schema::execute(),
         Verb::Explain(explain) => explain.execute(),
+        Verb::Completions(completions) => completions.execute(),
+        Verb::Man(man) => man.execute(),
     }
 }
 
@@ -165,6 +195,10 @@ async fn load(file: &Path, set: &[(String, String)]) -> Result<Pipeline, Failure
 fn parameter(text: &str) -> Result<(String, String), String> {
     let pair = text.split_once('=').map(|(name, value)| (name.trim().to_owned(), value.to_owned()));
     pair.filter(|(name, _)| !name.is_empty()).ok_or_else(|| format!("`{text}` is not NAME=VALUE"))
+}
+
+fn span(text: &str) -> Result<Duration, String> {
+    Span::try_from(text.to_owned()).map(|span| span.0)
 }
 
 impl From<Diagnostics> for Failure {

@@ -1,77 +1,165 @@
 //! `nexus query`: SQL over the lake's committed tables.
 
+use std::io::IsTerminal;
 use std::sync::Arc;
 
 use arrow::datatypes::SchemaRef;
-use arrow::util::pretty::pretty_format_batches_with_schema;
 use datafusion::catalog::{CatalogProvider, MemorySchemaProvider};
 use datafusion::error::DataFusionError;
 use datafusion::execution::object_store::ObjectStoreUrl;
 use datafusion::prelude::{SessionConfig, SessionContext};
+use futures::stream;
 use nexus_operators::clock::SystemClock;
 use nexus_operators::quarantine;
 use nexus_operators::store::{Backend, Store};
 use nexus_operators::transform::keyed::SEQUENCE_COLUMN;
 
+use super::answer::{Answer, failed};
+use super::replacing::{Known, Replacing};
 use super::stored::StoredTable;
-use super::{Failure, File, terminal};
+use super::{Failure, File, prompt, terminal};
+use crate::job::place::PARQUET;
 use crate::job::state_store;
 use crate::plan::Plan;
 use crate::plan::changes::stored_schema;
+use crate::plan::refused::{Refused, sql_refused};
 use crate::plan::table::TablePlan;
-use crate::spec::Tier;
-use crate::state::State;
+use crate::spec::model::TableFormat;
+use crate::spec::{Diagnostic, Extent, Tier, codes, suggest};
 use crate::{Error, Result};
+
+/// How often a query is run because files are gone that it was about to read: each time, other processes have replaced them.
+const TRIES_MAX: usize = 5;
 
 /// Run SQL over the lake's committed tables.
 ///
-/// Tables are named tier.table, and what could not be used quarantine."tier.table" or quarantine.source.
+/// Tables are named tier.table, and what could not be used quarantine."tier.table" or quarantine.source. Without SQL, the
+/// queries are asked for on a terminal, and else read from standard input.
 #[derive(Debug, clap::Args)]
 pub struct Query {
     #[command(flatten)]
     file: File,
     /// The query.
-    sql: String,
+    sql: Option<String>,
+    #[command(flatten)]
+    answer: Answer,
 }
 
 impl Query {
     pub async fn execute(self) -> Result<(), Failure> {
         let plan = self.file.plan().await?;
-        let config = SessionConfig::new().with_information_schema(true);
+        let mut config = SessionConfig::new().with_information_schema(true);
+        config.options_mut().sql_parser.collect_spans = true;
         let context = SessionContext::new_with_config(config);
-        let state = state_store(&plan.loaded, Arc::new(SystemClock)).await?.load().await?;
-        register(&context, &plan, &state).await?;
-        let failed = |e: DataFusionError| Error::config("could not run the query").because(e);
-        let answer = context.sql(&self.sql).await.map_err(failed)?;
-        let columns: SchemaRef = answer.schema().inner().clone();
-        let rows = answer.collect().await.map_err(failed)?;
-        let table = pretty_format_batches_with_schema(columns, &rows).map_err(Error::from)?;
-        terminal::say(&table.to_string());
-        Ok(())
+        let store = state_store(&plan.loaded, Arc::new(SystemClock)).await?;
+        let known = Arc::new(Known::read(store).await?);
+        register(&context, &plan, &known).await?;
+        let sql = match self.sql {
+            Some(sql) => sql,
+            None if std::io::stdin().is_terminal() => return Ok(prompt::talk(&context, &self.answer).await?),
+            None => std::io::read_to_string(std::io::stdin()).map_err(Error::from)?,
+        };
+        match ask(&context, &sql, &self.answer).await? {
+            Answered::Rows(_) => Ok(()),
+            Answered::Refused(wrong) => {
+                terminal::complain(&wrong.render(terminal::errors_have_colour()));
+                Err(Failure::Said)
+            }
+        }
     }
 }
 
+/// What became of a query.
+pub enum Answered {
+    /// It was answered with so many rows.
+    Rows(u64),
+    /// It is wrong.
+    Refused(Box<Diagnostic>),
+}
+
+/// Answers a query.
+pub async fn ask(context: &SessionContext, sql: &str, answer: &Answer) -> Result<Answered> {
+    let mut tries = 0;
+    let (columns, rows) = loop {
+        tries += 1;
+        let frame = match context.sql(sql).await {
+            Ok(frame) => frame,
+            Err(error) if tries < TRIES_MAX && is_missing(&error) => continue,
+            Err(error) => return Ok(Answered::Refused(Box::new(refusal(context, sql, &error)))),
+        };
+        let columns: SchemaRef = frame.schema().inner().clone();
+        match frame.collect().await {
+            Ok(rows) => break (columns, rows),
+            // Files that were listed have been merged, or sent again, before they were read.
+            Err(error) if tries < TRIES_MAX && is_missing(&error) => {}
+            Err(error) => return Err(failed(error)),
+        }
+    };
+    Ok(Answered::Rows(answer.write(&columns, stream::iter(rows.into_iter().map(Ok))).await?))
+}
+
+/// Tells whether a file was not there.
+fn is_missing(error: &DataFusionError) -> bool {
+    let mut cause: Option<&(dyn std::error::Error + 'static)> = Some(error);
+    while let Some(error) = cause {
+        if matches!(error.downcast_ref(), Some(object_store::Error::NotFound { .. })) {
+            return true;
+        }
+        cause = error.source();
+    }
+    false
+}
+
+/// Tells what is wrong with a query, and where.
+fn refusal(context: &SessionContext, sql: &str, error: &DataFusionError) -> Diagnostic {
+    let (code, message, hint, at) = match sql_refused(error) {
+        Refused::Unknown { input, at } => {
+            let known = table_names(context);
+            let hint = suggest::hint(&input, known.iter().map(String::as_str));
+            (codes::UNKNOWN_INPUT, format!("there is no table `{input}`"), hint, at)
+        }
+        Refused::Sql { message, at } => (codes::BAD_SQL, message, None, at),
+        Refused::Unfit(_) | Refused::Option(..) => (codes::BAD_SQL, error.strip_backtrace(), None, None),
+    };
+    let wrong = Diagnostic { hint, ..Diagnostic::error(code, "query", message) };
+    let Some((line, column)) = at else { return wrong };
+    let text = sql.lines().nth(line.saturating_sub(1)).unwrap_or_default();
+    let is_part = |c: &char| c.is_alphanumeric() || matches!(c, '_' | '.' | '"');
+    let width = text.chars().skip(column.saturating_sub(1)).take_while(is_part).count();
+    wrong.at(Extent { line, column, width: width.max(1) }, text)
+}
+
+fn table_names(context: &SessionContext) -> Vec<String> {
+    let catalog = context.catalog("datafusion");
+    let schemas = catalog
+        .iter()
+        .flat_map(|catalog| catalog.schema_names().into_iter().filter_map(|name| Some((catalog.schema(&name)?, name))));
+    schemas.flat_map(|(schema, name)| schema.table_names().into_iter().map(move |t| format!("{name}.{t}"))).collect()
+}
+
 /// Makes the stored tables and their quarantine known. Only committed files lie in a table's folder.
-async fn register(context: &SessionContext, plan: &Plan, state: &State) -> Result<()> {
+async fn register(context: &SessionContext, plan: &Plan, known: &Arc<Known>) -> Result<()> {
     for table in &plan.tables {
         let name = table.name();
         let tier = table.tier.name();
-        if plan.spec_of(table).is_some_and(|spec| spec.store) {
-            let folder = format!("{tier}/{}", table.table);
+        if let Some(spec) = plan.spec_of(table).filter(|spec| spec.store) {
+            let folder =
+                Folder { path: format!("{tier}/{}", table.table), format: plan.loaded.spec.table_format(spec) };
             let changes = format!("{}_changes", table.table);
             let stored = if table.keys.is_some() { &changes } else { &table.table };
-            let columns = stored_schema(&table.schema, state.schema_of(&name));
-            add(context, plan, table.tier, &folder, (tier, stored), &columns).await?;
+            let columns = stored_schema(&table.schema, known.schema_of(&name).await.as_ref());
+            let replacing = Some(Replacing::new(known.clone(), format!("{name}/{PARQUET}")));
+            add(context, plan, table.tier, &folder, (tier, stored), &columns, replacing).await?;
             if let Some(keys) = &table.keys {
                 add_newest(context, table, keys, &changes).await?;
             }
         }
-        let folder = format!("_quarantine/{name}");
-        add(context, plan, table.tier, &folder, ("quarantine", &name), &quarantine::schema()).await?;
+        let folder = Folder { path: format!("_quarantine/{name}"), format: TableFormat::Parquet };
+        add(context, plan, table.tier, &folder, ("quarantine", &name), &quarantine::schema(), None).await?;
     }
     for source in plan.sources.keys() {
-        let folder = format!("_quarantine/{source}");
-        add(context, plan, Tier::Bronze, &folder, ("quarantine", source), &quarantine::schema()).await?;
+        let folder = Folder { path: format!("_quarantine/{source}"), format: TableFormat::Parquet };
+        add(context, plan, Tier::Bronze, &folder, ("quarantine", source), &quarantine::schema(), None).await?;
     }
     Ok(())
 }
@@ -97,19 +185,27 @@ async fn add_newest(context: &SessionContext, table: &TablePlan, keys: &[usize],
     Ok(())
 }
 
+/// A folder of a tier's lake.
+struct Folder {
+    path: String,
+    format: TableFormat,
+}
+
 /// Makes one folder of a tier's lake known as a table.
 async fn add(
     context: &SessionContext,
     plan: &Plan,
     tier: Tier,
-    folder: &str,
+    folder: &Folder,
     (schema, table): (&str, &str),
     columns: &SchemaRef,
+    replacing: Option<Replacing>,
 ) -> Result<()> {
     let failed = |e: DataFusionError| Error::internal(format!("could not register {schema}.{table}")).because(e);
-    let root = Store::open(&plan.loaded.lake_root(tier), &crate::job::encryption(&plan.loaded)).await?;
+    let root = Store::open(&plan.loaded.lake_root(tier), &plan.loaded.access()).await?;
     let store = register_store(context, &root)?;
-    let stored = StoredTable::new(columns.clone(), root.below(folder), store);
+    let is_delta = folder.format == TableFormat::Delta;
+    let stored = StoredTable::new(columns.clone(), root.below(&folder.path), is_delta, store, replacing);
     let catalog = context.catalog("datafusion").ok_or_else(|| Error::internal("there is no catalog"))?;
     let provider = match catalog.schema(schema) {
         Some(provider) => provider,

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use nexus_operators::clock::SystemClock;
 
-use super::run::{LogFormat, started, write_report};
+use super::run::{Log, started, write_report};
 use super::signals::Signals;
 use super::table::layout;
 use super::terminal::{self, count};
@@ -36,14 +36,13 @@ pub struct SendAgain {
     /// Write what was committed to this file, as JSON.
     #[arg(long, value_name = "PATH", conflicts_with = "dry_run")]
     report: Option<PathBuf>,
-    /// How logs are written.
-    #[arg(long, value_enum, default_value_t = LogFormat::Text)]
-    log: LogFormat,
+    #[command(flatten)]
+    log: Log,
 }
 
 impl SendAgain {
     pub async fn execute(self) -> Result<(), Failure> {
-        super::run::start_logs(self.log);
+        self.log.start()?;
         let plan = self.file.plan().await?;
         if let Some(name) = &self.table {
             check_name(&plan, name)?;

@@ -3,16 +3,18 @@
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use clap::ValueEnum;
 use tokio::time::{Instant, MissedTickBehavior, interval};
 use tracing_subscriber::EnvFilter;
 
 use super::signals::Signals;
 use super::table::layout;
 use super::terminal::{self, count, size};
-use super::{Failure, File};
+use super::{Failure, File, span};
 use crate::job::progress::{Progress, Report};
-use crate::serve::{Pages, READY_WITHIN};
-use crate::spec::units::Span;
+use crate::serve::{Pages, PagesSettings, READY_WITHIN, Token};
+#[cfg(feature = "otel")]
+use crate::traces::{self, Traces};
 use crate::{Error, Job, Pipeline};
 
 /// How often progress is shown on a terminal.
@@ -35,16 +37,26 @@ pub struct Run {
     /// Write what the run has committed to this file, as JSON.
     #[arg(long, value_name = "PATH")]
     report: Option<PathBuf>,
-    /// Serve /health, /ready and /metrics on this address, such as 127.0.0.1:9464. Who reaches it can read names and
-    /// counts, and nothing else.
+    /// Serve /health, /ready, /metrics, an API and a console on this address, such as 127.0.0.1:9464. An address that
+    /// others reach needs a token for the API and the console.
     #[arg(long, value_name = "ADDRESS")]
     listen: Option<String>,
+    /// With --listen: ask for the token in this file for all but /health; in the environment it is NEXUS_TOKEN.
+    #[arg(long, value_name = "PATH", requires = "listen")]
+    token_file: Option<PathBuf>,
     /// With --listen: be ready until an epoch has waited for its commit for so many intervals of `commit.every`.
     #[arg(long, value_name = "INTERVALS", default_value_t = READY_WITHIN, requires = "listen")]
     ready_within: u32,
-    /// How logs are written.
-    #[arg(long, value_enum, default_value_t = LogFormat::Text)]
-    log: LogFormat,
+    #[command(flatten)]
+    log: Log,
+}
+
+/// How logs are written, as it is told.
+#[derive(Debug, clap::Args)]
+pub struct Log {
+    /// How logs are written; `text` unless NEXUS_LOG_FORMAT says otherwise.
+    #[arg(long, value_enum, alias = "log")]
+    log_format: Option<LogFormat>,
 }
 
 /// How logs are written.
@@ -58,31 +70,64 @@ pub enum LogFormat {
 
 impl Run {
     pub async fn execute(self) -> Result<(), Failure> {
-        start_logs(self.log);
+        self.log.start()?;
+        #[cfg(feature = "otel")]
+        let collector = traces::collector()?;
         let mut pipeline = self.file.load().await?;
         if let Some(idle) = self.until_idle {
             pipeline = pipeline.until_idle(idle);
         }
         let mut signals = Signals::listen()?;
         let pages = match &self.listen {
-            Some(address) => Some(Pages::listen_with(address, self.ready_within).await?),
+            Some(address) => Some(self.pages(address).await?),
             None => None,
         };
-        if let Some(pages) = &pages {
-            tracing::info!("serving http://{}/metrics, /ready and /health", pages.address());
-        }
         let Some(mut job) = started(pipeline, &mut signals).await? else { return Ok(()) };
         signals.watch(job.stopper());
         if let Some(pages) = &pages {
             pages.show(job.progress());
+            pages.control(job.stopper());
         }
-        let report = watch(&mut job).await?;
+        #[cfg(feature = "otel")]
+        let traces = collector.map(|collector| Traces::begin(collector, job.progress()));
+        let ended = watch(&mut job).await;
+        #[cfg(feature = "otel")]
+        if let Some(traces) = traces {
+            traces.end(job.progress()).await;
+        }
+        let report = ended?;
         if let Some(path) = &self.report {
             write_report(&report, path).await?;
         }
         terminal::say(&summary(&report));
         Ok(())
     }
+
+    async fn pages(&self, address: &str) -> Result<Pages, Error> {
+        let token = token(self.token_file.as_deref()).await?;
+        let pages = Pages::listen_with(address, PagesSettings { ready_within: self.ready_within, token }).await?;
+        match pages.has_console() {
+            true => tracing::info!("serving a console on http://{0}/, and http://{0}/metrics", pages.address()),
+            false => tracing::warn!(
+                "serving http://{}/metrics, /ready and /health only: others reach the address, so the API and the \
+                 console need a token (--token-file or NEXUS_TOKEN)",
+                pages.address()
+            ),
+        }
+        Ok(pages)
+    }
+}
+
+/// Reads the token that guards pages: from a file, or from the environment.
+pub async fn token(file: Option<&Path>) -> Result<Option<Token>, Error> {
+    let text = match file {
+        None => std::env::var("NEXUS_TOKEN").ok(),
+        Some(path) => {
+            let read = tokio::fs::read_to_string(path).await;
+            Some(read.map_err(|e| Error::config(format!("could not read the token in {}", path.display())).because(e))?)
+        }
+    };
+    text.map(|text| Token::new(&text)).transpose()
 }
 
 /// Starts a pipeline; gives nothing if it was told to stop meanwhile.
@@ -106,20 +151,25 @@ pub async fn write_report(report: &Report, path: &Path) -> Result<(), Error> {
     written.map_err(|e| Error::config(format!("could not write the report to {}", path.display())).because(e))
 }
 
-fn span(text: &str) -> Result<Duration, String> {
-    Span::try_from(text.to_owned()).map(|span| span.0)
-}
-
-/// Logs go to standard error; `RUST_LOG` chooses what is logged.
-pub fn start_logs(format: LogFormat) {
-    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new(LOGGED));
-    let logs = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
-    let started = match format {
-        LogFormat::Text => logs.with_ansi(terminal::errors_have_colour()).try_init(),
-        LogFormat::Json => logs.json().try_init(),
-    };
-    // A service that embeds the command may have its own logs already.
-    drop(started);
+impl Log {
+    /// Starts them: they go to standard error, and `RUST_LOG` chooses what is logged.
+    pub fn start(&self) -> Result<(), Error> {
+        let format = match (self.log_format, std::env::var("NEXUS_LOG_FORMAT")) {
+            (Some(format), _) => format,
+            (None, Ok(name)) if !name.is_empty() => LogFormat::from_str(&name, true)
+                .map_err(|_| Error::config(format!("NEXUS_LOG_FORMAT is `{name}`; it may be text or json")))?,
+            (None, _) => LogFormat::Text,
+        };
+        let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new(LOGGED));
+        let logs = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+        let started = match format {
+            LogFormat::Text => logs.with_ansi(terminal::errors_have_colour()).try_init(),
+            LogFormat::Json => logs.json().flatten_event(true).with_span_list(false).try_init(),
+        };
+        // A service that embeds the command may have its own logs already.
+        drop(started);
+        Ok(())
+    }
 }
 
 /// Shows progress until the job ends.

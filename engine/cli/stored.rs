@@ -22,23 +22,30 @@ use datafusion::logical_expr::{Expr, TableType};
 use datafusion::physical_plan::ExecutionPlan;
 use datafusion::physical_plan::empty::EmptyExec;
 use datafusion::physical_plan::union::UnionExec;
+use nexus_operators::sink::delta::logged_files;
 use nexus_operators::sink::parquet::folder_values;
-use nexus_operators::store::{Backend, Store, join};
+use nexus_operators::store::{Backend, Entry, Store, join};
 use object_store::ObjectMeta;
 use object_store::path::Path;
+
+use super::replacing::Replacing;
 
 /// The committed files of one table.
 ///
 /// Which columns a file lacks is told by its path alone, so that a table whose
 /// `partition_by` has changed can be read as a whole. What is listed is what
-/// lies in the folder when a query is planned; a folder that is not there is an
-/// empty table.
+/// lies in the folder, or stands in its Delta log, when a query is planned; a
+/// folder that is not there is an empty table.
 #[derive(Debug)]
 pub struct StoredTable {
     schema: SchemaRef,
     folder: Store,
+    /// Whether a Delta log tells which files of the folder are the table.
+    is_delta: bool,
     /// The store of `folder` as DataFusion knows it.
     store: ObjectStoreUrl,
+    /// Tells which files are to be read while some are put in the place of others; nothing if none ever are.
+    replacing: Option<Replacing>,
 }
 
 /// Files by the columns that stand in the names of their folders, as indices in the table's schema.
@@ -46,14 +53,33 @@ type Layouts = BTreeMap<Vec<usize>, Vec<PartitionedFile>>;
 
 impl StoredTable {
     /// Makes the table with these columns in `folder`, whose store has been registered as `store`.
-    pub fn new(schema: SchemaRef, folder: Store, store: ObjectStoreUrl) -> Self {
-        Self { schema, folder, store }
+    pub fn new(
+        schema: SchemaRef,
+        folder: Store,
+        is_delta: bool,
+        store: ObjectStoreUrl,
+        replacing: Option<Replacing>,
+    ) -> Self {
+        Self { schema, folder, is_delta, store, replacing }
+    }
+
+    /// Gives the files of the table.
+    async fn files(&self) -> Result<Vec<Entry>> {
+        if self.is_delta {
+            let logged = logged_files(&self.folder).await.map_err(external)?.unwrap_or_default();
+            return Ok(logged.active.into_iter().map(|(name, size)| Entry { name, size }).collect());
+        }
+        let mut files = match &self.replacing {
+            Some(replacing) => replacing.list(&self.folder).await.map_err(external)?,
+            None => self.folder.list("").await.map_err(external)?,
+        };
+        files.retain(|file| file.name.ends_with(".parquet"));
+        Ok(files)
     }
 
     async fn layouts(&self) -> Result<Layouts> {
-        let files = self.folder.list("").await.map_err(external)?;
         let mut layouts = Layouts::new();
-        for file in files.iter().filter(|file| file.name.ends_with(".parquet")) {
+        for file in self.files().await? {
             let mut columns = Vec::new();
             let mut values = Vec::new();
             for (name, text) in folder_values(&file.name) {

@@ -25,6 +25,11 @@ pub fn errors_have_colour() -> bool {
     std::io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none()
 }
 
+/// Tells whether output is read on a terminal that shows colours.
+pub fn output_has_colour() -> bool {
+    std::io::stdout().is_terminal() && std::env::var_os("NO_COLOR").is_none()
+}
+
 /// Tells whether someone watches standard error.
 pub fn is_watched() -> bool {
     std::io::stderr().is_terminal()

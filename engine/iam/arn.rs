@@ -60,6 +60,11 @@ impl Account {
         (any, Some(condition))
     }
 
+    /// Gives the ARN of all users of all databases: which ones it is that a secret names cannot be told.
+    pub fn database_users(&self) -> String {
+        self.named("rds-db", "dbuser:*/*")
+    }
+
     /// Gives the name of a service's VPC endpoint.
     pub fn endpoint(&self, service: &str) -> String {
         let region = if self.region == "*" { "REGION" } else { &self.region };
@@ -82,6 +87,12 @@ impl Account {
             _ => "aws",
         }
     }
+}
+
+/// Gives the ARN of a consumer of a stream, of which the name or the ARN is known. AWS adds the time of its registration to
+/// the name.
+pub fn consumer(stream: &str, consumer: &str) -> String {
+    if consumer.starts_with("arn:") { consumer.to_owned() } else { format!("{stream}/consumer/{consumer}:*") }
 }
 
 /// Parts `s3://bucket/prefix`; nothing for a place that is not on S3.

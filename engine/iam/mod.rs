@@ -9,7 +9,7 @@ mod arn;
 
 pub use arn::Account;
 
-use crate::spec::model::{Encryption, Secret};
+use crate::spec::model::{Encryption, KinesisMode, PostgresAuth, Roles, Secret};
 use crate::spec::{Loaded, Tier};
 
 /// What the right to keep objects is for.
@@ -25,11 +25,15 @@ pub struct Needs {
     pub services: BTreeSet<Service>,
     /// What the pipeline file cannot tell.
     pub notes: Vec<&'static str>,
+    /// The role that is granted what is found out next.
+    role: Option<String>,
 }
 
 /// Rights on one resource, or on the objects of one prefix.
 #[derive(Debug)]
 pub struct Grant {
+    /// The role that is granted them; the process's own identity if none.
+    pub role: Option<String>,
     /// What for.
     pub why: String,
     /// The actions.
@@ -51,13 +55,16 @@ pub enum Service {
     Sqs,
     /// AWS Secrets Manager.
     SecretsManager,
+    /// AWS Security Token Service.
+    Sts,
 }
 
 impl Needs {
     /// Finds out what a pipeline needs.
     pub fn of(loaded: &Loaded, account: &Account) -> Self {
-        let mut needs = Self { grants: Vec::new(), services: BTreeSet::new(), notes: Vec::new() };
+        let mut needs = Self { grants: Vec::new(), services: BTreeSet::new(), notes: Vec::new(), role: None };
         needs.sources(loaded, account);
+        needs.act_as(loaded, None);
         for name in loaded.spec.reference.keys() {
             let path = loaded.reference_path(name).unwrap_or_default();
             if let Some((bucket, glob)) = arn::in_bucket(&path) {
@@ -70,17 +77,44 @@ impl Needs {
         for (name, secret) in &loaded.spec.secrets {
             if let Secret::AwsSecretsManager(secret) = secret {
                 let why = format!("the secret `{name}` is read");
+                needs.act_as(loaded, secret.role.as_ref());
                 needs.grant(Service::SecretsManager, why, actions::READ_SECRET, account.secret(&secret.id), None);
             }
+        }
+        for (tier, name, table) in loaded.spec.all_tables() {
+            let Some(postgres) = table.postgres.as_ref().filter(|sink| sink.auth == PostgresAuth::RdsIam) else {
+                continue;
+            };
+            needs.act_as(loaded, postgres.role.as_ref());
+            let why = format!("the table `{tier}.{name}` is written to a database of RDS");
+            // The token is signed here, so that no endpoint is needed.
+            needs.add(why, actions::CONNECT_TO_RDS, account.database_users(), None);
+            needs.note("narrow `dbuser:*/*` to the database's resource id and the user in its URL");
         }
         needs
     }
 
-    /// Gives the policy, as IAM reads it.
-    pub fn policy(&self) -> Value {
-        let statements = self.grants.iter().enumerate().map(|(place, grant)| {
+    /// Adds what `nexus check --online` calls beside what a run does.
+    pub fn add_online(&mut self, loaded: &Loaded, account: &Account) {
+        for (name, source) in &loaded.spec.sources {
+            if let Some(s3) = &source.s3 {
+                self.act_as(loaded, s3.role.as_ref());
+                let why = format!("`nexus check --online` asks the queue of the source `{name}` for its length");
+                self.grant(Service::Sqs, why, actions::LOOK_AT_QUEUE, account.queue(&s3.queue), None);
+            }
+        }
+    }
+
+    /// Gives the roles that are granted anything.
+    pub fn roles(&self) -> BTreeSet<&str> {
+        self.grants.iter().filter_map(|grant| grant.role.as_deref()).collect()
+    }
+
+    /// Gives the policy of a role, or of the process's own identity, as IAM reads it.
+    pub fn policy(&self, role: Option<&str>) -> Value {
+        let statements = self.granted(role).map(|(sid, grant)| {
             let mut statement = json!({
-                "Sid": Self::sid(place),
+                "Sid": sid,
                 "Effect": "Allow",
                 "Action": grant.actions,
                 "Resource": grant.resource,
@@ -93,9 +127,9 @@ impl Needs {
         json!({ "Version": "2012-10-17", "Statement": statements.collect::<Vec<_>>() })
     }
 
-    /// Gives what each statement of the policy is for, by its `Sid`.
-    pub fn reasons(&self) -> BTreeMap<String, &str> {
-        self.grants.iter().enumerate().map(|(place, grant)| (Self::sid(place), grant.why.as_str())).collect()
+    /// Gives what each statement of such a policy is for, by its `Sid`.
+    pub fn reasons<'a>(&'a self, role: Option<&'a str>) -> BTreeMap<String, &'a str> {
+        self.granted(role).map(|(sid, grant)| (sid, grant.why.as_str())).collect()
     }
 
     /// Gives the names of the VPC endpoints that a network without a way out needs, each with its kind.
@@ -106,23 +140,47 @@ impl Needs {
                 Service::Kinesis => ("kinesis-streams", "Interface"),
                 Service::Sqs => ("sqs", "Interface"),
                 Service::SecretsManager => ("secretsmanager", "Interface"),
+                Service::Sts => ("sts", "Interface"),
             };
             (account.endpoint(name), kind)
         };
         self.services.iter().map(endpoint).collect()
     }
 
-    fn sid(place: usize) -> String {
-        format!("Nexus{:02}", place + 1)
+    fn granted<'a>(&'a self, role: Option<&'a str>) -> impl Iterator<Item = (String, &'a Grant)> {
+        let granted = self.grants.iter().filter(move |grant| grant.role.as_deref() == role);
+        granted.enumerate().map(|(place, grant)| (format!("Nexus{:02}", place + 1), grant))
+    }
+
+    /// Has what is found out next granted to the last role of a chain, and each role of it be assumed by the one before.
+    fn act_as(&mut self, loaded: &Loaded, own: Option<&Roles>) {
+        self.role = None;
+        for role in loaded.aws(own).roles {
+            let why = "the role is assumed".to_owned();
+            self.grant(Service::Sts, why, actions::ASSUME_ROLE, role.arn.clone(), None);
+            self.note("the trust policy of each role has to let in who assumes it");
+            self.role = Some(role.arn);
+        }
     }
 
     fn sources(&mut self, loaded: &Loaded, account: &Account) {
         for (name, source) in &loaded.spec.sources {
             if let Some(kinesis) = &source.kinesis {
+                self.act_as(loaded, kinesis.role.as_ref());
                 let why = format!("the source `{name}` reads the stream");
-                self.grant(Service::Kinesis, why, actions::READ_STREAM, account.stream(&kinesis.stream), None);
+                let stream = account.stream(&kinesis.stream);
+                match kinesis.mode {
+                    KinesisMode::Poll => self.grant(Service::Kinesis, why, actions::READ_STREAM, stream, None),
+                    KinesisMode::FanOut => {
+                        let consumer = arn::consumer(&stream, &loaded.consumer(name, kinesis));
+                        self.grant(Service::Kinesis, why, actions::REGISTER_CONSUMER, stream, None);
+                        let why = format!("the stream pushes records to the source `{name}`");
+                        self.grant(Service::Kinesis, why, actions::SUBSCRIBE, consumer, None);
+                    }
+                }
             }
             if let Some(s3) = &source.s3 {
+                self.act_as(loaded, s3.role.as_ref());
                 let why = format!("the source `{name}` takes messages from its queue");
                 self.grant(Service::Sqs, why, actions::TAKE_MESSAGES, account.queue(&s3.queue), None);
                 for allowed in &s3.allow {
@@ -160,7 +218,7 @@ impl Needs {
             let (resource, condition) = account.key(key);
             let why = "objects of the lake and the state are encrypted by this key".to_owned();
             // S3 calls KMS itself, so that no endpoint is needed.
-            self.grants.push(Grant { why, actions: actions::USE_KEY, resource, condition });
+            self.add(why, actions::USE_KEY, resource, condition);
         }
     }
 
@@ -183,14 +241,19 @@ impl Needs {
         condition: Option<Value>,
     ) {
         self.services.insert(service);
-        let known = self
-            .grants
-            .iter_mut()
-            .find(|grant| grant.actions == actions && grant.resource == resource && grant.condition == condition);
+        self.add(why, actions, resource, condition);
+    }
+
+    fn add(&mut self, why: String, actions: &'static [&'static str], resource: String, condition: Option<Value>) {
+        let same = |grant: &&mut Grant| {
+            let found = (grant.actions, &grant.resource, &grant.condition, &grant.role);
+            found == (actions, &resource, &condition, &self.role)
+        };
+        let known = self.grants.iter_mut().find(same);
         match known {
             Some(grant) if grant.why.contains(&why) => {}
             Some(grant) => grant.why = format!("{}; {why}", grant.why),
-            None => self.grants.push(Grant { why, actions, resource, condition }),
+            None => self.grants.push(Grant { role: self.role.clone(), why, actions, resource, condition }),
         }
     }
 

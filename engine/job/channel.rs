@@ -3,11 +3,14 @@
 //! A full channel stops the stage before it, and so on back to the source,
 //! which stops polling: that is all there is to backpressure.
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use arrow::array::RecordBatch;
 use nexus_operators::{Error, Result};
+use tokio::sync::mpsc::error::TrySendError;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
+use tokio::time::Instant;
 
 /// Items that a channel holds whatever their size: enough to keep both sides busy.
 const ITEMS_MAX: usize = 64;
@@ -69,6 +72,7 @@ pub struct Sender<T> {
     items: mpsc::Sender<(T, OwnedSemaphorePermit)>,
     room: Arc<Semaphore>,
     permits_max: usize,
+    waits: Waits,
 }
 
 /// The receiving half. When it is dropped, sending fails.
@@ -82,6 +86,7 @@ pub struct Receiver<T> {
 pub struct Gauge {
     room: Arc<Semaphore>,
     permits_max: usize,
+    waits: Waits,
 }
 
 /// How full a channel is.
@@ -91,6 +96,53 @@ pub struct Fill {
     pub bytes: usize,
     /// Bytes that it may hold.
     pub bytes_max: usize,
+    /// For how long senders have waited for room, up to now.
+    pub blocked: Duration,
+    /// Whether one waits now.
+    pub is_blocked: bool,
+}
+
+/// For how long the senders of a channel have waited; shared by them and by who looks. The lock is held to add a number,
+/// and only by those who wait, so it need not be async.
+#[derive(Debug, Clone, Default)]
+struct Waits(Arc<Mutex<Waited>>);
+
+#[derive(Debug, Default)]
+struct Waited {
+    /// Senders that wait now.
+    waiting: usize,
+    /// Since when at least one does.
+    since: Option<Instant>,
+    /// How long at least one did, before.
+    total: Duration,
+}
+
+/// A sender that waits, until this is dropped.
+struct Wait<'a>(&'a Waits);
+
+impl Waits {
+    fn begin(&self) -> Wait<'_> {
+        let mut waited = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        waited.waiting += 1;
+        waited.since.get_or_insert_with(Instant::now);
+        Wait(self)
+    }
+
+    fn so_far(&self) -> (Duration, bool) {
+        let waited = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        (waited.total + waited.since.map(|since| since.elapsed()).unwrap_or_default(), waited.since.is_some())
+    }
+}
+
+impl Drop for Wait<'_> {
+    fn drop(&mut self) {
+        let mut waited = self.0.0.lock().unwrap_or_else(PoisonError::into_inner);
+        waited.waiting = waited.waiting.saturating_sub(1);
+        if waited.waiting == 0 {
+            let since = waited.since.take();
+            waited.total += since.map(|since| since.elapsed()).unwrap_or_default();
+        }
+    }
 }
 
 /// Makes a channel that holds at most `bytes_max` bytes, or one item if that is larger.
@@ -98,19 +150,20 @@ pub fn channel<T: Weigh>(bytes_max: usize) -> (Sender<T>, Receiver<T>) {
     let permits_max = (bytes_max / PERMIT_BYTES).clamp(1, Semaphore::MAX_PERMITS.min(u32::MAX as usize));
     let (sender, receiver) = mpsc::channel(ITEMS_MAX);
     let room = Arc::new(Semaphore::new(permits_max));
-    (Sender { items: sender, room, permits_max }, Receiver { items: receiver })
+    (Sender { items: sender, room, permits_max, waits: Waits::default() }, Receiver { items: receiver })
 }
 
 impl<T> Clone for Sender<T> {
     fn clone(&self) -> Self {
-        Self { items: self.items.clone(), room: self.room.clone(), permits_max: self.permits_max }
+        let Self { items, room, permits_max, waits } = self;
+        Self { items: items.clone(), room: room.clone(), permits_max: *permits_max, waits: waits.clone() }
     }
 }
 
 impl<T> Sender<T> {
     /// Gives what tells how full the channel is.
     pub fn gauge(&self) -> Gauge {
-        Gauge { room: self.room.clone(), permits_max: self.permits_max }
+        Gauge { room: self.room.clone(), permits_max: self.permits_max, waits: self.waits.clone() }
     }
 }
 
@@ -118,7 +171,8 @@ impl Gauge {
     /// Tells how full the channel is now.
     pub fn fill(&self) -> Fill {
         let taken = self.permits_max.saturating_sub(self.room.available_permits());
-        Fill { bytes: taken * PERMIT_BYTES, bytes_max: self.permits_max * PERMIT_BYTES }
+        let (blocked, is_blocked) = self.waits.so_far();
+        Fill { bytes: taken * PERMIT_BYTES, bytes_max: self.permits_max * PERMIT_BYTES, blocked, is_blocked }
     }
 }
 
@@ -128,8 +182,21 @@ impl<T: Weigh> Sender<T> {
         let bytes = item.weight_bytes();
         let permits = bytes.div_ceil(PERMIT_BYTES).min(self.permits_max);
         let permits = u32::try_from(permits).unwrap_or(u32::MAX);
-        let permit = self.room.clone().acquire_many_owned(permits).await.map_err(|_| closed())?;
-        self.items.send((item, permit)).await.map_err(|_| closed())
+        let permit = match self.room.clone().try_acquire_many_owned(permits) {
+            Ok(permit) => permit,
+            Err(_) => {
+                let _wait = self.waits.begin();
+                self.room.clone().acquire_many_owned(permits).await.map_err(|_| closed())?
+            }
+        };
+        match self.items.try_send((item, permit)) {
+            Ok(()) => Ok(()),
+            Err(TrySendError::Closed(_)) => Err(closed()),
+            Err(TrySendError::Full(item)) => {
+                let _wait = self.waits.begin();
+                self.items.send(item).await.map_err(|_| closed())
+            }
+        }
     }
 }
 
@@ -157,8 +224,6 @@ pub fn closed() -> Error {
 
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
-
     use super::*;
 
     struct Load(usize);
@@ -173,12 +238,16 @@ mod tests {
     async fn a_full_channel_stops_its_sender_until_there_is_room() {
         let (sender, mut receiver) = channel::<Load>(10 * PERMIT_BYTES);
         sender.send(Load(6 * PERMIT_BYTES)).await.unwrap();
-        let filled = Fill { bytes: 6 * PERMIT_BYTES, bytes_max: 10 * PERMIT_BYTES };
+        let (blocked, is_blocked) = (Duration::ZERO, false);
+        let filled = Fill { bytes: 6 * PERMIT_BYTES, bytes_max: 10 * PERMIT_BYTES, blocked, is_blocked };
         assert_eq!(sender.gauge().fill(), filled);
         let blocked = tokio::time::timeout(Duration::from_secs(1), sender.send(Load(6 * PERMIT_BYTES))).await;
         assert!(blocked.is_err());
+        let waited = sender.gauge().fill();
+        assert_eq!((waited.blocked.as_secs(), waited.is_blocked), (1, false), "the sender has given up");
         receiver.recv().await.unwrap();
         sender.send(Load(6 * PERMIT_BYTES)).await.unwrap();
+        assert_eq!(sender.gauge().fill().blocked.as_secs(), 1, "there was room at once");
     }
 
     #[tokio::test]

@@ -11,6 +11,7 @@ use std::time::Duration;
 use arrow::datatypes::Field;
 use nexus_operators::clock::SharedClock;
 use nexus_operators::position::Cut;
+use nexus_operators::sink::parquet::is_over;
 use nexus_operators::sink::{EpochId, Prepared, RefusedUpto};
 use nexus_operators::{Error, ErrorKind, Result, fail};
 use tokio::sync::{mpsc, watch};
@@ -18,10 +19,12 @@ use tokio::time::{Instant, MissedTickBehavior, interval};
 
 use super::channel::{Barrier, Item, Sender, closed};
 use super::errors::{Budgets, Reasons};
+use super::idleness::Idleness;
 use super::ledger::{Ledger, OpenEpoch};
 use super::progress::{Progress, Standing};
 use super::sink::Order;
 use super::source::{Closing, Command, EpochLoad};
+use super::steps::{EpochClock, Step};
 use crate::plan::reference::ReferenceTable;
 use crate::state::record::{CommitRecord, SourceCounts, TableRecord};
 use crate::state::schema::TableSchema;
@@ -149,6 +152,8 @@ pub struct Coordinator {
     pub schemas: BTreeMap<String, TableSchema>,
     /// The reference tables that are read.
     pub references: Vec<Arc<ReferenceTable>>,
+    /// How long rows may wait for a larger file, by sink.
+    pub rolls: BTreeMap<String, Duration>,
     /// The sinks' commit stages.
     pub sinks: BTreeMap<String, CommitQueue>,
     /// The channels of the sinks to the quarantine that take what services of other sinks refuse, also behind the last
@@ -174,6 +179,8 @@ pub struct Coordinator {
     pub may_evolve: bool,
     /// When a record of this run had such columns.
     pub evolved_since: Option<Instant>,
+    /// How long the epochs take that are not committed by all sinks.
+    pub epochs: EpochClock,
     /// When the epoch was closed that is not recorded yet.
     pub closing_since: Option<Instant>,
     /// When an epoch was last committed by all sinks, in microseconds since the Unix epoch.
@@ -220,6 +227,7 @@ impl Coordinator {
         let mut closed_at = Instant::now();
         let mut idle_barrier_owed = false;
         self.tell_standing();
+        self.progress.set_positions(&self.state);
         loop {
             let reason = self.wait(closed_at, &mut idle_barrier_owed).await?;
             let last = reason != Reason::Due;
@@ -261,8 +269,10 @@ impl Coordinator {
             let read = self.load.bytes.load(Ordering::Acquire);
             let full = read >= self.load.bytes_max
                 || self.timing.rows_max.is_some_and(|max| self.rows_read() - rows_before >= max);
-            let due = (read > 0 || self.ledger.holds_refused()) && closed_at.elapsed() >= self.timing.every;
-            let silent = *idle_barrier_owed && closed_at.elapsed() > self.timing.idle_after;
+            let due = (read > 0 || self.ledger.holds_refused() || self.is_roll_due())
+                && closed_at.elapsed() >= self.timing.every;
+            let owed = *idle_barrier_owed && !self.progress.is_paused();
+            let silent = owed && closed_at.elapsed() > self.timing.idle_after;
             if !held && (full || due || silent) && self.ledger.spooled_bytes() <= self.timing.spool_bytes_max {
                 *idle_barrier_owed = read > 0;
                 return Ok(Reason::Due);
@@ -284,11 +294,21 @@ impl Coordinator {
         }
     }
 
+    /// Tells whether rows have waited for a larger file for as long as they may: an epoch without rows has it written.
+    fn is_roll_due(&self) -> bool {
+        let now_us = self.clock.now_us();
+        self.rolls.iter().any(|(sink, age)| {
+            let oldest = self.state.waiting.get(sink).and_then(|waiting| waiting.first());
+            oldest.is_some_and(|oldest| is_over(oldest.since_us, *age, now_us))
+        })
+    }
+
     /// Closes an epoch: barrier, cut, prepare, record, and the order to commit.
     async fn close(&mut self, closing: Closing) -> Result<()> {
         fail::point("before_barrier")?;
         let closed_at = Instant::now();
         self.closing_since = Some(closed_at);
+        self.epochs.start(self.generation, closing.epoch, self.clock.now_us());
         self.tell_standing();
         self.load.bytes.store(0, Ordering::Release);
         // Before the barrier: whoever has passed it asks for the next epoch's versions.
@@ -329,6 +349,8 @@ impl Coordinator {
         }
         fail::point("after_record")?;
         self.progress.add(&record);
+        self.progress.set_positions(&self.state);
+        self.epochs.recorded(&record);
         // An epoch of refused rows alone has no sources, and is not swapped.
         if !fail::mutated("commit_before_record") || record.sources.is_empty() {
             self.order_commits(&record)?;
@@ -374,10 +396,12 @@ impl Coordinator {
             let report = self.reports.recv().await.ok_or_else(closed)?;
             match report {
                 Report::Cut { source, epoch: of, cut } if of == epoch => {
+                    self.epochs.mark(epoch, Step::Cut, &source);
                     record.sources.entry(source).or_default().cut = cut;
                     cuts += 1;
                 }
                 Report::Decoded { source, epoch: of, counts, watermark_us, reasons, found } if of == epoch => {
+                    self.epochs.mark(epoch, Step::Decode, &source);
                     self.budgets.hear(&source, reasons);
                     let evolved = self.evolved(&source, epoch, &found);
                     let source = record.sources.entry(source).or_default();
@@ -387,11 +411,13 @@ impl Coordinator {
                     decoded += 1;
                 }
                 Report::Table { table, epoch: of, record: mut part } if of == epoch => {
+                    self.epochs.mark(epoch, Step::Transform, &table);
                     let schema = self.schemas.get(&table).filter(|now| self.state.schema_of(&table) != Some(now));
                     part.schema = schema.cloned();
                     record.tables.insert(table, *part);
                 }
                 Report::Prepared { sink, epoch: of, prepared, refused } if of == epoch => {
+                    self.epochs.mark(epoch, Step::Prepare, &sink);
                     record.sinks.insert(sink, prepared);
                     record.refused.extend(refused);
                 }
@@ -405,6 +431,7 @@ impl Coordinator {
     async fn close_refused(&mut self) -> Result<()> {
         let closed_at = Instant::now();
         let mut record = self.store.record(self.generation, self.state.epoch + 1);
+        self.epochs.start(self.generation, record.epoch, self.clock.now_us());
         for taker in self.takers_of_refused.values() {
             let barrier = Barrier { epoch: record.epoch, watermark_us: None, last: true };
             taker.send(Item::Barrier(barrier)).await?;
@@ -412,6 +439,7 @@ impl Coordinator {
         while record.sinks.len() < self.takers_of_refused.len() {
             match self.reports.recv().await.ok_or_else(closed)? {
                 Report::Prepared { sink, epoch, prepared, refused } if epoch == record.epoch => {
+                    self.epochs.mark(epoch, Step::Prepare, &sink);
                     record.sinks.insert(sink, prepared);
                     record.refused.extend(refused);
                 }
@@ -435,6 +463,7 @@ impl Coordinator {
                 fail::point("after_acknowledge")?;
             }
             Report::Committed { sink, epoch, refused } => {
+                self.epochs.mark(epoch, Step::Commit, &sink);
                 self.ledger.land(sink, epoch, refused);
                 self.ledger.release(&self.state.refused);
             }
@@ -459,6 +488,7 @@ impl Coordinator {
             self.acknowledge(open.cuts)?;
         }
         self.committed_at_us = Some(self.clock.now_us());
+        self.epochs.committed(done).into_iter().for_each(|told| self.progress.epochs.add(told));
         self.tell_standing();
         self.compact(done.min(self.state.epoch)).await
     }
@@ -520,26 +550,5 @@ impl Coordinator {
 
     fn rows_read(&self) -> u64 {
         self.progress.sources.values().map(|source| source.rows.load(Ordering::Relaxed)).sum()
-    }
-}
-
-/// For how long all sources have had nothing to read.
-#[derive(Debug, Default)]
-struct Idleness {
-    since: Option<Instant>,
-    bytes: u64,
-}
-
-impl Idleness {
-    fn lasts(&mut self, progress: &Progress, ended: &BTreeMap<String, bool>) -> Duration {
-        let bytes = progress.sources.values().map(|source| source.bytes.load(Ordering::Relaxed)).sum();
-        let mut waiting = progress.sources.iter().filter(|(name, _)| !ended.contains_key(*name));
-        let caught_up = waiting.all(|(_, source)| source.caught_up.load(Ordering::Acquire));
-        if !caught_up || bytes != self.bytes {
-            self.bytes = bytes;
-            self.since = None;
-            return Duration::ZERO;
-        }
-        self.since.get_or_insert_with(Instant::now).elapsed()
     }
 }

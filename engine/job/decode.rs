@@ -62,6 +62,7 @@ impl DecodeStage {
                     counts.bytes += reject.raw.len() as u64;
                     self.reject(&partition, vec![reject], &mut counts).await?;
                 }
+                Read::Paused(paused) => self.watermark.pause(paused),
                 Read::Barrier { closing, reading, ended, idle } => {
                     self.barrier(closing, &reading, ended, idle, std::mem::take(&mut counts)).await?;
                     if closing.last {
@@ -127,6 +128,7 @@ impl DecodeStage {
             }
         }
         let rows: Vec<_> = rejects.into_iter().map(|reject| quarantined(&self.name, partition, reject, 0)).collect();
+        self.progress.note_quarantined(&self.name, &rows, &self.clock);
         let batch = quarantine::batch(&self.name, &rows, self.clock.now_us())?;
         self.quarantine.send(Item::Batch(batch)).await
     }
@@ -140,6 +142,9 @@ impl DecodeStage {
         counts: SourceCounts,
     ) -> Result<()> {
         let passed_us = self.watermark.pass(reading);
+        if let Some(progress) = self.progress.sources.get(&self.name) {
+            progress.watermark.set(passed_us);
+        }
         let told = Report::Decoded {
             source: self.name.clone(),
             epoch: closing.epoch,
@@ -182,6 +187,8 @@ pub struct Watermark {
     column: Option<usize>,
     lateness_us: i64,
     idle_after: Duration,
+    /// Whether the source is not read for now: no partition is idle then.
+    paused: bool,
     partitions: BTreeMap<Arc<str>, Newest>,
     newest_us: i64,
     passed_us: i64,
@@ -201,6 +208,7 @@ impl Watermark {
             column,
             lateness_us: i64::try_from(lateness.as_micros()).unwrap_or(i64::MAX),
             idle_after,
+            paused: false,
             partitions: BTreeMap::new(),
             newest_us: WATERMARK_START,
             passed_us: passed_us.unwrap_or(WATERMARK_START),
@@ -218,13 +226,21 @@ impl Watermark {
         Ok(())
     }
 
+    /// Notes that the source is not read for now, or that it is again: each partition has its whole time then.
+    fn pause(&mut self, paused: bool) {
+        self.paused = paused;
+        let now = Instant::now();
+        self.partitions.values_mut().for_each(|newest| newest.seen = now);
+    }
+
     fn pass(&mut self, reading: &[Arc<str>]) -> i64 {
         let now = Instant::now();
         for partition in reading {
             self.partitions.entry(partition.clone()).or_insert(Newest { time_us: None, seen: now });
         }
         self.partitions.retain(|partition, _| reading.contains(partition));
-        let active = self.partitions.values().filter(|newest| now.duration_since(newest.seen) < self.idle_after);
+        let is_active = |newest: &&Newest| self.paused || now.duration_since(newest.seen) < self.idle_after;
+        let active = self.partitions.values().filter(is_active);
         let least = active.map(|newest| newest.time_us).min();
         let newest_us = (self.newest_us > WATERMARK_START).then_some(self.newest_us);
         // `None` within: a partition of which nothing is known yet. `None` as a whole: nothing holds time back.
@@ -318,6 +334,24 @@ mod tests {
         assert_eq!(watermark.pass(&[a.clone(), b.clone()]), 590, "b has been idle");
         watermark.observe(&b, &at(&[300])).unwrap();
         assert_eq!(watermark.pass(&[a, b]), 590, "it never moves back");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_pause_is_no_silence() {
+        let (a, b): (Arc<str>, Arc<str>) = ("a".into(), "b".into());
+        let mut watermark = watermark();
+        watermark.observe(&a, &at(&[500])).unwrap();
+        watermark.observe(&b, &at(&[200])).unwrap();
+        watermark.pause(true);
+        tokio::time::advance(Duration::from_secs(3600)).await;
+        assert_eq!(watermark.pass(&[a.clone(), b.clone()]), 190, "nobody could read b");
+        watermark.pause(false);
+        watermark.observe(&a, &at(&[600])).unwrap();
+        tokio::time::advance(Duration::from_secs(20)).await;
+        assert_eq!(watermark.pass(&[a.clone(), b.clone()]), 190, "b has its whole time again");
+        tokio::time::advance(Duration::from_secs(20)).await;
+        watermark.observe(&a, &at(&[600])).unwrap();
+        assert_eq!(watermark.pass(&[a, b]), 590, "b has been idle since");
     }
 
     #[tokio::test(start_paused = true)]

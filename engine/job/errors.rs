@@ -220,7 +220,7 @@ impl Reasons {
 
 /// Gives what reasons have in common that differ by the value alone: numbers, and texts in quotes behind the first one,
 /// which names the column.
-fn shape(reason: &str) -> String {
+pub(super) fn shape(reason: &str) -> String {
     let mut shape = String::with_capacity(reason.len());
     for (part, text) in reason.split('"').enumerate() {
         match part {

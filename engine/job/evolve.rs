@@ -17,6 +17,7 @@ use super::guard::guard;
 use super::progress::Progress;
 use super::{RunSettings, Wired, start, supervise};
 use crate::lineage::RunEvents;
+use crate::plan::describe::Described;
 use crate::plan::{Surroundings, evolve};
 use crate::spec::Loaded;
 use crate::spec::columns::type_name;
@@ -68,6 +69,7 @@ impl Again {
         if let Some(events) = events {
             events.describe(&plan).await;
         }
+        self.progress.describe(Box::pin(Described::of(&plan)).await?);
         let settings = RunSettings {
             until_idle: self.until_idle,
             surroundings: self.surroundings.clone(),

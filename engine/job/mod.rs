@@ -26,30 +26,39 @@ use tokio::time::Instant;
 
 pub mod budget;
 pub mod channel;
+pub mod compact;
 pub mod coordinator;
 mod decode;
 mod errors;
 mod evolve;
+mod files;
 mod guard;
+mod idleness;
 mod ledger;
 pub mod place;
 pub mod progress;
 pub mod redrive;
 mod reference;
+mod report;
 mod sink;
 mod source;
 mod start;
+pub mod steps;
 mod table;
+pub mod troubles;
 mod wiring;
 
 use crate::lineage::RunEvents;
+use crate::plan::describe::Described;
 use crate::plan::{Plan, Surroundings};
 use coordinator::{Coordinator, Ended};
 use evolve::Again;
 use guard::guard;
 use progress::{Limits, Progress, Report};
 use redrive::Redrive;
-pub use start::{encryption, held, state_store};
+pub use start::{held, state_store};
+#[cfg(feature = "postgres")]
+pub use wiring::postgres_sink;
 
 /// How long after a first error other stages may name a cause that lies deeper.
 const CAUSE_WAIT: Duration = Duration::from_millis(200);
@@ -84,9 +93,12 @@ pub struct Job {
     started: Instant,
 }
 
-/// Stops a job from elsewhere.
+/// Stops a job from elsewhere, or pauses it.
 #[derive(Debug, Clone)]
-pub struct Stopper(watch::Sender<bool>);
+pub struct Stopper {
+    stop: watch::Sender<bool>,
+    progress: Arc<Progress>,
+}
 
 impl Job {
     /// Starts a pipeline: restores its state, opens its sources, and runs in the background.
@@ -110,6 +122,7 @@ impl Job {
             progress: progress.clone(),
             stopped: stopped.clone(),
         };
+        progress.describe(Box::pin(Described::of(&plan)).await?);
         let mut events = Box::pin(RunEvents::begin(&plan, progress.clone(), settings.surroundings.clock.clone())).await;
         let wired = Box::pin(guard("the start", start::start(plan, settings, progress.clone(), stopped))).await;
         let wired = match wired {
@@ -146,14 +159,14 @@ impl Job {
 
     /// Gives a handle that stops the job from elsewhere.
     pub fn stopper(&self) -> Stopper {
-        Stopper(self.stop.clone())
+        Stopper { stop: self.stop.clone(), progress: self.progress.clone() }
     }
 
     /// Has the job drain: stop reading, commit what has been read, end. Windows stay open for the next start.
     ///
     /// [`wait`](Self::wait) tells when it has ended.
     pub fn stop(&self) {
-        self.stop.send_replace(true);
+        self.stopper().stop();
     }
 
     /// Waits until the job ends, and gives what it has committed. Cancel-safe.
@@ -176,7 +189,19 @@ impl Drop for Job {
 impl Stopper {
     /// Has the job drain, as [`Job::stop`] does.
     pub fn stop(&self) {
-        self.0.send_replace(true);
+        self.progress.set_draining();
+        self.stop.send_replace(true);
+    }
+
+    /// Has the sources read no more until [`resume`](Self::resume): what was read is committed, and nothing is closed for
+    /// their silence. The next start of the pipeline reads on.
+    pub fn pause(&self) {
+        self.progress.pause(true);
+    }
+
+    /// Has the sources read again.
+    pub fn resume(&self) {
+        self.progress.pause(false);
     }
 }
 

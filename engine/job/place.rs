@@ -1,6 +1,6 @@
 //! Where sinks keep their files, by the sinks' names: `<tier.table>/parquet`, `<source or tier.table>/quarantine`.
 
-use nexus_operators::store::{Encryption, Store};
+use nexus_operators::store::{Access, Store};
 use nexus_operators::{Error, Result};
 
 use crate::plan::Plan;
@@ -21,15 +21,12 @@ pub struct ParquetPlace {
     pub staging: Store,
     /// Where uploads are noted, on an object store.
     pub notes: Store,
+    /// Where rows wait for a larger file.
+    pub spool: Store,
 }
 
 /// Gives the folders of a Parquet sink.
-pub async fn parquet_place(
-    plan: &Plan,
-    store: &StateStore,
-    encryption: &Encryption,
-    sink: &str,
-) -> Result<ParquetPlace> {
+pub async fn parquet_place(plan: &Plan, store: &StateStore, access: &Access, sink: &str) -> Result<ParquetPlace> {
     let (of, kind) = sink.split_once('/').unwrap_or((sink, PARQUET));
     let table = of.split_once('.').and_then(|(tier, table)| Some((Tier::by_name(tier)?, table)));
     // What a source could not read lies beside the tables that it would have gone to.
@@ -39,11 +36,12 @@ pub async fn parquet_place(
         (_, Some((tier, table))) => format!("{tier}/{table}"),
         (_, None) => return Err(Error::internal(format!("sink {sink} belongs to no table"))),
     };
-    let root = Store::open(&plan.loaded.lake_root(tier), encryption).await?;
+    let root = Store::open(&plan.loaded.lake_root(tier), access).await?;
     Ok(ParquetPlace {
         table: root.below(&folder),
         staging: root.below(&format!("_nexus/{}/staging/{sink}", plan.loaded.spec.name)),
         notes: store.folder().below(&format!("notes/{sink}")),
+        spool: store.folder().below(&format!("rolls/{of}")),
     })
 }
 

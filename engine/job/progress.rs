@@ -5,16 +5,35 @@ use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use arrow::array::RecordBatch;
+use datafusion::execution::memory_pool::MemoryPool;
+use nexus_operators::clock::SharedClock;
+use nexus_operators::position::Position;
+use nexus_operators::quarantine::Quarantined;
 use nexus_operators::sink::Prepared;
-use serde::Serialize;
+use nexus_operators::transform::shown::ShownRows;
+use nexus_operators::transform::window::{WATERMARK_END, WATERMARK_START};
+use tokio::sync::watch;
 use tokio::time::Instant;
 
 use super::budget::StateMemory;
 use super::channel::{Fill, Gauge};
-use crate::state::record::{CommitRecord, SourceCounts, TableCounts};
+pub use super::report::{ErrorsCounted, Report, SinkCounts, TableReport};
+use super::steps::Epochs;
+use super::troubles::Troubles;
+use crate::plan::describe::Described;
+use crate::state::State;
+use crate::state::record::{CommitRecord, SourceCounts};
 
 /// No lag is known.
 const LAG_UNKNOWN: i64 = -1;
+
+/// How often at most rows are shown anew once there are enough: nobody reads faster, and each time costs as much as to
+/// encode a screen of JSON.
+const SHOWN_EVERY: Duration = Duration::from_millis(500);
+
+/// Partitions of a source whose positions are told. A source may have read any number of objects.
+const PARTITIONS_MAX: usize = 200;
 
 /// Counters of one source, written by its stages.
 #[derive(Debug)]
@@ -25,6 +44,8 @@ pub struct SourceProgress {
     pub rows: AtomicU64,
     /// Whether the source has nothing to read at the moment.
     pub caught_up: AtomicBool,
+    /// Its watermark.
+    pub watermark: Watched,
     lag_ms: AtomicI64,
 }
 
@@ -33,6 +54,41 @@ pub struct SourceProgress {
 pub struct TableProgress {
     /// Rows that went on to sinks and other tables.
     pub rows_out: AtomicU64,
+    /// What its state takes, in bytes.
+    pub state_bytes: AtomicU64,
+    /// The watermark of its input.
+    pub watermark: Watched,
+    /// The lock is held to take rows or to copy them, by the table's stage and who looks, so it need not be async.
+    shown: Mutex<Shown>,
+}
+
+/// A watermark as it was last passed.
+#[derive(Debug)]
+pub struct Watched(AtomicI64);
+
+/// The last rows of a table.
+#[derive(Debug, Default)]
+struct Shown {
+    rows: ShownRows,
+    /// Which columns are not shown; nothing as long as it is not known.
+    masked: Option<Vec<bool>>,
+    taken_at: Option<Instant>,
+}
+
+/// What counts memory.
+#[derive(Debug, Default)]
+struct WatchedMemory {
+    state: Option<Arc<StateMemory>>,
+    queries: Option<Arc<dyn MemoryPool>>,
+}
+
+/// Where a source stands, as far as it is told.
+#[derive(Debug, Clone, Default)]
+pub struct Positions {
+    /// All its partitions.
+    pub partitions: usize,
+    /// The first of them; those that are read to their end come last.
+    pub first: Vec<(String, Position)>,
 }
 
 /// Counters of the events about a run.
@@ -53,16 +109,30 @@ pub struct Progress {
     pub tables: BTreeMap<String, TableProgress>,
     /// Of the events about the run.
     pub lineage: LineageProgress,
+    /// The epochs that all sinks have committed.
+    pub epochs: Epochs,
+    /// What was put into the quarantine.
+    pub troubles: Troubles,
     /// What the pipeline file allows.
     pub limits: Limits,
+    /// Whether sources read no more for now. Written by who holds the job; the sources' stages wait for changes.
+    paused: watch::Sender<bool>,
+    /// Whether the run was told to drain.
+    draining: AtomicBool,
+    /// Whether somebody may look at rows: they are kept for nobody else.
+    watched: AtomicBool,
+    /// Set before the stages are wired. The lock is held to copy a pointer, so it need not be async.
+    described: Mutex<Option<Arc<Described>>>,
+    /// By source, written by the coordinator. The lock is held to copy it, so it need not be async.
+    positions: Mutex<BTreeMap<String, Positions>>,
     /// The lock is held to add one record or to copy the totals, so it need not be async.
     committed: Mutex<Report>,
     /// Written by the coordinator. The lock is held to copy it, so it need not be async.
     standing: Mutex<Standing>,
     /// Written by the coordinator. The lock is held to copy it, so it need not be async.
     errors: Mutex<BTreeMap<String, ErrorsCounted>>,
-    /// Set when the stages are wired. The lock is held to copy a pointer, so it need not be async.
-    state: Mutex<Option<Arc<StateMemory>>>,
+    /// Set when the stages are wired. The lock is held to ask both, so it need not be async.
+    memory: Mutex<WatchedMemory>,
     /// By name. The lock is held to add one or to look at all, so it need not be async.
     channels: Mutex<Vec<(String, Gauge)>>,
 }
@@ -89,114 +159,13 @@ pub struct Standing {
     pub committed_at_us: Option<i64>,
 }
 
-/// What a run has committed, as `--report` writes it.
-#[derive(Debug, Clone, Default, PartialEq, Serialize)]
-pub struct Report {
-    /// The pipeline's name.
-    pub pipeline: String,
-    /// The process's number; 0 if there was nothing to do.
-    pub generation: u64,
-    /// Epochs committed.
-    pub epochs: u64,
-    /// How long the run took.
-    pub elapsed_s: f64,
-    /// By source.
-    pub sources: BTreeMap<String, SourceCounts>,
-    /// By table.
-    pub tables: BTreeMap<String, TableReport>,
-    /// By table and kind of sink.
-    pub sinks: BTreeMap<String, BTreeMap<String, SinkCounts>>,
-    /// Where the error budgets stand, by source or table; `<table>/late` for late rows.
-    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
-    pub errors: BTreeMap<String, ErrorsCounted>,
-}
-
-/// What an error budget has counted in its time.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
-pub struct ErrorsCounted {
-    /// All rows.
-    pub rows: u64,
-    /// Of these, rows that went to the quarantine.
-    pub bad: u64,
-    /// How many may.
-    pub allowed: u64,
-}
-
-/// A table's part of the report.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
-pub struct TableReport {
-    /// What was counted.
-    #[serde(flatten)]
-    pub counts: TableCounts,
-    /// For each rule, how many rows broke it.
-    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
-    pub rules: BTreeMap<String, u64>,
-}
-
-/// What was stored by a sink.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
-pub struct SinkCounts {
-    /// Rows.
-    pub rows: u64,
-    /// Encoded bytes.
-    pub bytes: u64,
-    /// Files.
-    pub files: u64,
-    /// Of the rows, those that the service has refused and that have gone to the quarantine.
-    #[serde(skip_serializing_if = "is_zero")]
-    pub refused: u64,
-}
-
-#[allow(clippy::trivially_copy_pass_by_ref, reason = "serde passes a reference")]
-fn is_zero(number: &u64) -> bool {
-    *number == 0
-}
-
-impl Report {
-    /// Adds what another run of the same pipeline has committed.
-    pub fn add(&mut self, later: Self) {
-        self.generation = later.generation;
-        self.epochs += later.epochs;
-        self.elapsed_s += later.elapsed_s;
-        for (name, counts) in later.sources {
-            self.sources.entry(name).or_default().add(&counts);
-        }
-        for (name, table) in later.tables {
-            self.tables.entry(name).or_default().add(&table);
-        }
-        for (name, kinds) in later.sinks {
-            let known = self.sinks.entry(name).or_default();
-            for (kind, counts) in kinds {
-                known.entry(kind).or_default().add(counts);
-            }
-        }
-    }
-}
-
-impl TableReport {
-    fn add(&mut self, other: &Self) {
-        self.counts.add(&other.counts);
-        for (rule, count) in &other.rules {
-            *self.rules.entry(rule.clone()).or_default() += count;
-        }
-    }
-}
-
-impl SinkCounts {
-    fn add(&mut self, other: Self) {
-        self.rows += other.rows;
-        self.bytes += other.bytes;
-        self.files += other.files;
-        self.refused += other.refused;
-    }
-}
-
 impl Default for SourceProgress {
     fn default() -> Self {
         Self {
             bytes: AtomicU64::new(0),
             rows: AtomicU64::new(0),
             caught_up: AtomicBool::new(false),
+            watermark: Watched::default(),
             lag_ms: AtomicI64::new(LAG_UNKNOWN),
         }
     }
@@ -211,6 +180,45 @@ impl SourceProgress {
     /// Gives how far the source is behind, in milliseconds, if its service tells.
     pub fn lag_ms(&self) -> Option<u64> {
         u64::try_from(self.lag_ms.load(Ordering::Relaxed)).ok()
+    }
+}
+
+impl Default for Watched {
+    fn default() -> Self {
+        Self(AtomicI64::new(i64::MIN))
+    }
+}
+
+impl Watched {
+    /// Notes it, in microseconds since the Unix epoch.
+    pub fn set(&self, watermark_us: i64) {
+        self.0.store(watermark_us, Ordering::Relaxed);
+    }
+
+    /// Gives it, in microseconds since the Unix epoch; nothing as long as no time is known, and when all input has ended.
+    pub fn get(&self) -> Option<i64> {
+        let watermark_us = self.0.load(Ordering::Relaxed);
+        (watermark_us > WATERMARK_START && watermark_us < WATERMARK_END).then_some(watermark_us)
+    }
+}
+
+impl TableProgress {
+    /// Keeps the last rows of a batch, to be shown, as far as that is due.
+    fn keep(&self, batch: &RecordBatch) {
+        let mut shown = self.shown.lock().unwrap_or_else(PoisonError::into_inner);
+        let Shown { rows, masked: Some(masked), taken_at } = &mut *shown else { return };
+        if rows.is_full() && taken_at.is_some_and(|at| at.elapsed() < SHOWN_EVERY) {
+            return;
+        }
+        if let Err(error) = rows.take(batch, masked) {
+            tracing::debug!(%error, "rows cannot be shown");
+        }
+        *taken_at = Some(Instant::now());
+    }
+
+    /// Gives the last rows, the newest first, without the columns that are masked.
+    pub fn shown(&self) -> Vec<serde_json::Map<String, serde_json::Value>> {
+        self.shown.lock().unwrap_or_else(PoisonError::into_inner).rows.rows()
     }
 }
 
@@ -236,6 +244,85 @@ impl Progress {
     #[must_use]
     pub fn with_limits(self, limits: Limits) -> Self {
         Self { limits, ..self }
+    }
+
+    /// Tells what runs: its tables, their plans, and which of their columns are masked.
+    pub fn describe(&self, described: Described) {
+        for table in &described.tables {
+            let Some(progress) = self.tables.get(&table.name) else { continue };
+            let masked = table.columns.iter().map(|column| column.masked).collect();
+            *progress.shown.lock().unwrap_or_else(PoisonError::into_inner) =
+                Shown { masked: Some(masked), ..Shown::default() };
+        }
+        *self.described.lock().unwrap_or_else(PoisonError::into_inner) = Some(Arc::new(described));
+    }
+
+    /// Gives what runs, once it is planned.
+    pub fn described(&self) -> Option<Arc<Described>> {
+        self.described.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Has the last rows of each table kept from now on: somebody may look at them.
+    pub fn watch(&self) {
+        self.watched.store(true, Ordering::Relaxed);
+    }
+
+    /// Keeps the last rows of a batch of a table, if somebody may look at them.
+    pub fn show(&self, table: &str, batch: &RecordBatch) {
+        if self.watched.load(Ordering::Relaxed)
+            && let Some(table) = self.tables.get(table)
+        {
+            table.keep(batch);
+        }
+    }
+
+    /// Notes rows that go to the quarantine of a source or table.
+    pub fn note_quarantined(&self, of: &str, rows: &[Quarantined], clock: &SharedClock) {
+        let hides = self.described().is_none_or(|described| described.hides(of));
+        self.troubles.note(of, rows, clock.now_us(), hides);
+    }
+
+    /// Notes where the sources stand.
+    pub fn set_positions(&self, state: &State) {
+        let positions = state.positions.iter().map(|(source, cut)| {
+            let is_done = |position: &Position| matches!(position, Position::Done { .. });
+            let (done, open): (Vec<_>, Vec<_>) = cut.advanced.iter().partition(|(_, position)| is_done(position));
+            let first = open.into_iter().chain(done).take(PARTITIONS_MAX);
+            let first = first.map(|(partition, position)| (partition.clone(), position.clone())).collect();
+            (source.clone(), Positions { partitions: cut.advanced.len(), first })
+        });
+        let positions = positions.collect();
+        *self.positions.lock().unwrap_or_else(PoisonError::into_inner) = positions;
+    }
+
+    /// Tells where the sources stand, as of the last commit record.
+    pub fn positions(&self) -> BTreeMap<String, Positions> {
+        self.positions.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Has the sources read no more for now, or again.
+    pub fn pause(&self, paused: bool) {
+        self.paused.send_replace(paused);
+    }
+
+    /// Tells whether the sources read no more for now.
+    pub fn is_paused(&self) -> bool {
+        *self.paused.borrow()
+    }
+
+    /// Gives what tells a source's stage whether to read.
+    pub fn pausing(&self) -> watch::Receiver<bool> {
+        self.paused.subscribe()
+    }
+
+    /// Notes that the run was told to drain.
+    pub fn set_draining(&self) {
+        self.draining.store(true, Ordering::Relaxed);
+    }
+
+    /// Tells whether the run was told to drain.
+    pub fn is_draining(&self) -> bool {
+        self.draining.load(Ordering::Relaxed)
     }
 
     /// Notes where the commits stand.
@@ -276,14 +363,19 @@ impl Progress {
         ))
     }
 
-    /// Has the memory of state told from now on.
-    pub fn watch_state(&self, state: Arc<StateMemory>) {
-        *self.state.lock().unwrap_or_else(PoisonError::into_inner) = Some(state);
+    /// Has the memory of state and of queries told from now on.
+    pub fn watch_memory(&self, state: Arc<StateMemory>, queries: Option<Arc<dyn MemoryPool>>) {
+        *self.memory.lock().unwrap_or_else(PoisonError::into_inner) = WatchedMemory { state: Some(state), queries };
     }
 
-    /// Gives what open windows and remembered keys take, in bytes.
-    pub fn state_bytes(&self) -> usize {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner).as_ref().map_or(0, |state| state.used_bytes())
+    /// Gives what is known of the memory that rows take, in bytes: what waits in channels, what open windows and
+    /// remembered keys take, and what queries build in an epoch.
+    pub fn memory_by_component(&self) -> [(&'static str, u64); 3] {
+        let channels = self.channels().iter().map(|(_, fill)| fill.bytes).sum::<usize>();
+        let memory = self.memory.lock().unwrap_or_else(PoisonError::into_inner);
+        let state = memory.state.as_ref().map_or(0, |state| state.used_bytes());
+        let queries = memory.queries.as_ref().map_or(0, |queries| queries.reserved());
+        [("channels", channels as u64), ("state", state as u64), ("queries", queries as u64)]
     }
 
     /// Has the fill of a channel told from now on.

@@ -11,6 +11,7 @@ use tokio::sync::mpsc;
 
 use super::channel::{Item, Receiver, Refused, Sender, closed};
 use super::coordinator::Report;
+use super::progress::Progress;
 
 /// The first pause after a commit that failed; it doubles up to [`PAUSE_MAX`].
 const PAUSE_MIN: Duration = Duration::from_millis(100);
@@ -51,6 +52,9 @@ impl SinkStage {
                 }
                 Item::Barrier(barrier) => {
                     fail::point("before_prepare")?;
+                    if barrier.last {
+                        self.sink.end();
+                    }
                     let prepared = self.sink.prepare(self.open).await.map_err(|e| named(&self.name, e))?;
                     fail::point("after_prepare")?;
                     let (sink, refused) = (self.name.clone(), std::mem::take(&mut refused));
@@ -153,6 +157,8 @@ pub struct Takeover {
     pub rows: Arc<dyn RefusedRows>,
     /// The channel of the quarantine, whose stage outlives those of the tables.
     pub quarantine: Sender<Item>,
+    /// What the job tells of itself.
+    pub progress: Arc<Progress>,
     /// The time at which they are quarantined.
     pub clock: SharedClock,
     /// Up to where they have been sent to the quarantine. What no record has of it comes again after a crash.
@@ -190,6 +196,7 @@ impl Takeover {
                 }
             };
             fail::point("before_takeover")?;
+            self.progress.note_quarantined(&self.table, &rows, &self.clock);
             let batch = quarantine::batch(&self.table, &rows, self.clock.now_us())?;
             let refused = Refused { sink: self.sink.clone(), epoch, rows: batch };
             self.quarantine.send(Item::Refused(refused)).await?;
@@ -209,7 +216,7 @@ mod tests {
     use std::sync::atomic::{AtomicUsize, Ordering};
 
     use arrow::array::{Int64Array, RecordBatch};
-    use nexus_operators::sink::parquet::{ParquetCompression, ParquetSettings, ParquetSink};
+    use nexus_operators::sink::parquet::{ParquetCompression, ParquetLayout, ParquetSettings, ParquetSink};
     use nexus_operators::store::Store;
     use nexus_operators::testing::outage::store_away_for;
     use tokio::task::JoinHandle;
@@ -247,6 +254,7 @@ mod tests {
             schema: batch(0).schema(),
             partition_by: Vec::new(),
             compression: ParquetCompression::Uncompressed,
+            layout: ParquetLayout::default(),
             open_partitions_max: 4,
             buffer_bytes: MIB,
         };

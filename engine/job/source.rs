@@ -74,6 +74,8 @@ pub enum Read {
         /// Whether the source has been idle for so long that it holds nobody back.
         idle: bool,
     },
+    /// The source is not read for now, or it is again: nobody's silence means anything meanwhile.
+    Paused(bool),
 }
 
 impl Weigh for Read {
@@ -81,7 +83,7 @@ impl Weigh for Read {
         match self {
             Read::Chunk(chunk) => chunk.size_bytes(),
             Read::Reject { reject, .. } => reject.raw.len() + reject.reason.len(),
-            Read::Barrier { .. } => 0,
+            Read::Barrier { .. } | Read::Paused(_) => 0,
         }
     }
 }
@@ -133,6 +135,7 @@ pub struct SourceStage {
 struct Standing {
     ended: bool,
     stopped: bool,
+    paused: bool,
     last_rows: Instant,
     /// What has moved since the last barrier, as far as it has been asked for.
     moved: Cut,
@@ -148,6 +151,7 @@ impl SourceStage {
         let mut standing = Standing {
             ended: false,
             stopped: false,
+            paused: false,
             last_rows: now,
             moved: Cut::default(),
             failing_since: None,
@@ -156,15 +160,24 @@ impl SourceStage {
         };
         let mut maintain = interval(MAINTAIN_EVERY);
         maintain.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut pausing = self.progress.pausing();
+        if *pausing.borrow() {
+            pausing.mark_changed();
+        }
         loop {
-            let may_read = !standing.ended && !standing.stopped && !self.load.is_full();
-            // Cancel-safe: `recv`, `tick` and `sleep_until` are, and `Source::next` is by its contract.
+            let may_read = !standing.ended && !standing.stopped && !standing.paused && !self.load.is_full();
+            // Cancel-safe: `recv`, `changed`, `tick` and `sleep_until` are, and `Source::next` is by its contract.
             tokio::select! {
                 biased;
                 command = self.commands.recv() => match command {
                     Some(command) => self.obey(command, &mut standing, &mut maintain).await?,
                     None => return Ok(()),
                 },
+                Ok(()) = pausing.changed(), if !standing.stopped => {
+                    standing.paused = *pausing.borrow_and_update();
+                    standing.last_rows = Instant::now();
+                    self.deliver(Read::Paused(standing.paused), &mut maintain).await?;
+                }
                 _ = maintain.tick() => tolerate(&self.name, "keep alive", self.source.maintain().await)?,
                 event = next(&mut self.source, standing.retry_at), if may_read => {
                     self.take(event, &mut standing, &mut maintain).await?;
@@ -188,7 +201,7 @@ impl SourceStage {
             Command::Barrier(closing) => {
                 let mut cut = std::mem::take(&mut standing.moved);
                 cut.join(self.source.cut());
-                let idle = standing.last_rows.elapsed() >= self.idle_after;
+                let idle = !standing.paused && standing.last_rows.elapsed() >= self.idle_after;
                 let told = Report::Cut { source: self.name.clone(), epoch: closing.epoch, cut };
                 self.reports.send(told).map_err(|_| closed())?;
                 let reading = self.source.reading();

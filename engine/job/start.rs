@@ -8,19 +8,20 @@ use nexus_operators::position::Cut;
 use nexus_operators::quarantine::read::Held;
 use nexus_operators::sink::Handle;
 use nexus_operators::source::SourceEvent;
-use nexus_operators::store::{Encryption, Store};
+use nexus_operators::store::{Access, Store};
 use nexus_operators::transform::{WINDOWS, join};
 use nexus_operators::{Error, Result, fail};
 use tokio::sync::watch;
 use tokio::time::Instant;
 
 use super::ledger::{Ledger, OpenEpoch};
+use super::place::PARQUET;
 use super::progress::Progress;
 use super::redrive::{self, Portion, Redrive};
 use super::wiring::{Restored, wire};
 use super::{RunSettings, Wired};
 use crate::plan::{Plan, changes};
-use crate::spec::{Loaded, model};
+use crate::spec::Loaded;
 use crate::state::record::CommitRecord;
 use crate::state::schema::TableSchema;
 use crate::state::snapshot::Snapshots;
@@ -52,8 +53,8 @@ pub async fn start_anyway(
     stop: watch::Receiver<bool>,
 ) -> Result<Wired> {
     let clock = settings.surroundings.clock.clone();
-    let encryption = Store::accepted_encryption(&plan.loaded.state_root(), &encryption(&plan.loaded)).await?;
-    let store = open_state(&plan.loaded, clock, &encryption).await?;
+    let access = plan.loaded.accepted_access().await?;
+    let store = open_state(&plan.loaded, clock, &access).await?;
     fail::point("before_claim")?;
     let (generation, state) = store.claim().await?;
     fail::point("after_claim")?;
@@ -71,40 +72,31 @@ pub async fn start_anyway(
         // it, and the next one takes the files.
         Some(_) if !undone.is_empty() => Some(Portion::default()),
         Some(redrive) => {
-            let taken = redrive::take(&plan, &store, &encryption, redrive).await?;
+            let taken = redrive::take(&plan, &store, &access, redrive).await?;
             let clock = settings.surroundings.clock.clone();
             let ends = !is_handed_input && !Box::pin(has_input(&plan, &clock, &state)).await?;
             Some(Portion { taken, ends })
         }
     };
     let ledger = Ledger::new(committed, undone.iter().map(open_epoch).collect());
-    let restored = Restored { store, encryption, state, schemas, generation, ledger, undone };
+    let restored = Restored { store, access, state, schemas, generation, ledger, undone };
     Box::pin(wire(plan, settings, restored, portion, progress, stop)).await
 }
 
 /// Opens the state store of a pipeline.
 pub async fn state_store(loaded: &Loaded, clock: SharedClock) -> Result<StateStore> {
-    open_state(loaded, clock, &encryption(loaded)).await
+    open_state(loaded, clock, &loaded.access()).await
 }
 
-async fn open_state(loaded: &Loaded, clock: SharedClock, encryption: &Encryption) -> Result<StateStore> {
-    let folder = Store::open(&loaded.state_root(), encryption).await?;
+pub(super) async fn open_state(loaded: &Loaded, clock: SharedClock, access: &Access) -> Result<StateStore> {
+    let folder = Store::open(&loaded.state_root(), access).await?;
     Ok(StateStore::new(folder, loaded.spec.name.clone(), clock))
-}
-
-/// Gives how objects on S3 are encrypted.
-pub fn encryption(loaded: &Loaded) -> Encryption {
-    match &loaded.spec.encryption {
-        model::Encryption::SseS3 => Encryption::SseS3,
-        model::Encryption::Kms(key) => Encryption::Kms(key.clone()),
-        model::Encryption::BucketDefault => Encryption::BucketDefault,
-    }
 }
 
 /// Counts what the quarantine holds, by source and table.
 pub async fn held(plan: &Plan, redrive: &Redrive, clock: SharedClock) -> Result<BTreeMap<String, Held>> {
     let store = state_store(&plan.loaded, clock).await?;
-    let found = redrive::survey(plan, &store, &encryption(&plan.loaded), redrive, u64::MAX).await?;
+    let found = redrive::survey(plan, &store, &plan.loaded.access(), redrive, u64::MAX).await?;
     Ok(found.into_iter().map(|(of, quarantine)| (of, quarantine.held)).collect())
 }
 
@@ -122,7 +114,13 @@ async fn nothing_to_do(plan: &Plan, settings: &RunSettings, store: &StateStore) 
         return Ok(false);
     }
     let (_, undone) = undone(store, &state).await?;
-    Ok(undone.is_empty() && !has_input(plan, &settings.surroundings.clock, &state).await?)
+    let is_done = undone.is_empty() && !plan.tables.iter().any(|table| waits(&state, &table.name()));
+    Ok(is_done && !has_input(plan, &settings.surroundings.clock, &state).await?)
+}
+
+/// Tells whether rows of a table wait for a larger file: the end of a run writes it.
+fn waits(state: &State, table: &str) -> bool {
+    state.waiting.get(&format!("{table}/{PARQUET}")).is_some_and(|waiting| !waiting.is_empty())
 }
 
 /// Tells whether no quarantined row can be sent again, and every sink has committed all.
@@ -133,7 +131,7 @@ async fn nothing_to_redrive(plan: &Plan, store: &StateStore, redrive: &Redrive) 
     }
     schemas(plan, &state).await?;
     let (_, undone) = undone(store, &state).await?;
-    Ok(undone.is_empty() && !redrive::has_any(plan, store, &encryption(&plan.loaded), redrive).await?)
+    Ok(undone.is_empty() && !redrive::has_any(plan, store, &plan.loaded.access(), redrive).await?)
 }
 
 /// Tells whether there is, or may be, something to read.
@@ -161,14 +159,14 @@ async fn has_input(plan: &Plan, clock: &SharedClock, state: &State) -> Result<bo
 }
 
 /// Gives the columns of the tables that go to sinks. Refuses what stored rows or kept state do not survive.
-async fn schemas(plan: &Plan, state: &State) -> Result<BTreeMap<String, TableSchema>> {
+pub(super) async fn schemas(plan: &Plan, state: &State) -> Result<BTreeMap<String, TableSchema>> {
     changes::compare(plan, state)
         .await
         .map_err(|refusals| Error::config(refusals.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n")))
 }
 
 /// Gives up to which epoch each sink has committed, and the recorded epochs that some sink has not.
-async fn undone(store: &StateStore, state: &State) -> Result<(BTreeMap<String, u64>, Vec<CommitRecord>)> {
+pub(super) async fn undone(store: &StateStore, state: &State) -> Result<(BTreeMap<String, u64>, Vec<CommitRecord>)> {
     let committed = store.committed().await?;
     let mut undone = Vec::new();
     let mut epoch = state.epoch;

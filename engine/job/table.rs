@@ -67,6 +67,8 @@ pub struct Intake {
     pub quarantine: Option<Sender<Item>>,
     /// Why late rows cannot be used.
     pub late_reason: &'static str,
+    /// What the job tells of itself.
+    pub progress: Arc<Progress>,
     /// The time of quarantined rows.
     pub clock: SharedClock,
 }
@@ -181,6 +183,9 @@ impl TableStage {
         tally.counts.correcting = arrived.correcting;
 
         let watermark_us = barrier.watermark_us.unwrap_or(WATERMARK_START);
+        if let (Some(progress), Some(us)) = (self.outlet.progress.tables.get(&self.name), barrier.watermark_us) {
+            progress.watermark.set(us);
+        }
         let mut closing = self.transform.close(barrier.epoch, watermark_us).await?;
         while let Some(batch) = closing.next().await? {
             self.outlet.pass(batch, &mut tally).await?;
@@ -258,7 +263,11 @@ fn hold(memory: &mut Option<Memory>, transform: &Transform, outlet: &Outlet) -> 
     let Some(memory) = memory else { return Ok(()) };
     let keys = outlet.unique.as_ref().map_or(0, Unique::size_bytes);
     let newest = outlet.newest.as_ref().map_or(0, Newest::size_bytes);
-    memory.share.hold(transform.size_bytes() + keys + newest)
+    let bytes = transform.size_bytes() + keys + newest;
+    if let Some(progress) = outlet.progress.tables.get(&outlet.table) {
+        progress.state_bytes.store(bytes as u64, Ordering::Relaxed);
+    }
+    memory.share.hold(bytes)
 }
 
 impl Memory {
@@ -291,8 +300,8 @@ impl Intake {
         late_until_us: i64,
         closed_until_us: i64,
     ) -> Result<(Arrived, Barrier)> {
-        let Self { table, inputs, quarantine, late_reason, clock } = self;
-        let (table, quarantine, late_reason, clock) = (&*table, &*quarantine, *late_reason, &*clock);
+        let Self { table, inputs, quarantine, late_reason, progress, clock } = self;
+        let (table, quarantine, late_reason, told) = (&*table, &*quarantine, *late_reason, (&**progress, &*clock));
         let fed = inputs.iter_mut().zip(senders).map(|(input, sender)| async move {
             let mut arrived = Arrived::default();
             loop {
@@ -306,7 +315,7 @@ impl Intake {
                             arrived.late += late.num_rows() as u64;
                             if let Some(quarantine) = quarantine {
                                 let rows = rows::late(&late, late_reason)?;
-                                send_quarantined(table, &rows, quarantine, clock).await?;
+                                send_quarantined(table, &rows, quarantine, told).await?;
                             }
                         }
                         if let Some(window) = input.window.as_ref().filter(|_| late_until_us < closed_until_us) {
@@ -357,8 +366,9 @@ async fn send_quarantined(
     table: &str,
     rows: &[Quarantined],
     quarantine: &Sender<Item>,
-    clock: &SharedClock,
+    (progress, clock): (&Progress, &SharedClock),
 ) -> Result<()> {
+    progress.note_quarantined(table, rows, clock);
     quarantine.send(Item::Batch(quarantine::batch(table, rows, clock.now_us())?)).await
 }
 
@@ -426,8 +436,9 @@ impl Outlet {
     }
 
     async fn quarantine(&self, rows: &[Quarantined]) -> Result<()> {
+        let told = (&*self.progress, &self.clock);
         match &self.quarantine {
-            Some(quarantine) if !rows.is_empty() => send_quarantined(&self.table, rows, quarantine, &self.clock).await,
+            Some(quarantine) if !rows.is_empty() => send_quarantined(&self.table, rows, quarantine, told).await,
             _ => Ok(()),
         }
     }
@@ -483,6 +494,7 @@ impl Outlet {
         if let Some(progress) = self.progress.tables.get(&self.table) {
             progress.rows_out.fetch_add(rows, Ordering::Relaxed);
         }
+        self.progress.show(&self.table, &kept);
         fan_out(&self.to, &Item::Batch(kept)).await
     }
 

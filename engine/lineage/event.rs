@@ -194,7 +194,7 @@ fn is_batch(plan: &Plan) -> bool {
 #[cfg(feature = "postgres")]
 async fn postgres_dataset(plan: &Plan, table: &TablePlan, spec: &model::PostgresSink) -> Option<Dataset> {
     use nexus_operators::sink::postgres::address;
-    let secret = plan.loaded.secret_ref(&spec.url)?;
+    let secret = plan.loaded.database(spec)?;
     match tokio::time::timeout(SECRET_MAX, address(&secret)).await {
         Ok(Ok(address)) => Some(Dataset::of_postgres(&address, &spec.schema, &spec.table)),
         _ => {

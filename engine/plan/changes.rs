@@ -15,6 +15,7 @@ use nexus_operators::sink::parquet::stored_columns;
 
 use super::Plan;
 use super::table::TablePlan;
+use crate::spec::model::TableFormat;
 use crate::spec::{Diagnostic, codes, columns};
 use crate::state::State;
 use crate::state::schema::{StoredColumn, TableSchema};
@@ -114,7 +115,8 @@ fn schema_of(plan: &Plan, table: &TablePlan) -> Option<TableSchema> {
     };
     let partition_by = if spec.store { spec.partition_by.clone() } else { Vec::new() };
     let columns = stored.fields().iter().map(column).collect();
-    Some(TableSchema { version: 1, since_epoch: 0, columns, partition_by })
+    let table_format = if spec.store { plan.loaded.spec.table_format(spec) } else { TableFormat::Parquet };
+    Some(TableSchema { version: 1, since_epoch: 0, columns, table_format, partition_by })
 }
 
 /// Gives the columns that hold the rows of before and those of now; `known` itself if nothing has changed.
@@ -131,7 +133,9 @@ fn next(known: &TableSchema, now: &TableSchema) -> Result<TableSchema, Vec<Strin
             merged.columns.push(StoredColumn { nullable: true, ..is.clone() });
             continue;
         };
-        if was.data_type != is.data_type && !widens(&was.data_type, &is.data_type) {
+        // The columns of a Delta table have one type for all files.
+        let may_widen = now.table_format == TableFormat::Parquet;
+        if was.data_type != is.data_type && !(may_widen && widens(&was.data_type, &is.data_type)) {
             lost.push(format!("~ {}: was {}, is now {}", is.name, was.data_type, is.data_type));
         }
         merged.columns.push(StoredColumn { nullable: was.nullable || is.nullable, ..is.clone() });
@@ -139,6 +143,10 @@ fn next(known: &TableSchema, now: &TableSchema) -> Result<TableSchema, Vec<Strin
     if known.partition_by != now.partition_by {
         let list = |partitions: &[String]| format!("[{}]", partitions.join(", "));
         lost.push(format!("~ partition_by: was {}, is now {}", list(&known.partition_by), list(&now.partition_by)));
+    }
+    if known.table_format != now.table_format {
+        let name = |format| if format == TableFormat::Delta { "delta" } else { "parquet" };
+        lost.push(format!("~ table_format: was {}, is now {}", name(known.table_format), name(now.table_format)));
     }
     if !lost.is_empty() {
         lost.append(&mut added);
@@ -168,7 +176,8 @@ fn destructive(table: &str, differences: Vec<String>) -> Refusal {
     if kinds.contains(&'-') {
         hints.push("keep a column under its name (a renamed one with `AS`; one without values as a typed NULL)");
     }
-    if differences.iter().any(|line| line.starts_with("~ ") && !line.starts_with("~ partition_by")) {
+    let of_table = |line: &String| ["~ partition_by:", "~ table_format:"].iter().any(|of| line.starts_with(of));
+    if differences.iter().any(|line| line.starts_with("~ ") && !of_table(line)) {
         hints.push("keep a column's type with CAST, and give what is of another type another name");
     }
     hints.push("give the table another name, under which it begins anew");
@@ -211,7 +220,18 @@ mod tests {
             since_epoch: 1,
             columns: columns.iter().map(column).collect(),
             partition_by: partition_by.iter().map(|text| (*text).to_owned()).collect(),
+            ..TableSchema::default()
         }
+    }
+
+    #[test]
+    fn a_delta_table_keeps_its_types_and_stays_one() {
+        let was = TableSchema { table_format: TableFormat::Delta, ..schema(&[("a", "int32", true)], &[]) };
+        let wider = TableSchema { table_format: TableFormat::Delta, ..schema(&[("a", "int64", true)], &[]) };
+        assert_eq!(next(&was, &wider).unwrap_err(), ["~ a: was int32, is now int64"]);
+        let plain = schema(&[("a", "int32", true)], &[]);
+        assert_eq!(next(&was, &plain).unwrap_err(), ["~ table_format: was delta, is now parquet"]);
+        assert_eq!(next(&plain, &was).unwrap_err(), ["~ table_format: was parquet, is now delta"]);
     }
 
     #[test]

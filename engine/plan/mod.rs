@@ -4,27 +4,33 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 use std::sync::Arc;
 
-use arrow::datatypes::SchemaRef;
+use arrow::datatypes::{DataType, SchemaRef};
+use datafusion::execution::memory_pool::MemoryPool;
 use datafusion::execution::session_state::SessionState;
 use nexus_operators::clock::SharedClock;
+use nexus_operators::sink::delta;
+use nexus_operators::sink::parquet::is_ordered;
 
 pub mod analyze;
 pub mod as_of;
 mod basis;
 pub mod changes;
+pub mod describe;
 pub mod evolve;
 mod graph;
 pub mod join;
 pub mod lineage;
-mod options;
+pub mod masks;
+pub mod options;
 pub mod reference;
 pub mod refused;
 pub mod session;
 pub mod source;
 pub mod table;
+pub mod warnings;
 mod windows;
 
-use crate::spec::{self, Diagnostic, Diagnostics, Loaded, Severity, Tier, codes, model};
+use crate::spec::{self, Diagnostic, Diagnostics, Loaded, Order, Severity, Tier, codes, model};
 use crate::state::record::EvolvedColumn;
 use reference::{ReferenceSettings, ReferenceTable};
 use refused::Refused;
@@ -74,14 +80,21 @@ impl Plan {
             return Err(Diagnostics::new(wrong));
         }
         wrong.extend(loaded.warnings.iter().cloned());
-        wrong.extend(unread(&loaded, &sources, &tables));
-        Ok(Self { warnings: Diagnostics::new(wrong), loaded, sources, references, tables })
+        let mut plan = Self { warnings: Diagnostics::default(), loaded, sources, references, tables };
+        wrong.extend(warnings::of_plan(&plan));
+        plan.warnings = Diagnostics::new(wrong);
+        Ok(plan)
     }
 
     /// Names the sources that some table reads: only these are opened.
     pub fn opened_sources(&self) -> Vec<String> {
         let read: BTreeSet<&String> = self.tables.iter().flat_map(|table| &table.inputs).collect();
         self.sources.keys().filter(|name| read.contains(name)).cloned().collect()
+    }
+
+    /// Gives what counts the memory that all queries take.
+    pub fn query_memory(&self) -> Option<Arc<dyn MemoryPool>> {
+        self.tables.first().map(|table| table.state.runtime_env().memory_pool.clone())
     }
 
     /// Finds a table by its name, `tier.table`.
@@ -139,6 +152,7 @@ impl<'a> Planning<'a> {
                 Err(error) => self.refuse(&["sources", name], codes::BAD_SOURCE, error.to_string(), None),
             }
         }
+        self.check_masks(&plans);
         for (name, columns) in &self.surroundings.evolved {
             let Some(plan) = plans.get_mut(name).filter(|plan| plan.evolves) else { continue };
             match plan.with_columns(columns) {
@@ -147,6 +161,21 @@ impl<'a> Planning<'a> {
             }
         }
         plans
+    }
+
+    /// Checks that sources have the columns that they mask.
+    fn check_masks(&mut self, plans: &BTreeMap<String, SourcePlan>) {
+        for (name, source) in &self.loaded.spec.sources {
+            let Some(plan) = plans.get(name) else { continue };
+            for (place, column) in source.mask.iter().enumerate() {
+                if plan.schema.index_of(column).is_err() {
+                    let known = plan.schema.fields().iter().map(|field| field.name().as_str());
+                    let hint = crate::spec::suggest::hint(column, known);
+                    let message = format!("source {name} has no column `{column}`");
+                    self.refuse(&["sources", name, "mask", &place.to_string()], codes::UNKNOWN_COLUMN, message, hint);
+                }
+            }
+        }
     }
 
     async fn references(&mut self) -> BTreeMap<String, Arc<ReferenceTable>> {
@@ -284,6 +313,14 @@ impl<'a> Planning<'a> {
     fn check_columns(&mut self, plan: &TablePlan, spec: &model::Table) {
         let columns: Vec<String> = plan.schema.fields().iter().map(|field| field.name().clone()).collect();
         let tier = plan.tier.name();
+        let is_delta = spec.store && self.loaded.spec.table_format(spec) == model::TableFormat::Delta;
+        // A partition that does not parse is refused already.
+        if let (true, Ok(partition_by)) = (is_delta, options::partition_by(spec))
+            && let Err(error) = delta::check_columns(&plan.schema, &partition_by, &plan.name())
+        {
+            let hint = Some("or give the table `table_format: parquet`".to_owned());
+            self.refuse(&[tier, &plan.table], codes::NO_DELTA_TYPE, error.to_string(), hint);
+        }
         let mut named: Vec<(Vec<String>, String)> = Vec::new();
         let mut in_files: BTreeSet<&str> = columns.iter().map(String::as_str).collect();
         for (place, text) in spec.partition_by.iter().enumerate() {
@@ -299,6 +336,18 @@ impl<'a> Planning<'a> {
             let hint = Some("partition it by fewer columns".to_owned());
             self.refuse(&[tier, &plan.table, "partition_by"], codes::BAD_PARTITION, message, hint);
         }
+        for (place, column) in spec.mask.iter().enumerate() {
+            named.push((vec!["mask".into(), place.to_string()], column.clone()));
+        }
+        for (place, order) in spec.order_by.iter().filter_map(|text| text.parse::<Order>().ok()).enumerate() {
+            self.check_in_files(plan, &in_files, &["order_by", &place.to_string()], &order.column, is_ordered);
+            named.push((vec!["order_by".into(), place.to_string()], order.column));
+        }
+        for (place, column) in spec.parquet.bloom.iter().enumerate() {
+            let is_flat = |data_type: &DataType| !data_type.is_nested();
+            self.check_in_files(plan, &in_files, &["parquet", "bloom", &place.to_string()], column, is_flat);
+            named.push((vec!["parquet".into(), "bloom".into(), place.to_string()], column.clone()));
+        }
         for (place, column) in spec.postgres.iter().flat_map(|postgres| &postgres.key).enumerate() {
             named.push((vec!["postgres".into(), "key".into(), place.to_string()], column.clone()));
         }
@@ -312,6 +361,29 @@ impl<'a> Planning<'a> {
             let hint = crate::spec::suggest::hint(&column, columns.iter().map(String::as_str));
             self.refuse(&path, codes::UNKNOWN_COLUMN, message, hint);
         }
+    }
+
+    /// Checks that a column stands in the files, and is of a type that an option takes.
+    fn check_in_files(
+        &mut self,
+        plan: &TablePlan,
+        in_files: &BTreeSet<&str>,
+        option: &[&str],
+        column: &str,
+        takes: fn(&DataType) -> bool,
+    ) {
+        let Some((_, field)) = plan.schema.column_with_name(column) else { return };
+        let (message, hint) = if !in_files.contains(column) {
+            let hint = "leave it out: all rows of a file have the same value";
+            (format!("`{column}` stands in the names of folders, and not in the files of {}", plan.name()), hint)
+        } else if !takes(field.data_type()) {
+            let hint = "name a column of single values: a number, a text, a time";
+            (format!("`{column}` of {} holds several values at a time", plan.name()), hint)
+        } else {
+            return;
+        };
+        let path = [&[plan.tier.name(), plan.table.as_str()], option].concat();
+        self.refuse(&path, codes::BAD_TABLE_OPTION, message, Some(hint.to_owned()));
     }
 
     /// Tells whether something under `path`, or what holds it, is known to be wrong.
@@ -354,7 +426,7 @@ impl<'a> Planning<'a> {
 }
 
 /// Guesses a format from a file's suffix.
-fn format_of(glob: &str) -> Option<model::Format> {
+pub(crate) fn format_of(glob: &str) -> Option<model::Format> {
     let name = glob.trim_end_matches(".gz").trim_end_matches(".zst");
     let csv = || serde_json::from_value::<model::CsvFormat>(serde_json::json!({})).ok().map(model::Format::Csv);
     let avro = || serde_json::from_value::<model::AvroFormat>(serde_json::json!({})).ok().map(model::Format::Avro);
@@ -365,28 +437,4 @@ fn format_of(glob: &str) -> Option<model::Format> {
         "json" | "jsonl" | "ndjson" => Some(model::Format::Json),
         _ => None,
     }
-}
-
-/// Warns of what is read by nobody.
-fn unread(loaded: &Loaded, sources: &BTreeMap<String, SourcePlan>, tables: &[TablePlan]) -> Vec<Diagnostic> {
-    let read: BTreeSet<&String> = tables.iter().flat_map(|table| &table.inputs).collect();
-    let joined: BTreeSet<&String> = tables.iter().flat_map(|table| &table.references).collect();
-    let mut warnings = Vec::new();
-    let mut warn = |path: &[&str], message: String| {
-        warnings.push(loaded.diagnostic_at(path, codes::UNREAD, message, None).as_warning());
-    };
-    for name in sources.keys().filter(|name| !read.contains(name)) {
-        warn(&["sources", name], format!("no table reads the source `{name}`, so it is not opened"));
-    }
-    for name in loaded.spec.reference.keys().filter(|name| !joined.contains(name)) {
-        warn(&["reference", name], format!("no table reads the reference table `{name}`"));
-    }
-    for table in tables {
-        let name = table.name();
-        let spec = loaded.spec.tables(table.tier).get(&table.table);
-        if spec.is_some_and(|spec| !spec.store && spec.postgres.is_none()) && !read.contains(&name) {
-            warn(&[table.tier.name(), &table.table], format!("{name} is not stored, and no table reads it"));
-        }
-    }
-    warnings
 }

@@ -7,14 +7,15 @@ use arrow::datatypes::{DataType, SchemaRef};
 use datafusion::common::DFSchema;
 use datafusion::execution::session_state::SessionState;
 use datafusion::physical_expr::PhysicalExpr;
-use nexus_operators::Error;
+use nexus_operators::sink::parquet::PartitionBy;
 use nexus_operators::transform::expect::{Otherwise, Rule};
 use nexus_operators::transform::newest::{NewestSettings, is_order};
 use nexus_operators::transform::window::Extent;
+use nexus_operators::{Error, Result};
 
 use super::analyze::{EventTimes, WindowShape, without_window};
 use super::refused::{Refused, sql_refused, sql_text};
-use crate::spec::model;
+use crate::spec::{Partition, model};
 
 /// Checks that the columns of a query can be those of a table.
 pub fn check_columns(schema: &SchemaRef) -> Result<(), Refused> {
@@ -30,6 +31,19 @@ pub fn check_columns(schema: &SchemaRef) -> Result<(), Refused> {
         }
     }
     Ok(())
+}
+
+/// Gives the levels of partition folders of a table.
+pub fn partition_by(spec: &model::Table) -> Result<Vec<PartitionBy>> {
+    let levels = spec.partition_by.iter().map(|text| {
+        let partition = text.parse::<Partition>().map_err(|e| Error::config(format!("`partition_by`: {e}")))?;
+        Ok(match partition {
+            Partition::Column(column) => PartitionBy::Column(column),
+            Partition::Date(column) => PartitionBy::Date(column),
+            Partition::Hour(column) => PartitionBy::Hour(column),
+        })
+    });
+    levels.collect()
 }
 
 /// Checks that late rows can correct the windows of a table.

@@ -10,6 +10,10 @@ use nexus_operators::decode::{self, BATCH_ROWS_MAX, Decoder, DecoderSettings, Fo
 use nexus_operators::source::Source;
 use nexus_operators::source::file::{FileSettings, FileSource};
 use nexus_operators::source::generate::{self, GenerateSettings, GenerateSource, Generator};
+#[cfg(feature = "kinesis")]
+use nexus_operators::source::kinesis::KinesisSettings;
+#[cfg(feature = "s3")]
+use nexus_operators::source::s3::S3Settings;
 use nexus_operators::{Error, Result};
 
 use super::reference::infer;
@@ -155,24 +159,35 @@ impl SourcePlan {
             return Ok(Box::new(GenerateSource::new(&settings, clock.clone())?));
         }
         if let Some(kinesis) = &spec.kinesis {
-            return self.kinesis(kinesis, clock);
+            return self.kinesis(kinesis, loaded, clock);
         }
         if let Some(s3) = &spec.s3 {
-            return self.s3(s3, clock);
+            return self.s3(s3, loaded, clock);
         }
         Err(Error::config(format!("source {} has no kind", self.name)))
     }
 
     #[cfg(feature = "kinesis")]
-    fn kinesis(&self, spec: &model::KinesisSource, clock: &SharedClock) -> Result<Box<dyn Source>> {
-        use nexus_operators::source::kinesis::{Aggregated, KinesisSettings, KinesisSource, OnDataLoss, Start};
-        let settings = KinesisSettings {
+    fn kinesis(&self, spec: &model::KinesisSource, loaded: &Loaded, clock: &SharedClock) -> Result<Box<dyn Source>> {
+        use nexus_operators::source::kinesis::KinesisSource;
+        Ok(Box::new(KinesisSource::new(self.kinesis_settings(spec, loaded)?, clock.clone(), None)))
+    }
+
+    /// Gives what the file says of a stream.
+    #[cfg(feature = "kinesis")]
+    pub fn kinesis_settings(&self, spec: &model::KinesisSource, loaded: &Loaded) -> Result<KinesisSettings> {
+        use nexus_operators::source::kinesis::{Aggregated, Mode, OnDataLoss, Start};
+        Ok(KinesisSettings {
             name: self.name.clone(),
             stream: spec.stream.clone(),
             start: match spec.start.as_str() {
                 "earliest" => Start::Earliest,
                 "latest" => Start::Latest,
                 time => Start::At(time_us(time)?.div_euclid(1000)),
+            },
+            mode: match spec.mode {
+                model::KinesisMode::Poll => Mode::Poll,
+                model::KinesisMode::FanOut => Mode::FanOut { consumer: loaded.consumer(&self.name, spec) },
             },
             aggregated: match spec.aggregated {
                 model::Aggregated::Auto => Aggregated::Auto,
@@ -182,19 +197,25 @@ impl SourcePlan {
                 model::OnDataLoss::Fail => OnDataLoss::Fail,
                 model::OnDataLoss::Continue => OnDataLoss::Continue,
             },
-        };
-        Ok(Box::new(KinesisSource::new(settings, clock.clone(), None)))
+            aws: loaded.aws(spec.role.as_ref()),
+        })
     }
 
     #[cfg(not(feature = "kinesis"))]
-    fn kinesis(&self, _: &model::KinesisSource, _: &SharedClock) -> Result<Box<dyn Source>> {
+    fn kinesis(&self, _: &model::KinesisSource, _: &Loaded, _: &SharedClock) -> Result<Box<dyn Source>> {
         Err(not_built_in(&self.name, "kinesis"))
     }
 
     #[cfg(feature = "s3")]
-    fn s3(&self, spec: &model::S3Source, clock: &SharedClock) -> Result<Box<dyn Source>> {
-        use nexus_operators::source::s3::{S3Settings, S3Source};
-        let settings = S3Settings {
+    fn s3(&self, spec: &model::S3Source, loaded: &Loaded, clock: &SharedClock) -> Result<Box<dyn Source>> {
+        use nexus_operators::source::s3::S3Source;
+        Ok(Box::new(S3Source::new(self.s3_settings(spec, loaded), clock.clone(), None)?))
+    }
+
+    /// Gives what the file says of a queue and its objects.
+    #[cfg(feature = "s3")]
+    pub fn s3_settings(&self, spec: &model::S3Source, loaded: &Loaded) -> S3Settings {
+        S3Settings {
             name: self.name.clone(),
             queue: spec.queue.clone(),
             allow: spec.allow.clone(),
@@ -204,12 +225,12 @@ impl SourcePlan {
             record_bytes_max: self.decoder.record_bytes_max,
             visibility: spec.visibility.0,
             reconcile: spec.reconcile.map(|every| every.0),
-        };
-        Ok(Box::new(S3Source::new(settings, clock.clone(), None)?))
+            aws: loaded.aws(spec.role.as_ref()),
+        }
     }
 
     #[cfg(not(feature = "s3"))]
-    fn s3(&self, _: &model::S3Source, _: &SharedClock) -> Result<Box<dyn Source>> {
+    fn s3(&self, _: &model::S3Source, _: &Loaded, _: &SharedClock) -> Result<Box<dyn Source>> {
         Err(not_built_in(&self.name, "s3"))
     }
 }

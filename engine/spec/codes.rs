@@ -140,6 +140,10 @@ codes! {
          a file of descriptors (`protoc --include_imports --descriptor_set_out=FILE`) and the full name of a message in it; \
          files hold messages with their lengths before them (`framing: delimited`). Log events have the columns that \
          CloudWatch Logs gives them.";
+    /// A consumer where none is needed, or that cannot be.
+    BAD_CONSUMER = "N0412", "consumer does not fit",
+        "With `mode: fan_out` a Kinesis stream pushes its records to a registered consumer, which is named by 1 to 128 \
+         letters, digits and `_.-`, or by its ARN. A stream that is polled has none.";
     /// None or several of from, sql and `sql_file`.
     TABLE_INPUT = "N0501", "exactly one of `from`, `sql` and `sql_file`",
         "A table takes its rows from one source or table, or from one query.";
@@ -173,6 +177,11 @@ codes! {
     BAD_DELETE = "N0509", "rows cannot be deleted",
         "`delete_when` deletes the row of the same key, so it belongs to a postgres sink with a `key`, and it is a condition \
          over the table's columns, such as `status = 'gone'`.";
+    /// Files that cannot be written as they are asked for.
+    BAD_FILES = "N0511", "files cannot be written so",
+        "`order_by`, `roll` and `parquet` tell how the files of a table that is stored are written. `order_by` has a column an \
+         entry, with `asc` or `desc` and `nulls first` or `nulls last` behind it. A bloom filter is wrong in more than 0% \
+         and less than 100% of all cases. A Delta table has no `roll`: an entry of its log is one epoch.";
     /// No table at all.
     NO_TABLES = "N0601", "no tables",
         "A pipeline has at least one table under `bronze`, `silver`, `gold` or `vibranium`.";
@@ -186,6 +195,15 @@ codes! {
     /// None or both of file and url for events about runs.
     LINEAGE_TARGET = "N0604", "exactly one of `file` and `url`",
         "Events about runs go to a file on this machine or to an HTTP address. A password does not belong into the address.";
+    /// A role or an endpoint of AWS that cannot be meant.
+    BAD_AWS = "N0605", "not a role or an endpoint of AWS",
+        "A role is named by its ARN, `arn:aws:iam::123456789012:role/name`; an endpoint is an HTTP or HTTPS URL. An endpoint \
+         that is named is called as it is, so `fips: true` would have no effect on it: name the FIPS endpoint itself, or \
+         leave one of the two out. The session of a role is called by 2 to 64 letters, digits and `_+=,.@-`.";
+    /// A test case that gives a source both files and records.
+    MIXED_CASE = "N0611", "files and records in one case",
+        "In a test case, records in place are read as JSON, and a file in the format of its source. A source is read in \
+         one of the two ways in all steps of a case.";
     /// A query that DataFusion does not take.
     BAD_SQL = "N0701", "SQL does not fit",
         "The query cannot be read, or names a table, column or function that is not there. Tables are named \
@@ -197,7 +215,7 @@ codes! {
     /// An option of a table that does not fit its columns.
     BAD_TABLE_OPTION = "N0703", "option does not fit the table",
         "A rule is a condition over the columns that the query gives; `unique` needs columns of the table and an \
-         event time.";
+         event time. Files are sorted by columns that they hold and whose values have an order.";
     /// An option names a column that the table does not have.
     UNKNOWN_COLUMN = "N0704", "no such column",
         "The option names a column that the query does not give.";
@@ -211,6 +229,20 @@ codes! {
     /// Something that nobody reads.
     UNREAD = "N0707", "read by nobody",
         "What no table reads has no effect.";
+    /// A column that cannot be in a Delta table.
+    NO_DELTA_TYPE = "N0708", "column does not fit a Delta table",
+        "Delta has no times of day, no numbers of more than 38 digits and no intervals, and no column whose name holds a \
+         space or one of `,;{}()=`, or differs from another one in upper and lower case alone. Unsigned numbers are \
+         stored as the next wider signed ones.";
+    /// A key of a sink under which rows that differ replace one another.
+    KEY_NOT_UNIQUE = "N0711", "key does not tell rows apart",
+        "The query has a row for each of several keys (those of `GROUP BY`, or of `unique`), and the sink's key names only \
+         some of them. Rows that differ in the others replace one another, and the last one stays. If that is meant, such \
+         as to keep the newest window of each site, nothing has to be done.";
+    /// A column that is NULL in every row.
+    NEVER_SET = "N0712", "column never set",
+        "Nothing gives the column a value: the query selects NULL for it, or the header of the CSV files does not name it. \
+         Readers would take it for missing data. A misspelt name is the most common reason.";
     /// Stored rows and those to come do not fit one another.
     DESTRUCTIVE_CHANGE = "N0801", "change that stored rows do not survive",
         "The files of a table are read as one table, by the names of its columns. Columns may be added (older rows have \

@@ -4,18 +4,26 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
+use nexus_operators::aws::{AwsSettings, Role, Service};
 use nexus_operators::secret::SecretRef;
+use nexus_operators::store::{Access, Encryption, Store};
 
 use super::check;
 use super::codes;
 use super::diagnostic::{Diagnostic, Diagnostics, Severity};
-use super::model::{Given, Lake, Secret, Spec};
+use super::model::{self, AssumedRole, Given, KinesisSource, Lake, PostgresAuth, PostgresSink, Roles, Secret, Spec};
 use super::params::Params;
 use super::query::Query;
 use super::source::{Extent, SourceText, read_text};
 use super::tier::Tier;
 use super::validate;
 use super::yaml::{self, Node};
+
+/// The longest name of a consumer that Kinesis takes.
+const CONSUMER_CHARS_MAX: usize = 128;
+
+/// The longest name of a session that the Security Token Service takes.
+const SESSION_CHARS_MAX: usize = 64;
 
 /// A pipeline file that has been read and checked.
 #[derive(Debug, Clone)]
@@ -250,23 +258,86 @@ impl Loaded {
         Some(self.resolve(&["lineage", "file"], file).into())
     }
 
+    /// Gives the consumer of a source that is read by fan-out.
+    pub fn consumer(&self, source: &str, kinesis: &KinesisSource) -> String {
+        let named = || format!("nexus-{}-{source}", self.spec.name).chars().take(CONSUMER_CHARS_MAX).collect();
+        kinesis.consumer.clone().unwrap_or_else(named)
+    }
+
+    /// Gives where the connection URL of a Postgres sink is kept.
+    pub fn database(&self, sink: &PostgresSink) -> Option<SecretRef> {
+        let url = self.secret_ref(&sink.url)?;
+        Some(match sink.auth {
+            PostgresAuth::Password => url,
+            PostgresAuth::RdsIam => SecretRef::RdsToken { url: Box::new(url), aws: self.aws(sink.role.as_ref()) },
+        })
+    }
+
+    /// Gives where AWS is and as whom it is called, by what has perhaps roles of its own.
+    pub fn aws(&self, own: Option<&Roles>) -> AwsSettings {
+        let aws = &self.spec.aws;
+        let session = |given: Option<String>| given.unwrap_or_else(|| format!("nexus-{}", self.spec.name));
+        let role = |role: AssumedRole| Role {
+            arn: role.arn,
+            external_id: role.external_id,
+            session_name: session(role.session_name).chars().take(SESSION_CHARS_MAX).collect(),
+        };
+        let services = aws.endpoints.all().into_iter().filter_map(|(key, url)| {
+            let service = match key {
+                "kinesis" => Service::Kinesis,
+                "s3" => Service::S3,
+                "secretsmanager" => Service::SecretsManager,
+                "sqs" => Service::Sqs,
+                _ => Service::Sts,
+            };
+            Some((service, url?.clone()))
+        });
+        AwsSettings {
+            region: aws.region.clone(),
+            fips: aws.fips,
+            endpoints: services.collect(),
+            roles: own.or(aws.role.as_ref()).map(Roles::chain).unwrap_or_default().into_iter().map(role).collect(),
+        }
+    }
+
+    /// Gives how the buckets of the lake and the state are opened.
+    pub fn access(&self) -> Access {
+        let encryption = match &self.spec.encryption {
+            model::Encryption::SseS3 => Encryption::SseS3,
+            model::Encryption::Kms(key) => Encryption::Kms(key.clone()),
+            model::Encryption::BucketDefault => Encryption::BucketDefault,
+        };
+        Access { encryption, aws: self.aws(None) }
+    }
+
+    /// Gives the same, with encryption as far as the state's store takes it.
+    pub async fn accepted_access(&self) -> nexus_operators::Result<Access> {
+        let wanted = self.access();
+        let encryption = Store::accepted_encryption(&self.state_root(), &wanted).await?;
+        Ok(Access { encryption, ..wanted })
+    }
+
     /// Gives where a secret is kept.
     pub fn secret_ref(&self, name: &str) -> Option<SecretRef> {
         Some(match self.spec.secrets.get(name)? {
             Secret::Env(variable) => SecretRef::Env(variable.clone()),
             Secret::File(path) => SecretRef::File(self.resolve(&["secrets", name, "file"], path).into()),
             Secret::AwsSecretsManager(secret) => {
-                SecretRef::AwsSecretsManager { id: secret.id.clone(), key: secret.key.clone() }
+                let aws = self.aws(secret.role.as_ref());
+                SecretRef::AwsSecretsManager { id: secret.id.clone(), key: secret.key.clone(), aws }
             }
         })
     }
 
-    /// Gives the absolute path of the file that a source reads in a test case; nothing if the rows stand in place.
-    pub fn given_path(&self, test: usize, source: &str) -> Option<PathBuf> {
-        match self.spec.tests.get(test)?.given.get(source)? {
-            Given::File(path) => Some(self.resolve(&["tests", &test.to_string(), "given", source], path).into()),
-            Given::Rows(_) => None,
-        }
+    /// Gives the absolute path of the file that a source reads at a step of a test case (0 is what is given first);
+    /// nothing if the records stand in place.
+    pub fn given_path(&self, test: usize, step: usize, source: &str) -> Option<PathBuf> {
+        let Given::File(path) = self.spec.tests.get(test)?.given_at(step)?.get(source)? else { return None };
+        let (test, later) = (test.to_string(), step.checked_sub(1).map(|index| index.to_string()));
+        let mut place = vec!["tests", test.as_str()];
+        place.extend(later.iter().flat_map(|index| ["then", index.as_str()]));
+        place.extend(["given", source]);
+        Some(self.resolve(&place, path).into())
     }
 
     /// Resolves a path: from the current folder if it came with `--set`, else from the file's folder.

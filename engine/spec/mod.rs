@@ -28,6 +28,7 @@ pub mod diagnostic;
 mod format;
 mod loaded;
 pub mod model;
+mod order;
 mod params;
 mod partition;
 mod query;
@@ -42,11 +43,14 @@ mod yaml;
 #[cfg(test)]
 mod tests;
 
+#[cfg(feature = "cli")]
+pub(crate) use check::{is_own_column, slug};
 pub use diagnostic::{Diagnostic, Diagnostics, Severity};
 pub use format::WrongFormat;
 pub(crate) use loaded::survey_file;
 pub use loaded::{Loaded, load, parse};
 pub use model::Spec;
+pub use order::Order;
 pub use partition::Partition;
 pub use schema::json_schema;
 pub use source::Extent;

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::fmt;
 
-use super::model::{Spec, Table};
+use super::model::{Spec, Table, TableFormat};
 
 /// A tier of tables. A table reads tables of its own and of lower tiers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -63,6 +63,11 @@ impl Spec {
             Tier::Gold => &mut self.gold,
             Tier::Vibranium => &mut self.vibranium,
         }
+    }
+
+    /// Tells what makes a table of its files.
+    pub fn table_format(&self, table: &Table) -> TableFormat {
+        table.table_format.unwrap_or(self.table_format)
     }
 
     /// Gives all tables with their tiers and names, the lowest tier first.

@@ -12,6 +12,7 @@
 //! snapshots/<table>/...            state of windows and rows of joins, as Arrow IPC, and remembered keys
 //! spool/<sink>/...                 rows on their way to Postgres
 //! notes/<sink>/...                 uploads that have been begun
+//! rolls/<table>/...                rows that wait for a larger file of the lake
 //! ```
 
 use std::collections::BTreeMap;
@@ -20,6 +21,7 @@ use bytes::Bytes;
 use nexus_operators::clock::SharedClock;
 use nexus_operators::position::Cut;
 use nexus_operators::sink::RefusedUpto;
+use nexus_operators::sink::parquet::Waiting;
 use nexus_operators::store::Store;
 use nexus_operators::{Error, Result, fail};
 use serde::de::DeserializeOwned;
@@ -64,6 +66,12 @@ pub struct State {
     /// Up to where the quarantine has the rows that the services of sinks have refused, by sink.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub refused: BTreeMap<String, RefusedUpto>,
+    /// Files of rows that are recorded and wait for a larger file of the lake, oldest first, by sink.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub waiting: BTreeMap<String, Vec<Waiting>>,
+    /// The newest epoch that has put files in the place of others, by sink.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub rewritten: BTreeMap<String, u64>,
     /// What error budgets have counted, by source or table.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub errors: BTreeMap<String, Vec<Counted>>,
@@ -393,6 +401,19 @@ pub fn fold(state: &mut State, record: &CommitRecord) {
         if let Some(schema) = &table.schema {
             state.schemas.entry(name.clone()).or_default().push(schema.clone());
         }
+    }
+    for (sink, prepared) in &record.sinks {
+        if prepared.rewritten > 0 {
+            state.rewritten.insert(sink.clone(), record.epoch);
+        }
+        if prepared.spooled.is_empty() && prepared.rolled == 0 {
+            continue;
+        }
+        let waiting = state.waiting.entry(sink.clone()).or_default();
+        let since_us = record.written_at_us;
+        waiting.extend(prepared.spooled.iter().map(|file| Waiting { file: file.clone(), since_us }));
+        let rolled = usize::try_from(prepared.rolled).unwrap_or(usize::MAX);
+        waiting.drain(..rolled.min(waiting.len()));
     }
     for (sink, epochs) in &record.refused {
         let upto = state.refused.entry(sink.clone()).or_default();

@@ -295,6 +295,12 @@ impl CommitRecord {
 
     /// Gives the first source or table whose rows are not accounted for, and its counts.
     pub fn imbalance(&self) -> Option<(&str, String)> {
+        for (name, prepared) in &self.sinks {
+            if prepared.rewritten > 0 && (prepared.rewritten != prepared.removed || prepared.rows > 0) {
+                let Prepared { rows, removed, rewritten, .. } = prepared;
+                return Some((name, format!("{rewritten} rows rewritten, but {removed} removed and {rows} new")));
+            }
+        }
         for (name, source) in &self.sources {
             let SourceCounts { records, rows, quarantined, redriven, .. } = source.counts;
             if records.saturating_add(redriven) != rows.saturating_add(quarantined) {

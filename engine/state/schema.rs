@@ -2,6 +2,8 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::spec::model::TableFormat;
+
 /// The columns of a table from one epoch on.
 ///
 /// A file of an older version lacks the columns that came later: its rows have NULL there.
@@ -13,9 +15,17 @@ pub struct TableSchema {
     pub since_epoch: u64,
     /// The columns, in order.
     pub columns: Vec<StoredColumn>,
+    /// What makes a table of its files.
+    #[serde(default, skip_serializing_if = "is_plain")]
+    pub table_format: TableFormat,
     /// What makes the folders.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub partition_by: Vec<String>,
+}
+
+#[allow(clippy::trivially_copy_pass_by_ref, reason = "serde passes a reference")]
+fn is_plain(format: &TableFormat) -> bool {
+    *format == TableFormat::Parquet
 }
 
 /// A column of a table.

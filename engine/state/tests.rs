@@ -6,7 +6,7 @@ use std::sync::Arc;
 use nexus_operators::ErrorKind;
 use nexus_operators::position::{Cut, Position};
 use nexus_operators::sink::Prepared;
-use nexus_operators::store::{Encryption, Store};
+use nexus_operators::store::{Access, Store};
 use nexus_operators::testing::clock::ManualClock;
 
 use super::history::history_file;
@@ -35,7 +35,7 @@ async fn conforms_on_a_disk() {
     conforms(|| async {
         let name = count.fetch_add(1, std::sync::atomic::Ordering::Relaxed).to_string();
         let path = root.path().join(name).display().to_string();
-        Store::open(&path, &Encryption::BucketDefault).await.unwrap()
+        Store::open(&path, &Access::default()).await.unwrap()
     })
     .await;
 }

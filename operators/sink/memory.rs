@@ -108,6 +108,8 @@ impl Sink for MemorySink {
         Ok(Prepared { handle: Some(handle), rows, bytes, ..Prepared::default() })
     }
 
+    fn end(&mut self) {}
+
     fn committer(&self) -> Arc<dyn Committer> {
         Arc::new(self.landed.clone())
     }

@@ -1,9 +1,11 @@
 //! Sinks: prepare, then commit.
 
+pub mod delta;
 pub mod memory;
 pub mod parquet;
 #[cfg(feature = "postgres")]
 pub mod postgres;
+mod spool;
 
 use std::sync::Arc;
 
@@ -41,6 +43,27 @@ pub struct Prepared {
     /// Rows of the sink's own files that its commit removes.
     #[serde(default, skip_serializing_if = "is_zero")]
     pub removed: u64,
+    /// Files of the sink's spool that hold rows of the epoch until a later one publishes them.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub spooled: Vec<SpooledFile>,
+    /// How many files of the spool the epoch publishes, the oldest first: those of earlier epochs, and its own behind them.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub rolled: u64,
+    /// Rows of the sink's own files that its commit removes, and that its new files hold instead: they are among `removed`,
+    /// and not among `rows`.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub rewritten: u64,
+}
+
+/// A file of rows that are durable, and that wait.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SpooledFile {
+    /// Its name in the sink's spool.
+    pub name: String,
+    /// Rows in it.
+    pub rows: u64,
+    /// Its size in bytes.
+    pub bytes: u64,
 }
 
 #[allow(clippy::trivially_copy_pass_by_ref, reason = "serde passes a reference")]
@@ -56,7 +79,8 @@ fn is_zero(number: &u64) -> bool {
 ///   then [`prepare`](Sink::prepare) once; epochs come in order.
 /// - After `prepare` the rows are durable and invisible to every reader, and
 ///   the handle is enough to publish them from another process.
-/// - An epoch without rows prepares to no handle, unless its commit has files to remove.
+/// - An epoch without rows prepares to no handle, unless its commit has files to remove, or rows of earlier epochs to
+///   publish. [`end`](Sink::end) is called before the last `prepare`, which leaves no rows to wait for a later epoch.
 /// - A [`Data`](crate::ErrorKind::Data) error of `write` comes before any row of
 ///   the call was taken: the call may be made again without the bad rows.
 /// - Dropping a sink between calls leaves nothing visible; what it staged is
@@ -67,6 +91,8 @@ pub trait Sink: Send {
     async fn write(&mut self, id: EpochId, rows: &RecordBatch) -> Result<()>;
     /// Makes the epoch's rows durable, and invisible.
     async fn prepare(&mut self, id: EpochId) -> Result<Prepared>;
+    /// Tells that no epoch of this process follows the open one.
+    fn end(&mut self);
     /// Gives the half that publishes; it works beside the writing half.
     fn committer(&self) -> Arc<dyn Committer>;
 }

@@ -9,12 +9,26 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use bytes::Bytes;
 
 use super::Entry;
+use crate::error::Error;
+use crate::probe::{Lack, Lacking, Probed};
 
 /// Tells writers of the same process apart; the process id tells the others apart.
 static WRITES: AtomicU64 = AtomicU64::new(0);
 
 /// Ending of files that are being written.
 const HALF_WRITTEN: &str = ".part";
+
+/// Looks whether files can be made in a folder, or in the one in which it would be made. Nothing is left there.
+pub fn probe(folder: &Path) -> Probed {
+    let there = folder.ancestors().find(|above| above.exists()).unwrap_or(folder);
+    let failed = |e: io::Error| {
+        let is_forbidden = matches!(e.kind(), io::ErrorKind::PermissionDenied | io::ErrorKind::ReadOnlyFilesystem);
+        let lack = if is_forbidden { Lack::Permission } else { Lack::Thing };
+        Lacking { lack, error: Error::from(e).while_doing(format!("could not make a file in {}", there.display())) }
+    };
+    tempfile::tempfile_in(there).map_err(failed)?;
+    Ok(if there == folder { "it can be written" } else { "it can be made" }.to_owned())
+}
 
 /// Writes and syncs `content` under a name beside `path`, and gives that name.
 pub fn write_beside(path: &Path, content: &[u8]) -> io::Result<PathBuf> {

@@ -4,21 +4,32 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
+use aws_credential_types::provider::error::CredentialsError;
 use aws_credential_types::provider::{ProvideCredentials, SharedCredentialsProvider};
 use object_store::aws::{AmazonS3, AmazonS3Builder, AmazonS3ConfigKey, AwsCredential};
+use object_store::list::{PaginatedListOptions, PaginatedListStore};
+use object_store::multipart::MultipartStore;
 use object_store::path::Path;
-use object_store::{BackoffConfig, ClientOptions, CredentialProvider, ObjectStoreExt, PutPayload, RetryConfig};
+use object_store::{
+    BackoffConfig, ClientOptions, CredentialProvider, ObjectStore, ObjectStoreExt, PutMode, PutPayload, RetryConfig,
+};
 
-use super::Encryption;
 use super::patient::{PATIENCE, Patient, again, is_broken};
+use super::{Access, Encryption, bucket_of};
+use crate::aws::{AwsSettings, Service, endpoint_of};
+use crate::clock::{Clock, SystemClock};
 use crate::error::{Error, Result};
+use crate::probe::{Lack, Lacking, Probed};
 
 /// Answers of a server that has too much to do, or is not there: they say nothing of the request.
 const BUSY: [&str; 5] = ["429", "500", "502", "503", "504"];
 
-/// Opens a bucket with the process's identity.
-pub(crate) async fn bucket(name: &str, encryption: &Encryption) -> Result<Patient<AmazonS3>> {
-    let built = builder_with(&crate::aws::config().await, name, encryption)?.build();
+/// Answers to one who may not ask.
+const FORBIDDEN: [&str; 2] = ["401", "403"];
+
+/// Opens a bucket.
+pub(crate) async fn bucket(name: &str, access: &Access) -> Result<Patient<AmazonS3>> {
+    let built = builder_with(&crate::aws::config(&access.aws).await, name, &access.encryption)?.build();
     built.map(Patient::new).map_err(|e| Error::config(format!("could not open the bucket {name}")).because(e))
 }
 
@@ -32,15 +43,21 @@ pub(crate) fn builder_with(
     let retry = RetryConfig { backoff: BackoffConfig::default(), max_retries: usize::MAX, retry_timeout: PATIENCE };
     let mut builder = AmazonS3Builder::new()
         .with_bucket_name(name)
-        .with_region(region)
+        .with_region(region.clone())
         .with_retry(retry)
         .with_client_options(ClientOptions::new().with_timeout(Duration::from_secs(120)));
     if let Some(provider) = config.credentials_provider() {
         builder = builder.with_credentials(Arc::new(SdkCredentials(provider)));
     }
-    if let Some(endpoint) = endpoint(config) {
+    if let Some(endpoint) = endpoint_of(config, Service::S3) {
         let plain = endpoint.starts_with("http://");
         builder = builder.with_endpoint(endpoint).with_allow_http(plain).with_virtual_hosted_style_request(false);
+    } else if config.use_fips() == Some(true) {
+        // A certificate holds for one label before the host: a bucket with dots has to stand in the path.
+        let in_host = !name.contains('.');
+        let bucket = if in_host { format!("{name}.") } else { String::new() };
+        let endpoint = format!("https://{bucket}s3-fips.{region}.amazonaws.com");
+        builder = builder.with_endpoint(endpoint).with_virtual_hosted_style_request(in_host);
     }
     Ok(match encryption {
         Encryption::SseS3 => {
@@ -56,9 +73,9 @@ pub(crate) fn builder_with(
 /// keys of their own, and fail every such write.
 ///
 /// It writes and removes a small object below `prefix`.
-pub(super) async fn takes_sse(bucket: &str, prefix: &Path) -> Result<bool> {
-    let config = crate::aws::config().await;
-    if endpoint(&config).is_none_or(|endpoint| endpoint.contains(".amazonaws.com")) {
+pub(super) async fn takes_sse(bucket: &str, prefix: &Path, aws: &AwsSettings) -> Result<bool> {
+    let config = crate::aws::config(aws).await;
+    if endpoint_of(&config, Service::S3).is_none_or(|endpoint| endpoint.contains(".amazonaws.com")) {
         return Ok(true);
     }
     let name = super::join(prefix, &format!("_nexus/probe-{}", std::process::id()));
@@ -80,15 +97,86 @@ pub(super) async fn takes_sse(bucket: &str, prefix: &Path) -> Result<bool> {
     Ok(taken != [false, true])
 }
 
-/// Tells whether an error says nothing of the request, and the same may be asked again.
-fn is_passing(error: &object_store::Error) -> bool {
-    let text = error.to_string();
-    is_broken(error) || BUSY.iter().any(|status| text.contains(&format!("status code: {status}")))
+/// Has a client give up at once, where somebody waits for the answer.
+pub(crate) fn hasty(builder: AmazonS3Builder) -> AmazonS3Builder {
+    builder.with_retry(RetryConfig { max_retries: 0, ..RetryConfig::default() })
 }
 
-/// Finds the endpoint that the environment or the profile sets for S3, else for all services.
-fn endpoint(config: &aws_config::SdkConfig) -> Option<String> {
-    std::env::var("AWS_ENDPOINT_URL_S3").ok().or_else(|| config.endpoint_url().map(str::to_owned))
+/// Lists one object below a prefix, and looks at it.
+pub(crate) async fn look_below(store: &AmazonS3, bucket: &str, prefix: &str) -> Probed {
+    let options = PaginatedListOptions { max_keys: Some(1), ..PaginatedListOptions::default() };
+    let listed = store.list_paginated(Some(prefix).filter(|prefix| !prefix.is_empty()), options).await;
+    let listed = listed.map_err(|e| lacking(format!("could not list s3://{bucket}/{prefix}"), e))?;
+    let Some(first) = listed.result.objects.first() else {
+        return Ok("it can be listed, and holds nothing".to_owned());
+    };
+    let head = store.head(&first.location).await;
+    head.map_err(|e| lacking(format!("could not look at s3://{bucket}/{}", first.location), e))?;
+    Ok("it can be listed and read".to_owned())
+}
+
+/// Looks whether objects can be created, read, listed and removed below a URL, at once and in parts.
+pub(super) async fn probe(url: &str, access: &Access) -> Probed {
+    let (bucket, prefix) = bucket_of(url)?;
+    let config = crate::aws::config(&access.aws).await;
+    let open = |encryption: &Encryption| {
+        let built = builder_with(&config, &bucket, encryption).map(hasty)?.build();
+        built.map_err(|e| Error::config(format!("could not open the bucket {bucket}")).because(e))
+    };
+    // What is not reached is told before anything is tried for long.
+    let folder = if prefix.is_root() { String::new() } else { format!("{prefix}/") };
+    look_below(&open(&access.encryption)?, &bucket, &folder).await?;
+    let store = open(&super::Store::accepted_encryption(url, access).await?)?;
+    let name = super::join(&prefix, &format!("_nexus/probe-{}-{}", std::process::id(), SystemClock.now_us()));
+    let failed = |what: &str, e| lacking(format!("could not {what} s3://{bucket}/{name}"), e);
+    let create = || store.put_opts(&name, PutPayload::from_static(b"probe"), PutMode::Create.into());
+    create().await.map_err(|e| failed("create", e))?;
+    let again = create().await;
+    let read = store.get(&name).await;
+    // It is removed whatever else went wrong.
+    store.delete(&name).await.map_err(|e| failed("remove", e))?;
+    read.map_err(|e| failed("read", e))?;
+    if !matches!(again, Err(object_store::Error::AlreadyExists { .. } | object_store::Error::Precondition { .. })) {
+        return Err(Lacking::thing(format!(
+            "s3://{bucket} lets an object be created twice: it knows no conditional writes"
+        )));
+    }
+    let upload = store.create_multipart(&name).await.map_err(|e| failed("begin an upload of", e))?;
+    store.abort_multipart(&name, &upload).await.map_err(|e| failed("give up an upload of", e))?;
+    Ok("objects can be created, read, listed and removed".to_owned())
+}
+
+/// Tells what is missing where a call has failed.
+fn lacking(doing: String, error: object_store::Error) -> Lacking {
+    use object_store::Error as Store;
+    let has_no_credentials = |error: &object_store::Error| {
+        let mut cause: Option<&(dyn std::error::Error + 'static)> = Some(error);
+        while let Some(inner) = cause {
+            if inner.is::<CredentialsError>() {
+                return true;
+            }
+            cause = inner.source();
+        }
+        false
+    };
+    let lack = match &error {
+        Store::PermissionDenied { .. } | Store::Unauthenticated { .. } => Lack::Permission,
+        // A listing that is forbidden comes without a kind of its own.
+        _ if has_no_credentials(&error) || has_status(&error, &FORBIDDEN) => Lack::Permission,
+        Store::Generic { .. } if is_passing(&error) => Lack::Network,
+        _ => Lack::Thing,
+    };
+    Lacking { lack, error: Error::from(error).while_doing(doing) }
+}
+
+/// Tells whether an error says nothing of the request, and the same may be asked again.
+fn is_passing(error: &object_store::Error) -> bool {
+    is_broken(error) || has_status(error, &BUSY)
+}
+
+fn has_status(error: &object_store::Error, wanted: &[&str]) -> bool {
+    let text = error.to_string();
+    wanted.iter().any(|status| text.contains(&format!("status code: {status}")))
 }
 
 /// Hands the credentials of the AWS SDK's chain to [`object_store`].
@@ -110,5 +198,25 @@ impl CredentialProvider for SdkCredentials {
             secret_key: found.secret_access_key().to_owned(),
             token: found.session_token().map(str::to_owned),
         }))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use aws_config::{Region, SdkConfig};
+    use object_store::aws::AmazonS3ConfigKey;
+
+    use super::*;
+
+    #[test]
+    fn buckets_have_fips_hosts_where_they_are_wanted() {
+        let host = |fips, bucket| {
+            let config = SdkConfig::builder().region(Region::from_static("us-gov-west-1")).use_fips(fips).build();
+            let builder = builder_with(&config, bucket, &Encryption::SseS3).unwrap();
+            builder.get_config_value(&AmazonS3ConfigKey::Endpoint)
+        };
+        assert_eq!(host(true, "lake").as_deref(), Some("https://lake.s3-fips.us-gov-west-1.amazonaws.com"));
+        assert_eq!(host(true, "my.lake").as_deref(), Some("https://s3-fips.us-gov-west-1.amazonaws.com"));
+        assert_eq!(host(false, "lake"), None);
     }
 }

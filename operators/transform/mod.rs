@@ -25,6 +25,7 @@ pub mod query;
 pub mod rows;
 pub mod sealed;
 mod session;
+pub mod shown;
 pub mod states;
 mod tiers;
 pub mod unique;

@@ -55,6 +55,7 @@ fn passings(point: &str) -> usize {
         | "after_checkpoint"
         | "before_history"
         | "after_history" => 1,
+        "before_log_begin" | "after_log_begin" => 2,
         "before_sweep" | "after_sweep" | "before_message_removal" | "after_message_removal" => 3,
         "after_write"
         | "before_file"

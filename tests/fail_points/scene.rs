@@ -402,7 +402,8 @@ impl Scene {
     /// Looks for what no record names any more: spooled rows, staged files, parts of uploads.
     fn nothing_is_left(&self, lake: &Path) -> Result<(), String> {
         let state = files(&lake.join("_nexus/crash"));
-        let passing = |path: &&PathBuf| ["spool", "staging", "notes"].iter().any(|folder| path.starts_with(folder));
+        let passing =
+            |path: &&PathBuf| ["rolls", "spool", "staging", "notes"].iter().any(|folder| path.starts_with(folder));
         let left: Vec<_> = state.keys().filter(passing).collect();
         if !left.is_empty() {
             return Err(format!("files are left: {left:?}"));
@@ -522,12 +523,16 @@ const EVENTS: &str = "sources:
 bronze:
   events:
     from: events
+    table_format: delta
     partition_by: [site]
     postgres: { url: pg, table: events, append: true }
 silver:
   events:
+    table_format: delta
     sql: SELECT n, site, ts, v FROM bronze.events
     unique: { key: [n], within: 1d }
+    roll: { size: 4KiB, age: 1h }
+    order_by: [site, n desc]
     expect: { small: { that: v < 10, else: quarantine } }
 gold:
   hours:
@@ -593,9 +598,11 @@ const GENERATED: &str = "sources:
         ts: { time: { start: \"2026-11-01T00:00:00Z\", step: 100ms } }
         site: { choice: [reno, yuma, bend] }
     event_time: { column: ts, lateness: 1s }
+table_format: delta
 bronze:
   ticks:
     from: ticks
+    roll: { size: 3KiB, age: 1h }
     postgres: { url: pg, table: ticks, append: true }
 gold:
   seconds:

@@ -1,11 +1,19 @@
-"""Asks the tables for what they hold, by readers that are not Nexus: DuckDB for Parquet, psycopg for Postgres.
+"""Asks the tables for what they hold, by readers that are not Nexus: DuckDB for Parquet, deltalake for Delta logs, psycopg
+for Postgres.
 
     ask.py lake FOLDER SQL       the tables of the lake as <tier>.<table>, the quarantine as quarantine."<name>",
                                  and the raw data of pipelines/data as raw.departures, raw.airports, raw.weather
     ask.py postgres URL SQL
+    ask.py sorting FILE...       what pyarrow finds of each row group of files: the file, and what it is sorted by
     ask.py read READER FOLDER COLUMN...
                                  the rows of one table in the order of `id`, by duckdb, by pyarrow's read_table (table), by
-                                 its dataset, or by that with the columns of all files (union)
+                                 its dataset, or by that with the columns of all files (union), by polars and spark; of
+                                 a Delta table by deltalake and polars_delta
+    ask.py versions FOLDER COLUMN
+                                 of each version of a Delta table its number, the epoch that has written it, and the
+                                 values of a column, sorted
+    ask.py foreign FOLDER WHAT   what another writer does to a Delta table: append a copy of its rows, compact its files,
+                                 or add a column
 
 Prints one JSON array a row.
 """
@@ -28,12 +36,17 @@ def lake(folder, sql):
     for schema, below in [("quarantine", "_quarantine")] + [(t, t) for t in ("bronze", "silver", "gold", "vibranium")]:
         for table in sorted(glob(os.path.join(folder, below, "*"))):
             name = os.path.basename(table)
-            if not glob(f"{table}/**/*.parquet", recursive=True):
+            files = f"{table}/**/*.parquet"
+            if os.path.isdir(f"{table}/_delta_log"):
+                # What the log names, and not what lies there.
+                files = delta(table).file_uris()
+            elif not glob(files, recursive=True):
                 continue
-            db.execute(
-                f"""CREATE VIEW {schema}."{name}" AS SELECT * FROM
-                read_parquet('{table}/**/*.parquet', union_by_name = true, hive_partitioning = true)"""
-            )
+            if files:
+                db.execute(
+                    f"""CREATE VIEW {schema}."{name}" AS SELECT * FROM
+                    read_parquet({files!r}, union_by_name = true, hive_partitioning = true)"""
+                )
     if "raw." not in sql:
         return db.execute(sql).fetchall()
     for name, file in (("departures", "flights-2013-*.csv.gz"), ("airports", "airports.csv"), ("weather", "weather.csv.gz")):
@@ -48,8 +61,71 @@ def postgres(url, sql):
         return connection.execute(sql).fetchall()
 
 
+def sorting(*files):
+    import pyarrow.parquet
+
+    for file in files:
+        found = pyarrow.parquet.ParquetFile(file).metadata
+        for number in range(found.num_row_groups):
+            group = found.row_group(number)
+            columns = [
+                [group.column(by.column_index).path_in_schema, by.descending, by.nulls_first]
+                for by in group.sorting_columns
+            ]
+            yield [file, columns]
+def delta(folder, version=None):
+    """Opens a Delta table, in a folder or on S3 as the environment says."""
+    from deltalake import DeltaTable
+
+    return DeltaTable(folder, version=version, storage_options={"AWS_ALLOW_HTTP": "true"})
+
+
+def versions(folder, column):
+    newest = delta(folder)
+    for commit in sorted(newest.history(), key=lambda commit: commit["version"]):
+        values = delta(folder, commit["version"]).to_pyarrow_table(columns=[column])[column].to_pylist()
+        epoch = commit.get("operationParameters", {}).get("epochId")
+        yield [commit["version"], epoch and int(epoch), sorted(values)]
+
+
+def foreign(folder, what):
+    from deltalake import Field, write_deltalake
+
+    table = delta(folder)
+    if what == "append":
+        write_deltalake(table, table.to_pyarrow_table(), mode="append")
+    elif what == "compact":
+        table.optimize.compact()
+    else:
+        table.alter.add_columns([Field("foreign", "string")])
+    return []
+
+
+def by_spark(folder, columns):
+    from pyspark.sql import SparkSession
+
+    builder = SparkSession.builder.master("local[2]").config("spark.ui.enabled", "false")
+    # Times of day are read, but not by default.
+    builder = builder.config("spark.sql.timeType.enabled", "true")
+    spark = builder.config("spark.sql.session.timeZone", "UTC").getOrCreate()
+    spark.sparkContext.setLogLevel("ERROR")
+    return spark.read.parquet(folder).selectExpr(*[f"`{column}`" for column in columns]).toArrow().to_pylist()
+
+
 def read(reader, folder, *columns):
-    if reader == "duckdb":
+    if reader in ("spark", "polars", "polars_delta", "deltalake"):
+        if reader == "spark":
+            rows = by_spark(folder, columns)
+        elif reader == "deltalake":
+            rows = delta(folder).to_pyarrow_table(columns=list(columns)).to_pylist()
+        else:
+            import polars
+
+            files = os.path.join(folder, "**/*.parquet")
+            found = polars.read_delta(folder) if reader == "polars_delta" else polars.read_parquet(files, hive_partitioning=True)
+            rows = found.select(list(columns)).to_arrow().to_pylist()
+        rows = [list(row.values()) for row in sorted(rows, key=lambda row: row["id"])]
+    elif reader == "duckdb":
         import duckdb
 
         db = duckdb.connect()
@@ -99,7 +175,14 @@ def same(value):
 
 
 def main():
-    verbs = {"lake": lake, "postgres": postgres, "read": read}
+    verbs = {
+        "lake": lake,
+        "postgres": postgres,
+        "read": read,
+        "sorting": sorting,
+        "versions": versions,
+        "foreign": foreign,
+    }
     for row in verbs[sys.argv[1]](*sys.argv[2:]):
         print(json.dumps(row, default=plain))
 

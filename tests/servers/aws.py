@@ -94,14 +94,63 @@ def parts(args):
     print(sum(1 for found in held if found))
 
 
+def secret(args):
+    """Puts a secret's value, which becomes AWSCURRENT."""
+    secrets = boto3.client("secretsmanager")
+    try:
+        secrets.put_secret_value(SecretId=args.name, SecretString=args.value)
+    except secrets.exceptions.ResourceNotFoundException:
+        secrets.create_secret(Name=args.name, SecretString=args.value)
+
+
 def stream(args):
     kinesis = boto3.client("kinesis", config=PATIENT)
-    kinesis.create_stream(StreamName=args.name, ShardCount=args.shards)
+    kinesis.create_stream(StreamName=args.name, ShardCount=args.count)
+    until_active(kinesis, args.name)
+
+
+def listed(name):
+    kinesis = boto3.client("kinesis", config=PATIENT)
+    pages = kinesis.get_paginator("list_shards").paginate(StreamName=name)
+    return [shard for page in pages for shard in page["Shards"]]
+
+
+def shards(args):
+    """Prints the shards of a stream, each with its parents."""
+    for shard in listed(args.name):
+        parents = [shard[name] for name in ("ParentShardId", "AdjacentParentShardId") if name in shard]
+        print(json.dumps({"id": shard["ShardId"], "parents": parents}))
+
+
+def open_shards(name):
+    found = [shard for shard in listed(name) if "EndingSequenceNumber" not in shard["SequenceNumberRange"]]
+    return sorted(found, key=lambda shard: int(shard["HashKeyRange"]["StartingHashKey"]))
+
+
+def until_active(kinesis, name):
     while True:
-        found = kinesis.describe_stream_summary(StreamName=args.name)["StreamDescriptionSummary"]
+        found = kinesis.describe_stream_summary(StreamName=name)["StreamDescriptionSummary"]
         if found["StreamStatus"] == "ACTIVE":
             return
         time.sleep(0.05)
+
+
+def split(args):
+    """Splits the first open shard of a stream into halves."""
+    kinesis = boto3.client("kinesis", config=PATIENT)
+    shard = open_shards(args.name)[0]
+    start, end = (int(shard["HashKeyRange"][name]) for name in ("StartingHashKey", "EndingHashKey"))
+    middle = str((start + end) // 2 + 1)
+    kinesis.split_shard(StreamName=args.name, ShardToSplit=shard["ShardId"], NewStartingHashKey=middle)
+    until_active(kinesis, args.name)
+
+
+def merge(args):
+    """Merges the first two open shards of a stream."""
+    kinesis = boto3.client("kinesis", config=PATIENT)
+    first, second = (shard["ShardId"] for shard in open_shards(args.name)[:2])
+    kinesis.merge_shards(StreamName=args.name, ShardToMerge=first, AdjacentShardToMerge=second)
+    until_active(kinesis, args.name)
 
 
 def put(args):
@@ -200,7 +249,7 @@ def main():
     def verb(run, *names, **more):
         sub = verbs.add_parser(run.__name__)
         for name in names:
-            sub.add_argument(name, type=int if name in ("shards", "pack", "visibility", "count") else str)
+            sub.add_argument(name, type=int if name in ("count", "pack", "visibility") else str)
         for name, nargs in more.items():
             sub.add_argument(name, nargs=nargs)
         sub.set_defaults(run=run)
@@ -213,7 +262,11 @@ def main():
     verb(download, "bucket", "prefix", "folder")
     verb(uploads, "bucket")
     verb(parts, "bucket")
-    verb(stream, "name", "shards")
+    verb(secret, "name", "value")
+    verb(stream, "name", "count")
+    verb(shards, "name")
+    verb(split, "name")
+    verb(merge, "name")
     verb(put, "name", "pack", file="+")
     verb(put_hex, "name", file="+")
     verb(flood, "bucket", "queue", "count")

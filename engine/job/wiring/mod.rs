@@ -3,16 +3,19 @@
 mod sinks;
 
 use sinks::SinkSettings;
+#[cfg(feature = "postgres")]
+pub use sinks::postgres_sink;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
+use std::time::Duration;
 
 use nexus_operators::clock::SharedClock;
 use nexus_operators::decode::Discovery;
 use nexus_operators::position::Cut;
 use nexus_operators::sink::Prepared;
-use nexus_operators::store::Encryption;
+use nexus_operators::store::Access;
 use nexus_operators::transform::WINDOWS;
 use nexus_operators::{Error, Result, fail};
 use tokio::sync::{Notify, mpsc, watch};
@@ -27,6 +30,7 @@ use crate::job::progress::Progress;
 use crate::job::redrive::{Portion, RecordStage};
 use crate::job::reference::ReferenceStage;
 use crate::job::source::{Command, EpochLoad, SourceStage};
+use crate::job::steps::EpochClock;
 use crate::job::table::{Input, Intake, Memory, Outlet, TableStage};
 use crate::job::{CpuRuntime, RunSettings, Stage, Wired};
 use crate::plan::Plan;
@@ -41,8 +45,8 @@ use crate::state::{State, StateStore};
 pub struct Restored {
     /// The state store.
     pub store: StateStore,
-    /// How objects on S3 are encrypted, as far as the store takes it.
-    pub encryption: Encryption,
+    /// How buckets are opened; objects are encrypted as far as the store takes it.
+    pub access: Access,
     /// The fold of all records.
     pub state: State,
     /// The columns of the tables that go to sinks, from the next record on.
@@ -75,6 +79,8 @@ struct Wiring<'a> {
     commits: Vec<(String, Stage)>,
     queues: BTreeMap<String, CommitQueue>,
     takers_of_refused: BTreeMap<String, Sender<Item>>,
+    /// How long rows may wait for a larger file, by sink.
+    rolls: BTreeMap<String, Duration>,
     commands: BTreeMap<String, mpsc::UnboundedSender<Command>>,
     /// For each stream, the channels of those that take its rows.
     takers: BTreeMap<String, Vec<Sender<Item>>>,
@@ -99,7 +105,7 @@ pub async fn wire(
     let user_sinks = std::mem::take(&mut settings.sinks);
     let budget = Budget::of(&plan);
     let state_memory = StateMemory::new(budget.state);
-    progress.watch_state(state_memory.clone());
+    progress.watch_memory(state_memory.clone(), plan.query_memory());
     let mut wiring = Wiring {
         plan: &plan,
         restored: &restored,
@@ -115,6 +121,7 @@ pub async fn wire(
         commits: Vec::new(),
         queues: BTreeMap::new(),
         takers_of_refused: BTreeMap::new(),
+        rolls: BTreeMap::new(),
         commands: BTreeMap::new(),
         takers: BTreeMap::new(),
     };
@@ -142,7 +149,7 @@ pub async fn wire(
         until_idle: settings.until_idle,
         idle_after: plan.sources.values().map(|source| source.idle).max().unwrap_or_default(),
     };
-    let Wiring { stages, commits, queues, takers_of_refused, commands, .. } = wiring;
+    let Wiring { stages, commits, queues, takers_of_refused, rolls, commands, .. } = wiring;
     let tables = plan.tables.iter().map(TablePlan::name).collect();
     // Rows that fail again are as many as there were.
     let budgets = match settings.redrive {
@@ -160,6 +167,7 @@ pub async fn wire(
         references,
         sinks: queues,
         takers_of_refused,
+        rolls,
         reports: heard,
         load,
         progress,
@@ -170,6 +178,7 @@ pub async fn wire(
         ledger,
         may_evolve,
         evolved_since: None,
+        epochs: EpochClock::default(),
         closing_since: None,
         committed_at_us: None,
     };
@@ -333,6 +342,7 @@ impl Wiring<'_> {
                 inputs,
                 quarantine: quarantine.clone().filter(|_| late),
                 late_reason: plan.late_reason().unwrap_or_default(),
+                progress: self.progress.clone(),
                 clock: self.clock.clone(),
             },
             outlet: Outlet {

@@ -9,8 +9,16 @@ use arrow::compute::prep_null_mask_filter;
 #[cfg(feature = "postgres")]
 use datafusion::physical_expr::PhysicalExpr;
 use nexus_operators::quarantine;
-use nexus_operators::sink::parquet::{ParquetCompression, ParquetSettings, ParquetSink, PartitionBy, RemovedFile};
+use nexus_operators::sink::delta::{DeltaSettings, DeltaSink};
+use nexus_operators::sink::parquet::audit::TableFolder;
+use nexus_operators::sink::parquet::{
+    ParquetCompression, ParquetLayout, ParquetSettings, ParquetSink, RemovedFile, Roll, RollingPlace, RollingSink,
+};
+#[cfg(feature = "postgres")]
+use nexus_operators::sink::postgres::{PostgresSettings, PostgresSink};
 use nexus_operators::sink::{EpochId, RefusedRows, RefusedUpto, Sink};
+#[cfg(feature = "postgres")]
+use nexus_operators::store::Store;
 #[cfg(feature = "postgres")]
 use nexus_operators::transform::query::failed;
 use nexus_operators::{Error, Result, fail};
@@ -18,14 +26,17 @@ use tokio::sync::mpsc;
 
 use super::{Restored, Wiring};
 use crate::job::channel::{Item, Receiver, Sender};
+use crate::job::files::parquet_settings;
 #[cfg(feature = "postgres")]
 use crate::job::place::spool_place;
 use crate::job::place::{PARQUET, POSTGRES, ParquetPlace, parquet_place};
 use crate::job::sink::{CommitStage, Order, SinkStage, Takeover};
 use crate::job::start::handles_of;
+#[cfg(feature = "postgres")]
+use crate::plan::Plan;
 use crate::plan::changes::stored_schema;
 use crate::plan::table::TablePlan;
-use crate::spec::{Partition, model};
+use crate::spec::model::{self, TableFormat};
 use crate::state::record::{CommitRecord, QUARANTINE};
 
 /// A sink, and the rows that its service refuses, if it can keep them.
@@ -51,18 +62,15 @@ impl Wiring<'_> {
         let name = plan.name();
         let mut takers = Vec::new();
         if spec.store {
-            let partition_by = spec.partition_by.iter().map(|text| partition_by(text)).collect::<Result<_>>()?;
-            let settings = ParquetSettings {
-                pipeline: self.plan.loaded.spec.name.clone(),
-                tier: plan.tier.to_string(),
-                table: plan.table.clone(),
-                schema: stored_schema(&plan.schema, self.restored.schemas.get(&name)),
-                partition_by,
-                compression: compression(spec.compression),
-                open_partitions_max: self.plan.loaded.spec.limits.open_partitions,
-                buffer_bytes: self.budget.sink,
+            let schema = stored_schema(&plan.schema, self.restored.schemas.get(&name));
+            let settings = parquet_settings(self.plan, plan, spec, schema, self.budget.sink)?;
+            let sink = format!("{name}/{PARQUET}");
+            let place = parquet_place(self.plan, &self.restored.store, &self.restored.access, &sink).await?;
+            let operator = match self.plan.loaded.spec.table_format(spec) {
+                TableFormat::Parquet => self.files(&sink, settings, place, spec.roll.as_ref())?,
+                TableFormat::Delta => self.delta(&sink, settings, place, spec.roll.as_ref()).await?,
             };
-            takers.push(self.parquet(&format!("{name}/{PARQUET}"), settings, Vec::new(), false).await?);
+            takers.push(self.sink(&sink, operator, SinkSettings::default()).await?);
         }
         if let Some(postgres) = &spec.postgres {
             let (sink, refused) = self.postgres(plan, postgres).await?;
@@ -73,6 +81,7 @@ impl Wiring<'_> {
                 table: name.clone(),
                 rows,
                 quarantine: quarantine.clone(),
+                progress: self.progress.clone(),
                 clock: self.clock.clone(),
                 sent: upto,
                 forgotten: RefusedUpto::default(),
@@ -101,6 +110,7 @@ impl Wiring<'_> {
             schema: quarantine::schema(),
             partition_by: Vec::new(),
             compression: ParquetCompression::Zstd,
+            layout: ParquetLayout::default(),
             open_partitions_max: 1,
             buffer_bytes: self.budget.sink,
         };
@@ -121,32 +131,54 @@ impl Wiring<'_> {
         removes: Vec<RemovedFile>,
         stays: bool,
     ) -> Result<Sender<Item>> {
-        let ParquetPlace { table, staging, notes } =
-            parquet_place(self.plan, &self.restored.store, &self.restored.encryption, sink).await?;
+        let ParquetPlace { table, staging, notes, .. } =
+            parquet_place(self.plan, &self.restored.store, &self.restored.access, sink).await?;
         let operator = Box::new(ParquetSink::new(settings, table, staging, notes)?.removing(removes));
         self.sink(sink, operator, SinkSettings { takeover: None, stays }).await
     }
 
+    /// Makes what writes the files of a table. What waits is written also if its file says nothing of it any more.
+    fn files(
+        &mut self,
+        sink: &str,
+        settings: ParquetSettings,
+        place: ParquetPlace,
+        roll: Option<&model::Roll>,
+    ) -> Result<Box<dyn Sink>> {
+        let ParquetPlace { table, staging, notes, spool } = place;
+        let waiting = self.restored.state.waiting.get(sink).cloned();
+        if roll.is_none() && waiting.is_none() {
+            return Ok(Box::new(ParquetSink::new(settings, table, staging, notes)?));
+        }
+        let place = RollingPlace { table, staging, notes, spool };
+        let roll = roll.map(|roll| Roll { bytes: roll.size.0, age: roll.age.0 });
+        if let Some(roll) = roll {
+            self.rolls.insert(sink.to_owned(), roll.age);
+        }
+        let waiting = waiting.unwrap_or_default();
+        Ok(Box::new(RollingSink::new(settings, place, roll, waiting, self.clock.clone())?))
+    }
+
+    async fn delta(
+        &mut self,
+        sink: &str,
+        parquet: ParquetSettings,
+        place: ParquetPlace,
+        roll: Option<&model::Roll>,
+    ) -> Result<Box<dyn Sink>> {
+        let settings = DeltaSettings { parquet, state_id: self.restored.state.id.clone(), clock: self.clock.clone() };
+        let folder = TableFolder::new(place.table.clone(), place.staging.clone(), place.notes.clone());
+        fail::point("before_log_begin")?;
+        let operator = DeltaSink::open(settings, folder, |parquet| self.files(sink, parquet, place, roll)).await?;
+        fail::point("after_log_begin")?;
+        Ok(Box::new(operator))
+    }
+
     #[cfg(feature = "postgres")]
     async fn postgres(&mut self, plan: &TablePlan, spec: &model::PostgresSink) -> Result<Refusing> {
-        use nexus_operators::sink::postgres::{PostgresSettings, PostgresSink};
-        let secret = self.plan.loaded.secret_ref(&spec.url);
-        let secret = secret.ok_or_else(|| Error::config(format!("there is no secret `{}`", spec.url)))?;
-        let settings = PostgresSettings {
-            pipeline: self.plan.loaded.spec.name.clone(),
-            sink_name: plan.name(),
-            state_id: self.restored.state.id.clone(),
-            generation: self.restored.generation,
-            schema: spec.schema.clone(),
-            table: spec.table.clone(),
-            key: spec.key.clone(),
-            append: spec.append,
-            create: spec.create,
-            rows: plan.keyed_schema(),
-        };
         let spool = spool_place(&self.restored.store, &plan.name());
-        let delete_when = plan.delete_when.clone().map(|condition| Box::new(Condition(condition)) as _);
-        let sink = PostgresSink::new(settings, delete_when, secret, spool)?;
+        let claim = (self.restored.state.id.clone(), self.restored.generation);
+        let sink = postgres_sink(self.plan, plan, spec, claim, spool)?;
         match sink.check().await {
             Err(error) if error.kind() == nexus_operators::ErrorKind::Unavailable => {
                 tracing::warn!(table = plan.name(), %error, "Postgres is away; rows are spooled until it is back");
@@ -205,6 +237,33 @@ impl Wiring<'_> {
     }
 }
 
+/// Makes the sink of a table's rows in Postgres, for a process that has claimed a state store under a number.
+#[cfg(feature = "postgres")]
+pub fn postgres_sink(
+    plan: &Plan,
+    table: &TablePlan,
+    spec: &model::PostgresSink,
+    (state_id, generation): (String, u64),
+    spool: Store,
+) -> Result<PostgresSink> {
+    let secret = plan.loaded.database(spec);
+    let secret = secret.ok_or_else(|| Error::config(format!("there is no secret `{}`", spec.url)))?;
+    let settings = PostgresSettings {
+        pipeline: plan.loaded.spec.name.clone(),
+        sink_name: table.name(),
+        state_id,
+        generation,
+        schema: spec.schema.clone(),
+        table: spec.table.clone(),
+        key: spec.key.clone(),
+        append: spec.append,
+        create: spec.create,
+        rows: table.keyed_schema(),
+    };
+    let delete_when = table.delete_when.clone().map(|condition| Box::new(Condition(condition)) as _);
+    PostgresSink::new(settings, delete_when, secret, spool)
+}
+
 /// A condition over rows of a table.
 #[cfg(feature = "postgres")]
 struct Condition(Arc<dyn PhysicalExpr>);
@@ -215,24 +274,5 @@ impl nexus_operators::sink::postgres::DeleteWhen for Condition {
         let met = self.0.evaluate(rows).and_then(|met| met.into_array(rows.num_rows())).map_err(failed)?;
         let met = met.as_boolean();
         Ok(if met.null_count() > 0 { prep_null_mask_filter(met) } else { met.clone() })
-    }
-}
-
-fn partition_by(text: &str) -> Result<PartitionBy> {
-    let partition = text.parse::<Partition>().map_err(|e| Error::config(format!("`partition_by`: {e}")))?;
-    Ok(match partition {
-        Partition::Column(column) => PartitionBy::Column(column),
-        Partition::Date(column) => PartitionBy::Date(column),
-        Partition::Hour(column) => PartitionBy::Hour(column),
-    })
-}
-
-fn compression(spec: model::Compression) -> ParquetCompression {
-    match spec {
-        model::Compression::Zstd => ParquetCompression::Zstd,
-        model::Compression::Snappy => ParquetCompression::Snappy,
-        model::Compression::Lz4 => ParquetCompression::Lz4,
-        model::Compression::Gzip => ParquetCompression::Gzip,
-        model::Compression::None => ParquetCompression::Uncompressed,
     }
 }

@@ -1,10 +1,14 @@
 //! What can be checked of a pipeline file without planning its SQL: names,
 //! references between its parts, and values that only mean something together.
 
+mod aws;
 mod names;
 mod pipeline;
 mod sources;
 mod tables;
+
+#[cfg(feature = "cli")]
+pub(crate) use names::{is_own_column, slug};
 
 use std::collections::{BTreeSet, HashSet};
 
@@ -26,6 +30,7 @@ pub(super) fn check(loaded: &Loaded) -> Vec<(Vec<String>, Diagnostic)> {
         check.tables.extend(check.names(tier.name()).into_iter().map(|table| format!("{tier}.{table}")));
     }
     names::check(&mut check);
+    aws::check(&mut check);
     pipeline::check(&mut check);
     sources::check(&mut check);
     tables::check(&mut check);

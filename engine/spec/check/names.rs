@@ -59,8 +59,13 @@ fn name(check: &mut Check<'_>, path: &[&str], name: &str, what: &str, also: &str
     check.error(path, codes::BAD_NAME, format!("{what} `{written}` is not allowed"), hint);
 }
 
-/// Makes the nearest name that is allowed.
-fn slug(name: &str, also: &str) -> String {
+/// Tells whether a column is one that Nexus adds.
+pub(crate) fn is_own_column(name: &str) -> bool {
+    OWN_COLUMNS.contains(&name)
+}
+
+/// Makes the nearest name that is allowed, if there is any; `also` are signs that are allowed beside the usual ones.
+pub(crate) fn slug(name: &str, also: &str) -> String {
     let fit = |c: char| if c.is_ascii_alphanumeric() || also.contains(c) { c.to_ascii_lowercase() } else { '_' };
     let fitted: String = name.chars().map(fit).collect();
     let fitted = fitted.trim_start_matches(|c: char| !c.is_ascii_lowercase()).trim_end_matches('_');
@@ -86,7 +91,7 @@ fn columns(check: &mut Check<'_>, path: &[&str], columns: Option<&Columns>) {
         let path = [path, &[column]].concat();
         if column.trim().is_empty() {
             check.error(&path, codes::BAD_NAME, "a column has no name", None);
-        } else if OWN_COLUMNS.contains(&column.as_str()) {
+        } else if is_own_column(column) {
             let message = format!("the column `{column}` is one that Nexus adds itself");
             check.error(&path, codes::NAME_CLASH, message, "leave it out; SQL can select it all the same");
         }

@@ -6,7 +6,7 @@ use super::Check;
 use crate::spec::codes;
 use crate::spec::diagnostic::Diagnostic;
 use crate::spec::loaded::is_url;
-use crate::spec::model::{Encryption, Lake};
+use crate::spec::model::{Encryption, Given, Lake, QUARANTINE, TestCase};
 use crate::spec::suggest;
 use crate::spec::tier::Tier;
 use crate::spec::units::ByteSize;
@@ -141,18 +141,56 @@ fn secrets(check: &mut Check<'_>) {
 
 fn tests(check: &mut Check<'_>) {
     let spec = check.spec;
-    let (sources, tables) = (check.sources.clone(), check.tables.clone());
     for (index, case) in spec.tests.iter().enumerate() {
         let index = index.to_string();
-        for source in case.given.keys().filter(|source| !sources.contains(source.as_str())) {
-            let message = format!("the case gives rows to `{source}`, which is no source");
-            let hint = suggest::hint(source, sources.iter().copied());
-            check.error(&["tests", &index, "given", source], codes::UNKNOWN_INPUT, message, hint);
+        if let Some(clock) = &case.clock {
+            check.time(&["tests", &index, "clock"], clock, "a time: ");
         }
-        for table in case.expect.keys().filter(|table| !tables.contains(*table)) {
+        for step in 0..=case.then.len() {
+            let later = step.checked_sub(1).map(|index| index.to_string());
+            let mut place = vec!["tests", index.as_str()];
+            place.extend(later.iter().flat_map(|index| ["then", index.as_str()]));
+            given(check, &place, case, step);
+        }
+        let tables = check.tables.clone();
+        let held: Vec<String> = check.sources.iter().map(|s| (*s).to_owned()).chain(tables.iter().cloned()).collect();
+        let quarantines = held.iter().map(|of| format!("{QUARANTINE}{of}"));
+        let known: Vec<String> = tables.iter().cloned().chain(quarantines).collect();
+        for table in case.expect.keys().filter(|table| !known.contains(*table)) {
             let message = format!("the case expects rows of `{table}`, which is no table");
-            let hint = suggest::hint(table, tables.iter().map(String::as_str));
+            let hint = suggest::hint(table, known.iter().map(String::as_str));
             check.error(&["tests", &index, "expect", table], codes::UNKNOWN_INPUT, message, hint);
+        }
+    }
+}
+
+/// Checks what sources are given at a step of a case, whose keys lie at `place`.
+fn given(check: &mut Check<'_>, place: &[&str], case: &TestCase, step: usize) {
+    let sources = check.sources.clone();
+    let again = step.checked_sub(1).and_then(|index| case.then.get(index)).map_or(&[][..], |step| &step.again);
+    let unknown = |source: &str| (!sources.contains(source)).then(|| suggest::hint(source, sources.iter().copied()));
+    for (index, source) in again.iter().enumerate() {
+        if let Some(hint) = unknown(source) {
+            let message = format!("the case has `{source}` give records again, which is no source");
+            check.error(&[place, &["again", &index.to_string()]].concat(), codes::UNKNOWN_INPUT, message, hint);
+        }
+    }
+    for (source, given) in case.given_at(step).into_iter().flatten() {
+        let at = [place, &["given", source]].concat();
+        if let Some(hint) = unknown(source) {
+            let message = format!("the case gives rows to `{source}`, which is no source");
+            check.error(&at, codes::UNKNOWN_INPUT, message, hint);
+        }
+        let is_other = |before: &Given| matches!(before, Given::File(_)) != matches!(given, Given::File(_));
+        let mut before = (0..step).filter_map(|step| case.given_at(step)?.get(source));
+        if before.any(is_other) {
+            let message = format!("`{source}` has a file in one step, and records in place in another");
+            check.error(
+                &at,
+                codes::MIXED_CASE,
+                message,
+                "records in place are JSON: give it files, or records, in all steps",
+            );
         }
     }
 }

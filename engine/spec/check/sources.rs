@@ -9,8 +9,8 @@ use crate::spec::codes;
 use crate::spec::columns;
 use crate::spec::loaded::is_url;
 use crate::spec::model::{
-    Columns, EventTime, Format, GenerateSource, Generator, KinesisSource, ProtobufFraming, S3Source, Source,
-    UnknownColumn,
+    Columns, EventTime, Format, GenerateSource, Generator, KinesisMode, KinesisSource, ProtobufFraming, S3Source,
+    Source, UnknownColumn,
 };
 use crate::spec::suggest;
 
@@ -120,6 +120,19 @@ fn kinesis(check: &mut Check<'_>, path: &[&str], kinesis: &KinesisSource) {
     if kinesis.stream.trim().is_empty() {
         let stream = [path, &["stream"]].concat();
         check.error(&stream, codes::BAD_LOCATION, "the stream's name is empty", "write its name or ARN");
+    }
+    if let Some(consumer) = &kinesis.consumer {
+        let place = [path, &["consumer"]].concat();
+        let is_allowed = |c: char| c.is_ascii_alphanumeric() || "_.-".contains(c);
+        let is_name = (1..=128).contains(&consumer.len()) && consumer.chars().all(is_allowed);
+        let is_arn = consumer.starts_with("arn:") && consumer.contains("/consumer/");
+        if kinesis.mode == KinesisMode::Poll {
+            let hint = "add `mode: fan_out`, or remove it";
+            check.error(&place, codes::BAD_CONSUMER, "a stream that is polled needs no consumer", hint);
+        } else if !is_name && !is_arn {
+            let hint = "write 1 to 128 letters, digits and `_.-`, or the consumer's ARN";
+            check.error(&place, codes::BAD_CONSUMER, "a consumer cannot be called like this", hint);
+        }
     }
     if !matches!(kinesis.start.as_str(), "earliest" | "latest") {
         check.time(&[path, &["start"]].concat(), &kinesis.start, "`earliest`, `latest` or a time such as ");

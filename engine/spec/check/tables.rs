@@ -6,10 +6,17 @@ use super::Check;
 use super::names::NAME_BYTES_MAX;
 use crate::spec::codes;
 use crate::spec::loaded::is_url;
-use crate::spec::model::{ErrorBudget, Keep, Late, Otherwise, PostgresSink, Table};
+use crate::spec::model::{ErrorBudget, Keep, Late, Otherwise, PostgresSink, Table, TableFormat};
+use crate::spec::order::Order;
 use crate::spec::partition::Partition;
 use crate::spec::suggest;
 use crate::spec::tier::Tier;
+
+/// Distinct values of a row group at most: it has no more rows.
+const BLOOM_DISTINCT_MAX: u64 = 1 << 20;
+
+/// Under this, the footer of a file would outgrow its rows.
+const ROW_GROUP_BYTES_MIN: u64 = 64 << 10;
 
 pub(super) fn check(check: &mut Check<'_>) {
     let spec = check.spec;
@@ -51,6 +58,7 @@ pub(super) fn check(check: &mut Check<'_>) {
             table_errors(check, &[&path[..], &["errors"]].concat(), table, errors);
         }
         partitions(check, &path, table);
+        files(check, &path, table);
         if let Some(postgres) = &table.postgres {
             self::postgres(check, &[&path[..], &["postgres"]].concat(), postgres);
         }
@@ -148,6 +156,61 @@ fn partitions(check: &mut Check<'_>, path: &[&str], table: &Table) {
         }
     }
     check.once_each(&path, &table.partition_by, codes::BAD_PARTITION);
+}
+
+fn files(check: &mut Check<'_>, path: &[&str], table: &Table) {
+    let at = |steps: &[&'static str]| [path, steps].concat();
+    let mut columns = Vec::new();
+    for (index, text) in table.order_by.iter().enumerate() {
+        match text.parse::<Order>() {
+            Ok(order) => columns.push(order.column),
+            Err(message) => {
+                let index = index.to_string();
+                let hint = "write a column, with `asc` or `desc` and `nulls first` or `nulls last` where they matter";
+                check.error(&[path, &["order_by", &index]].concat(), codes::BAD_FILES, message, hint);
+            }
+        }
+    }
+    if columns.len() == table.order_by.len() {
+        check.once_each(&at(&["order_by"]), &columns, codes::BAD_FILES);
+    }
+    if !table.store {
+        let given = [("order_by", !table.order_by.is_empty()), ("roll", table.roll.is_some())];
+        for (key, _) in given.into_iter().filter(|(_, is)| *is) {
+            let message = format!("the table is not stored, so that `{key}` has no effect");
+            check.error(&at(&[key]), codes::BAD_FILES, message, "remove it, or `store: false`");
+        }
+    }
+    if table.roll.is_some() && check.spec.table_format(table) == TableFormat::Delta {
+        let message = "an entry of a Delta log is one epoch, so that no rows can wait for a later one";
+        let hint =
+            "remove it: merge small files with OPTIMIZE of any Delta writer, or give the table `table_format: parquet`";
+        check.error(&at(&["roll"]), codes::BAD_FILES, message, hint);
+    }
+    if let Some(roll) = &table.roll {
+        for (key, is_zero) in [("size", roll.size.0 == 0), ("age", roll.age.0.is_zero())] {
+            if is_zero {
+                let hint = "write what the rows of a file take or how long they wait, or remove `roll`";
+                check.error(&at(&["roll", key]), codes::BAD_LIMIT, "no rows would be gathered", hint);
+            }
+        }
+    }
+    let parquet = &table.parquet;
+    check.once_each(&at(&["parquet", "bloom"]), &parquet.bloom, codes::BAD_FILES);
+    if parquet.bloom_false_positives.millionths == 0 || parquet.bloom_false_positives.millionths >= 1_000_000 {
+        let place = at(&["parquet", "bloom_false_positives"]);
+        let message = format!("a filter cannot be wrong in {} of all cases", parquet.bloom_false_positives);
+        check.error(&place, codes::BAD_FILES, message, "write a small share: `1%`");
+    }
+    if parquet.bloom_distinct == 0 || parquet.bloom_distinct > BLOOM_DISTINCT_MAX {
+        let message = format!("a filter has room for 1 to {BLOOM_DISTINCT_MAX} values");
+        let hint = "write how many distinct values a row group has";
+        check.error(&at(&["parquet", "bloom_distinct"]), codes::BAD_LIMIT, message, hint);
+    }
+    if parquet.row_group.0 < ROW_GROUP_BYTES_MIN {
+        let message = "row groups of less than 64KiB cost readers more than they hold";
+        check.error(&at(&["parquet", "row_group"]), codes::BAD_LIMIT, message, "write some MiB, such as `64MiB`");
+    }
 }
 
 fn postgres(check: &mut Check<'_>, path: &[&str], sink: &PostgresSink) {

@@ -6,9 +6,15 @@ use std::collections::BTreeMap;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+mod aws;
+mod parquet;
 mod source;
+mod test_case;
 
+pub use aws::*;
+pub use parquet::*;
 pub use source::*;
+pub use test_case::*;
 
 use super::units::{ByteSize, Share, Span};
 
@@ -32,12 +38,18 @@ pub struct Spec {
     /// How objects on S3 are encrypted.
     #[serde(default)]
     pub encryption: Encryption,
+    /// What makes a table of the files of each table that does not say so itself.
+    #[serde(default)]
+    pub table_format: TableFormat,
     /// When an epoch is committed; whichever comes first.
     #[serde(default)]
     pub commit: Commit,
     /// What the pipeline may use.
     #[serde(default)]
     pub limits: Limits,
+    /// Where the services of AWS are, and as whom they are called.
+    #[serde(default)]
+    pub aws: Aws,
     /// Have events about each run written or sent, as OpenLineage describes them.
     #[serde(default)]
     pub lineage: Option<Lineage>,
@@ -225,15 +237,31 @@ pub struct Table {
     /// Store the table as Parquet in the lake.
     #[serde(default = "Table::store_default")]
     pub store: bool,
+    /// What makes a table of its files; what the file says of all tables if not given.
+    #[serde(default)]
+    pub table_format: Option<TableFormat>,
     /// Partition folders: columns, `date(column)` or `hour(column)`.
     #[serde(default)]
     pub partition_by: Vec<String>,
     /// How the Parquet files are compressed.
     #[serde(default)]
     pub compression: Compression,
+    /// What the rows of each file are sorted by: `column`, `column desc`, `column desc nulls last`.
+    #[serde(default)]
+    pub order_by: Vec<String>,
+    /// Gather the rows of several epochs into larger files; each epoch has files of its own if not given.
+    #[serde(default)]
+    pub roll: Option<Roll>,
+    /// Bloom filters, statistics, dictionaries and row groups of the files.
+    #[serde(default)]
+    pub parquet: Parquet,
     /// Also write the rows to a table of PostgreSQL.
     #[serde(default)]
     pub postgres: Option<PostgresSink>,
+    /// Columns whose values are not shown where people look at rows (the console, samples, previews), nor those of columns
+    /// of other tables that are made of them. They are stored as they are.
+    #[serde(default)]
+    pub mask: Vec<String>,
 }
 
 /// A rule that a row must meet.
@@ -349,6 +377,18 @@ pub enum TooLate {
     Drop,
 }
 
+/// What makes a table of Parquet files.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum TableFormat {
+    /// The folder that they lie in.
+    #[default]
+    Parquet,
+    /// A Delta log (<https://delta.io>), `_delta_log` in that folder: each epoch with rows is one version of the table, so
+    /// that readers of the log see whole epochs, and older ones by their versions.
+    Delta,
+}
+
 /// How Parquet files are compressed.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
@@ -372,6 +412,12 @@ pub enum Compression {
 pub struct PostgresSink {
     /// The name of the secret that holds the connection URL (`postgres://user:password@host/database`).
     pub url: String,
+    /// What lets the user in.
+    #[serde(default)]
+    pub auth: PostgresAuth,
+    /// With `auth: rds_iam`, the role that may `rds-db:connect`; that of `aws` if not given.
+    #[serde(default)]
+    pub role: Option<Roles>,
     /// The table.
     pub table: String,
     /// Its schema; `public` if not given.
@@ -390,6 +436,18 @@ pub struct PostgresSink {
     /// Make the schema, the table and columns that have come since, if they are not there.
     #[serde(default = "PostgresSink::create_default")]
     pub create: bool,
+}
+
+/// What lets a user into PostgreSQL.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum PostgresAuth {
+    /// What the URL says: a password, a certificate.
+    #[default]
+    Password,
+    /// A token of IAM, made anew before it expires, for a database of Amazon RDS or Aurora. The URL has no password
+    /// (`postgres://user@host/database`), names the authority of RDS with `sslrootcert=`, and TLS is required.
+    RdsIam,
 }
 
 /// Where a secret is kept.
@@ -413,46 +471,9 @@ pub struct SecretsManager {
     /// The key to take, if the secret is a JSON object.
     #[serde(default)]
     pub key: Option<String>,
-}
-
-/// A case for `nexus test`.
-#[derive(Debug, Clone, Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields)]
-pub struct TestCase {
-    /// What the case shows.
-    pub name: String,
-    /// What each source reads: a file's path, or rows in place.
-    pub given: BTreeMap<String, Given>,
-    /// What each table must hold at the end.
-    pub expect: BTreeMap<String, Expected>,
-}
-
-/// What a source reads in a test case.
-#[derive(Debug, Clone, Deserialize, JsonSchema)]
-#[serde(untagged)]
-pub enum Given {
-    /// A file in the source's format, from the pipeline file's folder.
-    File(String),
-    /// Rows in place: column name to value.
-    Rows(Vec<BTreeMap<String, serde_json::Value>>),
-}
-
-/// What a table must hold at the end of a test case.
-#[derive(Debug, Clone, Deserialize, JsonSchema)]
-#[serde(untagged)]
-pub enum Expected {
-    /// Exactly these rows, in any order; columns that a row does not name are not compared.
-    Rows(Vec<BTreeMap<String, serde_json::Value>>),
-    /// This many rows.
-    Count(ExpectedCount),
-}
-
-/// How many rows a table must hold.
-#[derive(Debug, Clone, Copy, Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields)]
-pub struct ExpectedCount {
-    /// The number of rows.
-    pub rows: u64,
+    /// The role that reads it; that of `aws` if not given.
+    #[serde(default)]
+    pub role: Option<Roles>,
 }
 
 impl Late {

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::ErrorBudget;
+use super::{ErrorBudget, Roles};
 use crate::spec::units::Span;
 
 /// Where records come from, and how they read. Exactly one of `file`, `kinesis`, `s3` and `generate` is given.
@@ -39,6 +39,10 @@ pub struct Source {
     /// How many records may go to the quarantine before the run stops; any number if not given.
     #[serde(default)]
     pub errors: Option<ErrorBudget>,
+    /// Columns whose values are not shown where people look at rows (the console, samples, previews), nor those of columns
+    /// of tables that are made of them. They are stored as they are.
+    #[serde(default)]
+    pub mask: Vec<String>,
 }
 
 /// Files on this machine.
@@ -64,12 +68,19 @@ pub struct KinesisSource {
     /// How the stream is read.
     #[serde(default)]
     pub mode: KinesisMode,
+    /// With `mode: fan_out`, the consumer's name or ARN; `nexus-PIPELINE-SOURCE` if not given. One that is given by name is
+    /// registered if it is not there, and stays registered. No two pipelines can share one.
+    #[serde(default)]
+    pub consumer: Option<String>,
     /// Whether records that the Kinesis Producer Library packed together are unpacked.
     #[serde(default)]
     pub aggregated: Aggregated,
     /// What becomes of a shard whose next record the stream no longer keeps.
     #[serde(default)]
     pub on_data_loss: OnDataLoss,
+    /// The role that reads the stream; that of `aws` if not given.
+    #[serde(default)]
+    pub role: Option<Roles>,
 }
 
 /// How a Kinesis stream is read.
@@ -79,6 +90,9 @@ pub enum KinesisMode {
     /// By asking each shard, within the throughput that all its readers share.
     #[default]
     Poll,
+    /// By enhanced fan-out: the stream pushes records to a registered consumer, which has 2 MB/s of each shard for itself.
+    /// AWS charges for it. A pipeline may change between the two.
+    FanOut,
 }
 
 /// Whether packed records are unpacked.
@@ -125,6 +139,9 @@ pub struct S3Source {
     /// each time.
     #[serde(default)]
     pub reconcile: Option<Span>,
+    /// The role that takes the messages and reads the objects; that of `aws` if not given.
+    #[serde(default)]
+    pub role: Option<Roles>,
 }
 
 /// Rows made by Nexus.

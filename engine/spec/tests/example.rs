@@ -7,7 +7,9 @@ use serde_json::json;
 
 use super::{FLIGHTS, SMALL, read, read_with};
 use crate::spec::columns::fields;
-use crate::spec::model::{Aggregated, Expected, Format, Given, KinesisMode, OnDataLoss, Otherwise, UnknownColumn};
+use crate::spec::model::{
+    Aggregated, Expected, Format, Given, KinesisMode, OnDataLoss, Otherwise, Roles, UnknownColumn,
+};
 use crate::spec::source::SourceText;
 use crate::spec::units::{ByteSize, Span};
 use crate::spec::validate::validate;
@@ -39,7 +41,11 @@ fn the_schema_takes_the_example() {
     let validated = validate(&yaml::parse(FLIGHTS, &source).unwrap(), &source);
     assert!(validated.wrong.is_empty(), "{:?}", validated.wrong);
     let keys = json_schema()["properties"].as_object().unwrap().len();
-    assert_eq!(validated.value.unwrap().as_object().unwrap().len(), keys - 3, "all but state, encryption and lineage");
+    assert_eq!(
+        validated.value.unwrap().as_object().unwrap().len(),
+        keys - 5,
+        "all but state, encryption, table_format, aws and lineage"
+    );
 }
 
 #[test]
@@ -53,10 +59,14 @@ state: s3://b/state
 encryption: { kms: alias/nexus }
 commit: { every: 1.5s, bytes: 1GiB, rows: 1000000 }
 limits: { memory: 1GiB, record: 1MiB, open_partitions: 8, spool: 1GiB }
+aws:
+  region: eu-central-1
+  endpoints: { kinesis: "https://k.example", s3: "https://s3.example", secretsmanager: "https://m.example", sqs: "https://q.example", sts: "https://t.example" }
+  role: { arn: "arn:aws:iam::111122223333:role/lake", external_id: x, session_name: all }
 lineage: { url: "http://marquez:5000/api/v1/lineage", namespace: north, every: 5m }
 sources:
   intake:
-    kinesis: { stream: nexus-dev-intake, start: 2026-11-21T08:00:00Z, mode: poll, aggregated: never, on_data_loss: continue }
+    kinesis: { stream: nexus-dev-intake, start: 2026-11-21T08:00:00Z, mode: fan_out, consumer: nexus, aggregated: never, on_data_loss: continue, role: arn:aws:iam::111122223333:role/intake }
     columns: { id: int64 not null, at: timestamp, tags: "map<string, list<int8>>" }
     on_unknown_column: reject
     event_time: { column: at, lateness: 2h, idle: 1m }
@@ -68,6 +78,7 @@ sources:
       bucket_owner: 123456789012
       in_flight: 4
       visibility: 90s
+      role: [arn:aws:iam::111122223333:role/hub, { arn: "arn:aws:iam::444455556666:role/reader" }]
     format: raw
   lines: { file: { path: "in/**/*.csv.zst", follow: true }, format: csv }
   trial:
@@ -83,7 +94,7 @@ sources:
         at: { time: { start: 2026-01-01T00:00:00Z, step: 1s } }
     event_time: { column: at }
 bronze:
-  intake: { from: intake, compression: snappy, partition_by: [date(at), "hour(at)", id] }
+  intake: { from: intake, compression: snappy, partition_by: [date(at), "hour(at)", id], order_by: [at desc nulls last], roll: { age: 5m }, parquet: { bloom: [tags], statistics: none } }
   uploads: { from: uploads, store: false }
   trial: { sql: SELECT * FROM trial, late: drop, unique: { key: [id], within: 7d, keep: newest, order_by: n } }
   hours:
@@ -95,23 +106,36 @@ gold:
     description: The same.
     from: bronze.intake
     expect: { good: { that: id > 0, else: fail } }
-    postgres: { url: pg, table: t, schema: s, append: true, create: false }
+    postgres: { url: pg, auth: rds_iam, role: arn:aws:iam::111122223333:role/db, table: t, schema: s, append: true, create: false }
 secrets:
-  pg: { aws_secrets_manager: { id: nexus/pg, key: url } }
+  pg: { aws_secrets_manager: { id: nexus/pg, key: url, role: [] } }
 tests:
   - name: one
     given: { intake: [ { id: 1, at: null, tags: { a: [1] } } ] }
     expect: { gold.intake: [ { id: 1 } ] }
 "#,
     );
-    let spec = loaded.unwrap_or_else(|e| panic!("{e}")).spec;
+    let loaded = loaded.unwrap_or_else(|e| panic!("{e}"));
+    let roles = |own: Option<&Roles>| {
+        let roles = loaded.aws(own).roles.into_iter();
+        roles.map(|role| format!("{} {}", role.arn.rsplit('/').next().unwrap(), role.session_name)).collect::<Vec<_>>()
+    };
+    let spec = &loaded.spec;
     let kinesis = spec.sources["intake"].kinesis.as_ref().unwrap();
+    assert_eq!(roles(None), ["lake all"]);
+    assert_eq!(roles(kinesis.role.as_ref()), ["intake nexus-every-key"]);
+    let chain = spec.sources["uploads"].s3.as_ref().unwrap().role.as_ref();
+    assert_eq!(roles(chain), ["hub nexus-every-key", "reader nexus-every-key"]);
+    let Some(SecretRef::AwsSecretsManager { aws, .. }) = loaded.secret_ref("pg") else { panic!("a secret of AWS") };
+    assert!(aws.roles.is_empty() && aws.endpoints.len() == 5, "{aws:?}");
+    let database = loaded.database(spec.gold["intake"].postgres.as_ref().unwrap());
+    assert!(matches!(&database, Some(SecretRef::RdsToken { aws, .. }) if aws.roles.len() == 1), "{database:?}");
     assert_eq!(kinesis.start, "2026-11-21T08:00:00Z");
-    assert_eq!(kinesis.mode, KinesisMode::Poll);
+    assert_eq!((kinesis.mode, kinesis.consumer.as_deref()), (KinesisMode::FanOut, Some("nexus")));
     assert_eq!((kinesis.aggregated, kinesis.on_data_loss), (Aggregated::Never, OnDataLoss::Continue));
     assert_eq!(spec.sources["uploads"].s3.as_ref().unwrap().bucket_owner.as_deref(), Some("123456789012"));
     assert_eq!(spec.description.as_deref(), Some("12"));
-    let Given::Rows(rows) = &spec.tests[0].given["intake"] else { panic!("rows") };
+    let Given::Records(rows) = &spec.tests[0].given["intake"] else { panic!("rows") };
     assert_eq!(json!(rows), json!([{ "id": 1, "at": null, "tags": { "a": [1] } }]));
 }
 
@@ -122,7 +146,7 @@ fn relative_paths_begin_at_the_file() {
     assert_eq!(loaded.reference_path("airports").unwrap(), "/srv/data/airports.csv");
     assert_eq!(loaded.lake_root(Tier::Gold), "/srv/lake");
     assert_eq!(loaded.state_root(), "/srv/lake/_nexus/flights");
-    assert_eq!(loaded.given_path(0, "departures"), Some(PathBuf::from("/srv/cases/cancelled.csv")));
+    assert_eq!(loaded.given_path(0, 0, "departures"), Some(PathBuf::from("/srv/cases/cancelled.csv")));
     assert_eq!(loaded.secret_ref("pg"), Some(SecretRef::Env("DATABASE_URL".into())));
 }
 

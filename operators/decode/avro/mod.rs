@@ -166,7 +166,7 @@ impl<'a> Container<'a> {
             if sync != self.sync { Err(invalid("a block does not end where it says")) } else { Ok((block, packed)) }
         });
         let (block, packed) = whole.map_err(|why| (why, all))?;
-        self.left = all.get(block.whole_len()..).unwrap_or_default();
+        self.left = all.get(block.bytes()..).unwrap_or_default();
         let row = self.row;
         self.row += block.records;
         let content = unpack(self.codec, packed).map_err(|why| (why, packed))?;

@@ -193,7 +193,7 @@ fn types_that_stand_in_themselves_or_in_many_places_are_json() {
     assert_eq!((columns[0].data_type(), is_json(&columns[1])), (&DataType::Int64, true));
     // Ten fields of a record that has ten fields of a record, and so on: ten million in all.
     let mut inner = "\"int\"".to_owned();
-    for (level, rest) in REST.iter().enumerate() {
+    for (level, rest) in REST.iter().enumerate().take(7) {
         let fields: Vec<_> = (0..10)
             .map(|n| format!(r#"{{"name":"f{n}","type":{}}}"#, if n == 0 { inner.as_str() } else { *rest }))
             .collect();

@@ -9,11 +9,11 @@ use futures::FutureExt;
 use futures::future::BoxFuture;
 use parquet::arrow::async_reader::MetadataFetch;
 use parquet::errors::ParquetError;
-use parquet::file::metadata::ParquetMetaDataReader;
+use parquet::file::metadata::{ParquetMetaData, ParquetMetaDataReader};
 
-use super::commit::{RemovedFile, Staged, epoch_of_file, epoch_of_note, read};
+use super::commit::{Files, RemovedFile, Rewrite, Staged, epoch_of_file, epoch_of_note, read};
 use crate::error::{Error, Result};
-use crate::sink::{EpochId, Handle};
+use crate::sink::{EpochId, Handle, spool};
 use crate::store::{Backend, Entry, Store};
 
 /// Bytes at the end of a file that are read at once: they hold the whole footer of all but the largest files.
@@ -38,7 +38,7 @@ pub struct NamedFile {
 ///
 /// [`Internal`](crate::ErrorKind::Internal) if it is not such a handle.
 pub fn named_files(handle: &Handle) -> Result<Vec<NamedFile>> {
-    let named = read(handle)?.files.into_iter().map(|file| NamedFile {
+    let named = read(handle)?.into_files().map(|file| NamedFile {
         path: file.path,
         bytes: file.bytes,
         rows: file.rows,
@@ -56,7 +56,44 @@ pub fn named_files(handle: &Handle) -> Result<Vec<NamedFile>> {
 ///
 /// [`Internal`](crate::ErrorKind::Internal) if it is not such a handle.
 pub fn removed_files(handle: &Handle) -> Result<Vec<RemovedFile>> {
-    Ok(read(handle)?.removes)
+    let Files { removes, rewrites, .. } = read(handle)?;
+    Ok(removes.into_iter().chain(rewrites.into_iter().flat_map(|rewrite| rewrite.replaces)).collect())
+}
+
+/// Files of a table that are put in the place of others, by their paths.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Replacement {
+    /// The new files.
+    pub files: Vec<String>,
+    /// Those that they stand for.
+    pub replaces: Vec<String>,
+}
+
+/// Gives which files the commit of a handle puts in the place of which.
+///
+/// # Errors
+///
+/// [`Internal`](crate::ErrorKind::Internal) if it is not such a handle.
+pub fn replacements(handle: &Handle) -> Result<Vec<Replacement>> {
+    let replacement = |rewrite: Rewrite| Replacement {
+        files: rewrite.files.into_iter().map(|file| file.path).collect(),
+        replaces: rewrite.replaces.into_iter().map(|file| file.path).collect(),
+    };
+    Ok(read(handle)?.rewrites.into_iter().map(replacement).collect())
+}
+
+/// Gives the names of the files of the spool whose rows the files of a handle hold, and that its commit removes.
+///
+/// # Errors
+///
+/// [`Internal`](crate::ErrorKind::Internal) if it is not such a handle.
+pub fn spent_files(handle: &Handle) -> Result<Vec<String>> {
+    Ok(read(handle)?.spent)
+}
+
+/// Tells which epoch has spooled the file of this name; nothing if no epoch has.
+pub fn spooled_by(name: &str) -> Option<EpochId> {
+    spool::epoch_of(name)
 }
 
 /// The folders of one [`ParquetSink`](super::ParquetSink), as they are given to it.
@@ -87,7 +124,7 @@ impl TableFolder {
     /// Lists the Parquet files of the table.
     pub async fn list(&self) -> Result<Vec<Entry>> {
         let mut found = self.table.list("").await?;
-        found.retain(|entry| entry.name.ends_with(".parquet"));
+        found.retain(|entry| entry.name.ends_with(".parquet") && !is_hidden(&entry.name));
         Ok(found)
     }
 
@@ -113,19 +150,35 @@ impl TableFolder {
     ///
     /// [`Data`](crate::ErrorKind::Data) if the footer is damaged.
     pub async fn rows(&self, path: &str, size: u64) -> Result<u64> {
+        let rows = self.footer(path, size).await?.file_metadata().num_rows();
+        let wrong = || format!("the footer of {}/{path} tells {rows} rows", self.table.url());
+        u64::try_from(rows).map_err(|e| Error::data(wrong()).because(e))
+    }
+
+    /// Reads a file's footer.
+    ///
+    /// # Errors
+    ///
+    /// [`Data`](crate::ErrorKind::Data) if it is damaged.
+    pub async fn footer(&self, path: &str, size: u64) -> Result<ParquetMetaData> {
         let doing = || format!("could not read the footer of {}/{path}", self.table.url());
         let fetch = Pieces { table: &self.table, path };
         let reader = ParquetMetaDataReader::new().with_prefetch_hint(Some(FOOTER_BYTES));
-        let footer = reader.load_and_finish(fetch, size).await.map_err(|e| match e {
+        reader.load_and_finish(fetch, size).await.map_err(|e| match e {
             ParquetError::External(cause) => match cause.downcast::<Error>() {
                 Ok(error) => error.while_doing(doing()),
                 Err(cause) => Error::data(doing()).because(cause),
             },
             damaged => Error::data(doing()).because(damaged),
-        })?;
-        let rows = footer.file_metadata().num_rows();
-        u64::try_from(rows).map_err(|e| Error::data(format!("{}: it tells {rows} rows", doing())).because(e))
+        })
     }
+}
+
+/// Tells whether a path is none of the table's own: folders that begin with `_` or `.` hold what readers keep beside the
+/// rows, such as the checkpoints of a Delta log. A partition folder may begin so as well.
+fn is_hidden(path: &str) -> bool {
+    let folders = path.rsplit_once('/').map_or("", |(folders, _)| folders);
+    folders.split('/').any(|folder| folder.starts_with(['_', '.']) && !folder.contains('='))
 }
 
 /// Reads pieces of one file.

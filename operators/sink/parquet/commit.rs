@@ -21,12 +21,27 @@ use crate::store::{Entry, join, local};
 const COMPLETIONS_MAX: usize = 16;
 
 /// The files of an epoch, as they stand in the commit record.
-#[derive(Debug, Serialize, Deserialize)]
+#[derive(Debug, Default, Serialize, Deserialize)]
 pub(super) struct Files {
     pub(super) files: Vec<PreparedFile>,
     /// Files of earlier epochs that go when this one is committed.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub(super) removes: Vec<RemovedFile>,
+    /// Names of files of the spool whose rows `files` hold; they go when the epoch is committed.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub(super) spent: Vec<String>,
+    /// Files that stand for committed ones.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub(super) rewrites: Vec<Rewrite>,
+}
+
+/// Files that are put in the place of committed files of the same folder.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub(super) struct Rewrite {
+    /// The new files.
+    pub(super) files: Vec<PreparedFile>,
+    /// Those that they stand for.
+    pub(super) replaces: Vec<RemovedFile>,
 }
 
 /// A committed file whose rows an epoch has taken out of the table.
@@ -39,7 +54,7 @@ pub struct RemovedFile {
 }
 
 /// A file that is durable, but not visible.
-#[derive(Debug, Serialize, Deserialize)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 pub(super) struct PreparedFile {
     /// Path relative to the table's folder, once it is committed.
     pub(super) path: String,
@@ -50,7 +65,7 @@ pub(super) struct PreparedFile {
 }
 
 /// Where the bytes of a prepared file are.
-#[derive(Debug, Serialize, Deserialize)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub(super) enum Staged {
     /// In a file of this name in the staging folder.
@@ -74,22 +89,14 @@ pub(super) struct ParquetCommitter {
 #[async_trait]
 impl Committer for ParquetCommitter {
     async fn commit(&self, id: EpochId, handle: &Handle) -> Result<()> {
-        let Files { files, removes } = read(handle)?;
-        let done = match &self.place {
-            Place::Disk { table, staging } => rename_all(table.clone(), staging.clone(), files).await,
-            Place::Objects(objects) => objects.complete_all(files).await,
-        };
-        let done = match done {
-            Ok(()) => self.remove(removes).await,
-            Err(error) => Err(error),
-        };
-        done.map_err(|e| e.while_doing(format!("could not commit epoch {}", id.epoch)))
+        let files = read(handle)?;
+        self.publish(files).await.map_err(|e| e.while_doing(format!("could not commit epoch {}", id.epoch)))
     }
 
     async fn sweep(&self, generation: u64, keep: &[Handle]) -> Result<u64> {
         let mut kept = HashSet::new();
         for handle in keep {
-            kept.extend(read(handle)?.files.into_iter().map(|file| match file.staged {
+            kept.extend(read(handle)?.into_files().map(|file| match file.staged {
                 Staged::File(name) => name,
                 Staged::Upload { note, .. } => note,
             }));
@@ -117,13 +124,65 @@ impl Committer for ParquetCommitter {
     }
 }
 
+impl Files {
+    /// Gives all files that are put into the table.
+    pub(super) fn into_files(self) -> impl Iterator<Item = PreparedFile> {
+        self.files.into_iter().chain(self.rewrites.into_iter().flat_map(|rewrite| rewrite.files))
+    }
+}
+
+impl Rewrite {
+    /// Begins with the files that are replaced.
+    pub(super) fn of(replaces: Vec<RemovedFile>) -> Self {
+        Self { files: Vec::new(), replaces }
+    }
+
+    /// Counts the rows, which are as many as before.
+    pub(super) fn rows(&self) -> Result<u64> {
+        let before = self.replaces.iter().map(|file| file.rows).sum::<u64>();
+        let after = self.files.iter().map(|file| file.rows).sum::<u64>();
+        if before == after {
+            return Ok(after);
+        }
+        Err(Error::internal(format!("files with {before} rows were to be rewritten, and {after} rows were written")))
+    }
+}
+
 impl ParquetCommitter {
+    async fn publish(&self, Files { files, removes, rewrites, .. }: Files) -> Result<()> {
+        match &self.place {
+            Place::Disk { table, staging } => {
+                rename_all(table.clone(), staging.clone(), files).await?;
+                for Rewrite { files, replaces } in rewrites {
+                    rename_all(table.clone(), staging.clone(), files).await?;
+                    fail::point("before_removal")?;
+                    remove_durably(replaces.iter().map(|file| table.join(&file.path)).collect()).await?;
+                    fail::point("after_removal")?;
+                }
+            }
+            Place::Objects(objects) => {
+                objects.complete_all(files).await?;
+                futures::stream::iter(rewrites)
+                    .map(|rewrite| async move {
+                        // The notes stay until the replaced files are gone: what they tell of is not done before.
+                        let notes = objects.complete_each(rewrite.files).await?;
+                        objects.remove_all(rewrite.replaces).await?;
+                        objects.remove_notes(notes).await
+                    })
+                    .buffer_unordered(COMPLETIONS_MAX)
+                    .try_collect::<()>()
+                    .await?;
+            }
+        }
+        self.remove(removes).await
+    }
+
     /// Removes files; those that an earlier call has removed are gone.
     async fn remove(&self, files: Vec<RemovedFile>) -> Result<()> {
         for file in files {
             fail::point("before_removal")?;
             match &self.place {
-                Place::Disk { table, .. } => remove_durably(table.join(&file.path)).await?,
+                Place::Disk { table, .. } => remove_durably(vec![table.join(&file.path)]).await?,
                 Place::Objects(objects) => match objects.objects.delete(&join(&objects.prefix, &file.path)).await {
                     Ok(()) | Err(object_store::Error::NotFound { .. }) => {}
                     Err(e) => return Err(Error::from(e).while_doing(format!("could not remove {}", file.path))),
@@ -137,12 +196,34 @@ impl ParquetCommitter {
 
 impl Objects {
     async fn complete_all(&self, files: Vec<PreparedFile>) -> Result<()> {
-        let notes: Vec<String> = futures::stream::iter(files)
+        let notes = self.complete_each(files).await?;
+        // Only now: a note that is gone says that its file needs nothing more.
+        self.remove_notes(notes).await
+    }
+
+    async fn complete_each(&self, files: Vec<PreparedFile>) -> Result<Vec<String>> {
+        futures::stream::iter(files)
             .map(|file| self.complete(file))
             .buffer_unordered(COMPLETIONS_MAX)
             .try_collect()
-            .await?;
-        // Only now: a note that is gone says that its file needs nothing more.
+            .await
+    }
+
+    /// Removes files by as few requests as the store allows; those that an earlier call has removed are gone.
+    async fn remove_all(&self, files: Vec<RemovedFile>) -> Result<()> {
+        fail::point("before_removal")?;
+        let paths: Vec<_> = files.iter().map(|file| Ok(join(&self.prefix, &file.path))).collect();
+        let mut removed = self.objects.delete_stream(futures::stream::iter(paths).boxed());
+        while let Some(done) = removed.next().await {
+            match done {
+                Ok(_) | Err(object_store::Error::NotFound { .. }) => {}
+                Err(e) => return Err(Error::from(e).while_doing("could not remove files that were merged")),
+            }
+        }
+        fail::point("after_removal")
+    }
+
+    async fn remove_notes(&self, notes: Vec<String>) -> Result<()> {
         futures::stream::iter(notes)
             .map(|note| async move {
                 fail::point("before_note_removal")?;
@@ -281,18 +362,24 @@ async fn remove_all(staging: PathBuf, names: Vec<String>) -> Result<u64> {
     .await
 }
 
-/// Removes a file so that it is gone after a power failure too: its rows would be there twice.
-async fn remove_durably(path: PathBuf) -> Result<()> {
+/// Removes files so that they are gone after a power failure too: their rows would be there twice.
+async fn remove_durably(paths: Vec<PathBuf>) -> Result<()> {
     blocking(move || {
-        match std::fs::remove_file(&path) {
-            Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(e),
-            _ => {}
+        for path in &paths {
+            match std::fs::remove_file(path) {
+                Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(e),
+                _ => {}
+            }
         }
-        match path.parent().map(std::fs::File::open) {
-            Some(Ok(folder)) => folder.sync_all(),
-            Some(Err(e)) if e.kind() != io::ErrorKind::NotFound => Err(e),
-            _ => Ok(()),
+        let folders: BTreeSet<&FsPath> = paths.iter().filter_map(|path| path.parent()).collect();
+        for folder in folders {
+            match std::fs::File::open(folder) {
+                Ok(folder) => folder.sync_all()?,
+                Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(e),
+                Err(_) => {}
+            }
         }
+        Ok(())
     })
     .await
 }

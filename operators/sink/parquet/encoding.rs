@@ -23,9 +23,9 @@ const SAMPLE_ROWS: usize = 8192;
 /// The fewest rows that say anything. A file that begins with fewer is one of short epochs, and small.
 const SAMPLE_ROWS_MIN: usize = 1024;
 
-/// The number of values in a row group from which a dictionary is left out: with 8 bytes each it is at the encoder's
-/// limit of 1 MiB, where it is given up anyway.
-const DICTIONARY_VALUES_MAX: usize = 128 * 1024;
+/// The bytes of a value, by which the number of values is known from which a dictionary is left out: with so many it is at
+/// the limit of the table, where it is given up anyway.
+const VALUE_BYTES: usize = 8;
 
 /// Gives the settings of a file that begins with `rows`.
 pub(super) fn fitting(properties: &WriterProperties, rows: &RecordBatch) -> Result<WriterProperties> {
@@ -35,6 +35,7 @@ pub(super) fn fitting(properties: &WriterProperties, rows: &RecordBatch) -> Resu
     }
     let sample = rows.slice(0, sampled);
     let mut builder = properties.clone().into_builder();
+    let values_max = properties.dictionary_page_size_limit() / VALUE_BYTES;
     for (field, values) in sample.schema_ref().fields().iter().zip(sample.columns()) {
         if field.data_type().is_nested() || *field.data_type() == DataType::Boolean {
             continue;
@@ -47,7 +48,7 @@ pub(super) fn fitting(properties: &WriterProperties, rows: &RecordBatch) -> Resu
         let encoded = RowConverter::new(vec![SortField::new(field.data_type().clone())])?
             .convert_columns(std::slice::from_ref(values))?;
         let distinct = encoded.iter().map(|row| row.data()).collect::<HashSet<_>>().len();
-        if values_estimated(sampled, distinct) > DICTIONARY_VALUES_MAX {
+        if values_estimated(sampled, distinct) > values_max {
             builder = builder.set_column_dictionary_enabled(path, false);
         }
     }

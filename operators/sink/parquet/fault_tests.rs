@@ -102,6 +102,7 @@ fn open(lake: &Store) -> ParquetSink {
         schema: schema(),
         partition_by: vec![PartitionBy::Column("origin".into())],
         compression: ParquetCompression::Snappy,
+        layout: ParquetLayout::default(),
         open_partitions_max: 1,
         buffer_bytes: 1 << 20,
     };

@@ -22,7 +22,7 @@
 //! ```
 //! # use std::sync::Arc;
 //! # use arrow::array::{Float64Array, RecordBatch, StringArray};
-//! # use nexus_operators::sink::parquet::{ParquetCompression, ParquetSettings, ParquetSink, PartitionBy};
+//! # use nexus_operators::sink::parquet::{ParquetCompression, ParquetLayout, ParquetSettings, ParquetSink, PartitionBy};
 //! # use nexus_operators::sink::{EpochId, Sink};
 //! # use nexus_operators::store::Store;
 //! # #[tokio::main(flavor = "current_thread")]
@@ -38,6 +38,7 @@
 //!     schema: rows.schema(),
 //!     partition_by: vec![PartitionBy::Column("origin".into())],
 //!     compression: ParquetCompression::Zstd,
+//!     layout: ParquetLayout::default(),
 //!     open_partitions_max: 64,
 //!     buffer_bytes: 64 << 20,
 //! };
@@ -63,15 +64,22 @@ mod encoding;
 #[cfg(feature = "testing")]
 mod fault_tests;
 mod file;
+#[cfg(test)]
+mod layout_tests;
 mod partition;
 mod place;
+mod rewrite;
+mod roll;
 mod schema;
+mod settings;
+mod sort;
 #[cfg(test)]
 #[cfg(feature = "testing")]
 mod tests;
 mod upload;
 
 use std::collections::HashMap;
+use std::ops::Range;
 use std::sync::Arc;
 
 use arrow::array::RecordBatch;
@@ -79,75 +87,32 @@ use arrow::datatypes::SchemaRef;
 use async_trait::async_trait;
 use futures::{StreamExt, TryStreamExt};
 use parquet::arrow::arrow_writer::ArrowWriterOptions;
-use parquet::basic::{Compression, GzipLevel, ZstdLevel};
-use parquet::file::metadata::KeyValue;
-use parquet::file::properties::{EnabledStatistics, WriterProperties};
+use parquet::file::properties::WriterProperties;
 
 pub use self::commit::RemovedFile;
-use self::commit::{Files, ParquetCommitter, PreparedFile, Staged, blocking};
+use self::commit::{Files, ParquetCommitter, PreparedFile, Rewrite, Staged, blocking};
 use self::file::{FinishedFile, OpenFile, Output, Parts};
 use self::partition::{Group, Router};
 pub use self::partition::{PartitionBy, folder_values};
 use self::place::Place;
+pub use self::roll::{Roll, RollingPlace, RollingSink, Waiting, is_over};
 use self::schema::StoredSchema;
 pub use self::schema::stored_columns;
+pub use self::settings::{
+    BloomFilter, OrderBy, ParquetCompression, ParquetLayout, ParquetSettings, ParquetStatistics, is_ordered,
+};
+use self::settings::{metadata, properties};
+use self::sort::Sorter;
 use self::upload::Uploads;
 use super::{Committer, EpochId, Prepared, Sink};
 use crate::error::{Error, Result};
 use crate::store::{Store, join, local};
-
-/// Encoded bytes after which a row group ends. Readers share the work of a file
-/// by row groups and skip whole ones by their statistics, which asks for small
-/// ones; each costs a request for every column, which asks for large ones. With
-/// 64 MiB a column chunk is some MiB, which is what object stores give fastest.
-const ROW_GROUP_BYTES: usize = 64 << 20;
-
-/// Rows after which a row group ends, as in most writers: DuckDB and Spark
-/// divide their work by about as many.
-const ROW_GROUP_ROWS: usize = 1 << 20;
 
 /// What a file that has just been opened takes at least.
 const OPEN_FILE_BYTES: usize = 4 << 10;
 
 /// Files that are synced at once: a disk joins syncs that come together.
 const SYNCS_MAX: usize = 8;
-
-/// How the files of a table are compressed.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub enum ParquetCompression {
-    /// Zstandard at level 1: nearly as fast as Snappy, and a third smaller.
-    #[default]
-    Zstd,
-    /// Snappy, for readers that know nothing newer.
-    Snappy,
-    /// LZ4 without a frame.
-    Lz4,
-    /// Gzip, for readers of old.
-    Gzip,
-    /// None.
-    Uncompressed,
-}
-
-/// What a [`ParquetSink`] is told.
-#[derive(Debug, Clone)]
-pub struct ParquetSettings {
-    /// The pipeline's name; the files' names begin with it.
-    pub pipeline: String,
-    /// The table's tier, for the files' metadata.
-    pub tier: String,
-    /// The table's name, for the files' metadata and for errors.
-    pub table: String,
-    /// The columns of the rows that will come.
-    pub schema: SchemaRef,
-    /// The levels of partition folders, the outermost first.
-    pub partition_by: Vec<PartitionBy>,
-    /// How the files are compressed.
-    pub compression: ParquetCompression,
-    /// Most files that are open at once.
-    pub open_partitions_max: usize,
-    /// Most memory in bytes for rows that are encoded and not yet written or sent.
-    pub buffer_bytes: usize,
-}
 
 /// Writes a table's rows to Parquet files.
 ///
@@ -164,6 +129,8 @@ pub struct ParquetSink {
     properties: WriterProperties,
     router: Router,
     place: Place,
+    /// Rows of the open epoch that are to be sorted; nothing if they are stored as they come.
+    sorter: Option<Sorter>,
     /// The uploads of the open epoch; nothing on a local disk.
     uploads: Option<Uploads>,
     /// Open files, by the number of their folder.
@@ -171,6 +138,8 @@ pub struct ParquetSink {
     finished: Vec<FinishedFile>,
     /// Files of earlier epochs that go when the next one is committed.
     removes: Vec<RemovedFile>,
+    /// The numbers of files that stand for committed ones, and these.
+    rewrites: Vec<(Range<u64>, Vec<RemovedFile>)>,
     /// Files started in this epoch.
     files: u64,
     /// Calls of `write`, for telling which file was used least recently.
@@ -190,8 +159,9 @@ impl ParquetSink {
     /// # Errors
     ///
     /// [`Config`](crate::ErrorKind::Config) for a column that Parquet readers
-    /// cannot read, a partition column that is not there or names no folder, or
-    /// partition columns that leave no column for the files.
+    /// cannot read, a partition column that is not there or names no folder,
+    /// partition columns that leave no column for the files, or an order or a
+    /// bloom filter of columns that have none.
     pub fn new(settings: ParquetSettings, table: Store, staging: Store, notes: Store) -> Result<Self> {
         let stored = StoredSchema::of(&settings.schema, &settings.table)?;
         let router = Router::new(&settings.partition_by, stored.schema(), &settings.table)?;
@@ -200,17 +170,20 @@ impl ParquetSink {
             Place::Disk { .. } => None,
             Place::Objects(objects) => Some(Uploads::new(objects.multipart.clone(), objects.notes.clone())),
         };
-        let properties = properties(settings.compression)?;
+        let properties = properties(&settings, router.file_schema())?;
+        let sorter = sorter(&settings, stored.schema())?;
         Ok(Self {
             settings,
             stored,
             properties,
             router,
             place,
+            sorter,
             uploads,
             open: HashMap::new(),
             finished: Vec::new(),
             removes: Vec::new(),
+            rewrites: Vec::new(),
             files: 0,
             writes: 0,
             staging_made: false,
@@ -327,8 +300,25 @@ impl ParquetSink {
 
     /// Gives how much open files may hold. Where files are uploaded, half of the
     /// memory is for what is being sent, so that sending goes on while rows are encoded.
+    /// Where rows are sorted, a quarter of it is for those.
     fn held_bytes_max(&self) -> usize {
-        if self.uploads.is_some() { self.settings.buffer_bytes / 2 } else { self.settings.buffer_bytes }
+        let sorted_bytes = if self.sorter.is_some() { self.settings.buffer_bytes / 4 } else { 0 };
+        let bytes = self.settings.buffer_bytes - sorted_bytes;
+        if self.uploads.is_some() { bytes / 2 } else { bytes }
+    }
+
+    /// Encodes the rows that wait to be sorted. It can be called again after an upload has failed.
+    async fn encode_sorted(&mut self, id: EpochId) -> Result<()> {
+        loop {
+            let Some(sorter) = &mut self.sorter else { return Ok(()) };
+            let sorted = sorter.next();
+            let Some(rows) = self.breaking(sorted)? else { return Ok(()) };
+            let encoded = self.router.route(rows).and_then(|groups| self.encode(id, groups));
+            self.breaking(encoded)?;
+            if let Some(uploads) = &mut self.uploads {
+                uploads.advance(self.settings.buffer_bytes / 2).await?;
+            }
+        }
     }
 
     /// Gives the bytes that open files hold.
@@ -355,7 +345,7 @@ impl ParquetSink {
             .await
     }
 
-    fn prepared_files(&self, id: EpochId) -> Result<Vec<PreparedFile>> {
+    fn prepared_files(&self, id: EpochId) -> Result<Vec<(u64, PreparedFile)>> {
         let staged = |file: &FinishedFile| -> Result<Staged> {
             match &self.uploads {
                 None => Ok(Staged::File(base_name(&file.path).to_owned())),
@@ -365,8 +355,9 @@ impl ParquetSink {
                 }
             }
         };
-        let prepared = |file: &FinishedFile| -> Result<PreparedFile> {
-            Ok(PreparedFile { path: file.path.clone(), bytes: file.bytes, rows: file.rows, staged: staged(file)? })
+        let prepared = |file: &FinishedFile| -> Result<(u64, PreparedFile)> {
+            let staged = staged(file)?;
+            Ok((file.number, PreparedFile { path: file.path.clone(), bytes: file.bytes, rows: file.rows, staged }))
         };
         self.finished.iter().map(prepared).collect()
     }
@@ -397,13 +388,18 @@ impl Sink for ParquetSink {
             return Ok(());
         }
         // Bad data is found here, before any row of the call is taken.
-        let groups = self.router.route(self.stored.store(rows)?)?;
-        let encoded = self.encode(id, groups);
-        self.breaking(encoded)
+        let rows = self.stored.store(rows)?;
+        let groups = self.router.route(rows.clone())?;
+        let taken = match &mut self.sorter {
+            Some(sorter) => sorter.push(rows),
+            None => self.encode(id, groups),
+        };
+        self.breaking(taken)
     }
 
     async fn prepare(&mut self, id: EpochId) -> Result<Prepared> {
         self.check()?;
+        self.encode_sorted(id).await?;
         let folders: Vec<usize> = self.open.keys().copied().collect();
         for folder in folders {
             let finished = self.finish_file(id, folder);
@@ -412,22 +408,37 @@ impl Sink for ParquetSink {
                 uploads.advance(self.settings.buffer_bytes / 2).await?;
             }
         }
-        if self.finished.is_empty() && self.removes.is_empty() {
+        if self.finished.is_empty() && self.removes.is_empty() && self.rewrites.is_empty() {
             return Ok(Prepared::default());
         }
         self.settle().await?;
-        let mut files = self.prepared_files(id)?;
-        files.sort_by(|a, b| a.path.cmp(&b.path));
+        let files = self.prepared_files(id)?;
         let removed = self.removes.iter().map(|file| file.rows).sum();
         let mut prepared = Prepared { files: files.len() as u64, removed, ..Prepared::default() };
-        for file in &files {
-            prepared.rows += file.rows;
-            prepared.bytes += file.bytes;
+        prepared.bytes = files.iter().map(|(_, file)| file.bytes).sum();
+        let mut handle = Files { removes: self.removes.clone(), ..Files::default() };
+        handle.rewrites = self.rewrites.iter().map(|(_, replaced)| Rewrite::of(replaced.clone())).collect();
+        for (number, file) in files {
+            match self.rewrites.iter().position(|(numbers, _)| numbers.contains(&number)) {
+                Some(place) => {
+                    handle.rewrites.get_mut(place).into_iter().for_each(|into| into.files.push(file.clone()))
+                }
+                None => {
+                    prepared.rows += file.rows;
+                    handle.files.push(file);
+                }
+            }
         }
-        let handle = serde_json::to_value(Files { files, removes: self.removes.clone() });
+        handle.files.sort_by(|a, b| a.path.cmp(&b.path));
+        for rewrite in &handle.rewrites {
+            prepared.rewritten += rewrite.rows()?;
+        }
+        prepared.removed += prepared.rewritten;
+        let handle = serde_json::to_value(handle);
         prepared.handle = Some(handle.map_err(|e| Error::internal("could not write a handle").because(e))?);
         self.finished.clear();
         self.removes.clear();
+        self.rewrites.clear();
         self.files = 0;
         self.router.reset();
         if let Some(uploads) = &mut self.uploads {
@@ -436,9 +447,20 @@ impl Sink for ParquetSink {
         Ok(prepared)
     }
 
+    fn end(&mut self) {}
+
     fn committer(&self) -> Arc<dyn Committer> {
         Arc::new(ParquetCommitter { pipeline: self.settings.pipeline.clone(), place: self.place.clone() })
     }
+}
+
+/// Makes what sorts rows of these columns, if the files are to be sorted.
+fn sorter(settings: &ParquetSettings, columns: &SchemaRef) -> Result<Option<Sorter>> {
+    let order_by = &settings.layout.order_by;
+    if order_by.is_empty() {
+        return Ok(None);
+    }
+    Sorter::new(columns.clone(), order_by, &settings.table, settings.buffer_bytes / 4).map(Some)
 }
 
 fn send_parts(uploads: &mut Uploads, file: &mut OpenFile) {
@@ -455,41 +477,11 @@ fn note_name(id: EpochId, number: u64) -> String {
     format!("{}-{}-{number}.json", id.generation, id.epoch)
 }
 
+/// Gives the folder of a file, relative to the table's; empty if there are no partitions.
+pub fn folder_of(path: &str) -> &str {
+    path.rsplit_once('/').map_or("", |(folder, _)| folder)
+}
+
 fn base_name(path: &str) -> &str {
     path.rsplit('/').next().unwrap_or(path)
-}
-
-fn properties(compression: ParquetCompression) -> Result<WriterProperties> {
-    let compression = match compression {
-        ParquetCompression::Zstd => {
-            let level = ZstdLevel::try_new(1).map_err(|e| Error::internal("zstd has no level 1").because(e))?;
-            Compression::ZSTD(level)
-        }
-        ParquetCompression::Snappy => Compression::SNAPPY,
-        ParquetCompression::Lz4 => Compression::LZ4_RAW,
-        ParquetCompression::Gzip => Compression::GZIP(GzipLevel::default()),
-        ParquetCompression::Uncompressed => Compression::UNCOMPRESSED,
-    };
-    Ok(WriterProperties::builder()
-        .set_compression(compression)
-        .set_statistics_enabled(EnabledStatistics::Page)
-        .set_dictionary_enabled(true)
-        .set_max_row_group_row_count(Some(ROW_GROUP_ROWS))
-        .set_max_row_group_bytes(Some(ROW_GROUP_BYTES))
-        .set_created_by(format!("nexus version {}", env!("CARGO_PKG_VERSION")))
-        .build())
-}
-
-/// Gives what the footer says about where the rows come from; the file adds their number.
-fn metadata(settings: &ParquetSettings, partition_columns: Option<&str>, id: EpochId) -> Vec<KeyValue> {
-    let origin = [
-        ("nexus.version", env!("CARGO_PKG_VERSION").to_owned()),
-        ("nexus.pipeline", settings.pipeline.clone()),
-        ("nexus.tier", settings.tier.clone()),
-        ("nexus.table", settings.table.clone()),
-        ("nexus.generation", id.generation.to_string()),
-        ("nexus.epoch", id.epoch.to_string()),
-    ];
-    let columns = partition_columns.map(|columns| ("nexus.partition_columns", columns.to_owned()));
-    origin.into_iter().chain(columns).map(|(key, value)| KeyValue::new(key.to_owned(), value)).collect()
 }

@@ -54,6 +54,8 @@ pub(super) struct Router {
     /// Folders seen in this epoch, by the encoded values that name them.
     known: HashMap<Box<[u8]>, usize>,
     folders: Vec<Arc<str>>,
+    /// Most folders of one epoch.
+    folders_max: usize,
 }
 
 struct Level {
@@ -108,6 +110,7 @@ impl Router {
             converter,
             known: HashMap::new(),
             folders: Vec::new(),
+            folders_max: FOLDERS_MAX,
         })
     }
 
@@ -121,6 +124,11 @@ impl Router {
         self.partition_columns.as_deref()
     }
 
+    /// Takes any number of folders: of rows of several epochs, each of which was held to the limit.
+    pub(super) fn lift_limit(&mut self) {
+        self.folders_max = usize::MAX;
+    }
+
     /// Forgets the folders of the epoch before.
     pub(super) fn reset(&mut self) {
         self.known.clear();
@@ -130,6 +138,12 @@ impl Router {
     /// Gives the path of a folder relative to the table; empty if there are no partitions.
     pub(super) fn folder(&self, number: usize) -> Arc<str> {
         self.folders.get(number).cloned().unwrap_or_default()
+    }
+
+    /// Gives a folder that is there already a number in this epoch.
+    pub(super) fn name(&mut self, folder: &str) -> usize {
+        self.folders.push(folder.into());
+        self.folders.len() - 1
     }
 
     /// Divides rows by their folders, in the order in which these first occur.
@@ -168,7 +182,7 @@ impl Router {
 
     /// Remembers a folder that has not been seen in this epoch.
     fn learn(&mut self, key: &[u8], keys: &[ArrayRef], row: usize) -> Result<usize> {
-        if self.folders.len() == FOLDERS_MAX {
+        if self.folders.len() >= self.folders_max {
             return Err(Error::config(format!(
                 "one epoch has rows for more than {FOLDERS_MAX} partition folders; partition by columns with fewer values"
             )));

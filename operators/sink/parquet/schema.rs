@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use arrow::array::{ArrayRef, RecordBatch};
+use arrow::array::{ArrayRef, RecordBatch, new_null_array};
 use arrow::compute::{CastOptions, cast_with_options};
 use arrow::datatypes::{DataType, Field, FieldRef, Schema, SchemaRef, TimeUnit};
 use parquet::arrow::ArrowSchemaConverter;
@@ -66,6 +66,18 @@ impl StoredSchema {
         RecordBatch::try_new(self.schema.clone(), columns)
             .map_err(|e| Error::internal("rows do not have the schema of their table").because(e))
     }
+}
+
+/// Gives rows under columns that they may lack or have with other types: what is lacking is NULL.
+pub(super) fn fit(rows: &RecordBatch, schema: &SchemaRef) -> Result<RecordBatch> {
+    let column = |field: &FieldRef| match rows.column_by_name(field.name()) {
+        Some(column) if column.data_type() == field.data_type() => Ok(column.clone()),
+        Some(column) => cast(column, field),
+        None => Ok(new_null_array(field.data_type(), rows.num_rows())),
+    };
+    let columns = schema.fields().iter().map(column).collect::<Result<_>>()?;
+    RecordBatch::try_new(schema.clone(), columns)
+        .map_err(|e| Error::internal("stored rows do not fit the columns of their table").because(e))
 }
 
 fn cast(column: &ArrayRef, field: &Field) -> Result<ArrayRef> {

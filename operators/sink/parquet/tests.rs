@@ -29,6 +29,7 @@ fn settings(schema: SchemaRef, partition_by: Vec<PartitionBy>) -> ParquetSetting
         schema,
         partition_by,
         compression: ParquetCompression::Zstd,
+        layout: ParquetLayout::default(),
         open_partitions_max: 3,
         buffer_bytes: 64 << 20,
     }

@@ -8,10 +8,9 @@ pub use super::commit::Spooled;
 use super::commit::{EPOCHS_REMEMBERED, number, read};
 use super::connect::Database;
 use super::failure::failed;
-use super::spool;
 use crate::error::{Error, Result};
 use crate::secret::SecretRef;
-use crate::sink::{EpochId, Handle, RefusedUpto};
+use crate::sink::{EpochId, Handle, RefusedUpto, spool};
 
 /// An epoch that `nexus.commits` holds.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -13,12 +13,11 @@ use super::connect::Database;
 use super::failure::failed;
 use super::holder::Holder;
 use super::judge::Judge;
-use super::spool;
 use super::table::{REFUSED_SQL, Table, run};
 use super::target::{Target, Way};
 use crate::error::{Error, ErrorKind, Result};
 use crate::fail;
-use crate::sink::{Committer, EpochId, Handle};
+use crate::sink::{Committer, EpochId, Handle, spool};
 use crate::store::Store;
 
 /// How many epochs `nexus.commits` remembers of each sink. It must hold more

@@ -26,12 +26,14 @@ use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
 use rustls::{ClientConfig, ConfigBuilder, DigitallySignedStruct, RootCertStore, SignatureScheme};
 use tokio::sync::Mutex;
+use tokio::time::Instant;
 use tokio_postgres::config::{Config, Host, SslMode};
 use tokio_postgres_rustls::MakeRustlsConnect;
 
 use super::Address;
-use super::failure::{is_wrong_password, not_connected};
-use crate::error::{Error, Result};
+use super::failure::{is_refused, not_connected};
+use crate::error::{Error, ErrorKind, Result};
+use crate::probe::Probed;
 use crate::secret::{Secret, SecretRef};
 
 /// Connections of a sink: one commits, one checks.
@@ -47,34 +49,92 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(15);
 /// sends no reset would hold a commit up for as long as the system's keepalive allows: two hours and more.
 const SILENCE_MAX: Duration = Duration::from_secs(60);
 
+/// How long a server may refuse a user that it has let in before: a rotation changes the password first, and the secret
+/// some seconds or minutes later.
+const ROTATION_MAX: Duration = Duration::from_secs(15 * 60);
+
 /// A database, connected to when it is first needed.
 pub(super) struct Database {
     secret: SecretRef,
     /// Made when it is first needed. An async lock, held while the secret is
     /// fetched: whoever waits for it wants the same secret.
-    pool: Mutex<Option<Pool>>,
+    opened: Mutex<Option<Opened>>,
+}
+
+/// A database with which something was begun.
+struct Opened {
+    pool: Pool,
+    /// What the pool was made of.
+    url: Secret,
+    fetched_at: Instant,
+    /// Whether the server has ever let us in.
+    let_in: bool,
+    /// Since when it refuses us.
+    refused_since: Option<Instant>,
 }
 
 impl Database {
     pub(super) fn new(secret: SecretRef) -> Self {
-        Self { secret, pool: Mutex::new(None) }
+        Self { secret, opened: Mutex::new(None) }
     }
 
-    /// Gives a connection. A refused password is fetched again, once.
+    /// Looks whether the secret can be fetched.
+    pub(super) async fn probe_secret(&self) -> Probed {
+        self.secret.probe().await
+    }
+
+    /// Gives a connection. A refused password is fetched again, once; so is one that has grown old.
     pub(super) async fn client(&self) -> Result<Client> {
-        match self.pool(false).await?.get().await {
-            Err(error) if is_wrong_password(&error) => self.pool(true).await?.get().await.map_err(not_connected),
-            got => got.map_err(not_connected),
+        let mut got = self.pool(false).await?.get().await;
+        if got.as_ref().is_err_and(is_refused) {
+            got = self.pool(true).await?.get().await;
+        }
+        let mut opened = self.opened.lock().await;
+        let opened = opened.as_mut().ok_or_else(|| Error::internal("a database was closed while it was used"))?;
+        match got {
+            Ok(client) => {
+                (opened.let_in, opened.refused_since) = (true, None);
+                Ok(client)
+            }
+            Err(error) if opened.let_in && is_refused(&error) => {
+                let since = *opened.refused_since.get_or_insert_with(Instant::now);
+                let error = not_connected(error);
+                if since.elapsed() > ROTATION_MAX {
+                    return Err(error);
+                }
+                Err(Error::unavailable("the password has changed, and the secret has not yet").because(error))
+            }
+            Err(error) => Err(not_connected(error)),
         }
     }
 
-    /// Gives the pool, made of the secret's present value if it is new or to be renewed.
+    /// Gives the pool, made of the secret's present value if it is new, old or to be renewed.
     async fn pool(&self, renew: bool) -> Result<Pool> {
-        let mut pool = self.pool.lock().await;
-        match pool.as_ref() {
-            Some(known) if !renew => Ok(known.clone()),
-            _ => Ok(pool.insert(open(&self.secret.resolve().await?)?).clone()),
+        let mut opened = self.opened.lock().await;
+        let is_good = |known: &&Opened| !renew && known.fetched_at.elapsed() < self.secret.age_max();
+        if let Some(known) = opened.as_ref().filter(is_good) {
+            return Ok(known.pool.clone());
         }
+        let url = match (self.secret.resolve().await, opened.as_ref()) {
+            (Ok(url), _) => url,
+            (Err(error), Some(known)) if !renew && error.kind() == ErrorKind::Unavailable => {
+                tracing::warn!(%error, "could not look whether a secret has changed; the one that is known may still hold");
+                return Ok(known.pool.clone());
+            }
+            (Err(error), _) => return Err(error),
+        };
+        let fetched_at = Instant::now();
+        match opened.as_mut() {
+            Some(known) if known.url == url && !renew => known.fetched_at = fetched_at,
+            Some(known) => {
+                (known.pool, known.url, known.fetched_at) = (open(&url)?, url, fetched_at);
+            }
+            None => {
+                *opened = Some(Opened { pool: open(&url)?, url, fetched_at, let_in: false, refused_since: None });
+            }
+        }
+        let pool = opened.as_ref().map(|known| known.pool.clone());
+        pool.ok_or_else(|| Error::internal("a database was not opened"))
     }
 }
 

@@ -10,10 +10,10 @@ use tokio::sync::mpsc;
 
 use super::columns::Columns;
 use super::failure::failed;
-use super::spool;
 use super::table::Table;
 use crate::error::{Error, Result};
 use crate::fail;
+use crate::sink::spool;
 
 /// Bytes of a message of the COPY: large enough that its header does not count,
 /// small enough that the connection is not held up.

@@ -6,6 +6,7 @@ use deadpool_postgres::PoolError;
 use tokio_postgres::error::{DbError, SqlState};
 
 use crate::error::{Error, ErrorKind};
+use crate::probe::{Lack, Lacking};
 
 /// Turns an error of the client or the server into ours: `doing: what the server says`.
 pub(super) fn failed(doing: impl Into<String>, error: tokio_postgres::Error) -> Error {
@@ -30,9 +31,16 @@ pub(super) fn not_connected(error: PoolError) -> Error {
     }
 }
 
-/// Tells whether the server refused the password.
-pub(super) fn is_wrong_password(error: &PoolError) -> bool {
-    matches!(error, PoolError::Backend(error) if error.code() == Some(&SqlState::INVALID_PASSWORD))
+/// Tells whether the server refused the user or the password: RDS says 28000 of a token, where others say 28P01.
+pub(super) fn is_refused(error: &PoolError) -> bool {
+    matches!(error, PoolError::Backend(error) if error.code().is_some_and(|state| state.code().starts_with("28")))
+}
+
+/// Tells what is missing where something has failed.
+pub(super) fn lacking(error: Error) -> Lacking {
+    let text = error.to_string();
+    let is_forbidden = ["(SQLSTATE 28", "(SQLSTATE 42501)"].iter().any(|state| text.contains(state));
+    if is_forbidden { Lacking { lack: Lack::Permission, error } } else { error.into() }
 }
 
 /// Sorts the classes of SQLSTATE (appendix A of the manual of PostgreSQL).

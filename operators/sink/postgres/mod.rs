@@ -51,6 +51,7 @@ mod copy;
 mod failure;
 mod holder;
 mod judge;
+mod probe;
 mod refused;
 #[cfg(test)]
 #[cfg(feature = "testing")]
@@ -58,7 +59,6 @@ mod refused_tests;
 #[cfg(test)]
 #[cfg(feature = "testing")]
 mod server_tests;
-mod spool;
 mod table;
 mod target;
 #[cfg(test)]
@@ -77,9 +77,9 @@ use self::columns::Columns;
 use self::commit::{PostgresCommitter, Spooled};
 use self::connect::Database;
 use self::holder::Holder;
-use self::spool::Spool;
 use self::table::Table;
-use super::{Committer, EpochId, Prepared, RefusedRows, Sink};
+use super::spool::{self, Spool};
+use super::{Committer, EpochId, Prepared, RefusedRows, Sink, SpooledFile};
 use crate::error::{Error, ErrorKind, Result};
 use crate::quarantine::{self, Quarantined};
 use crate::secret::SecretRef;
@@ -274,17 +274,20 @@ impl Sink for PostgresSink {
     }
 
     async fn prepare(&mut self, id: EpochId) -> Result<Prepared> {
-        let (files, bytes) = self.spool.finish(id).await?;
-        let (refused, refused_bytes) = self.unfit.finish(id).await?;
+        let (files, refused) = (self.spool.finish(id).await?, self.unfit.finish(id).await?);
+        let bytes = files.iter().chain(&refused).map(|file| file.bytes).sum();
         let count = (files.len() + refused.len()) as u64;
         if count == 0 {
             return Ok(Prepared::default());
         }
         let (rows, refused_rows) = (std::mem::take(&mut self.rows), std::mem::take(&mut self.unfit_rows));
-        let handle = serde_json::to_value(Spooled { files, rows, refused, refused_rows })
+        let names = |files: Vec<SpooledFile>| files.into_iter().map(|file| file.name).collect();
+        let handle = serde_json::to_value(Spooled { files: names(files), rows, refused: names(refused), refused_rows })
             .map_err(|e| Error::internal("could not write a handle").because(e))?;
-        Ok(Prepared { handle: Some(handle), rows, bytes: bytes + refused_bytes, files: count, ..Prepared::default() })
+        Ok(Prepared { handle: Some(handle), rows, bytes, files: count, ..Prepared::default() })
     }
+
+    fn end(&mut self) {}
 
     fn committer(&self) -> Arc<dyn Committer> {
         self.committer.clone()

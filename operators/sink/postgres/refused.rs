@@ -16,10 +16,10 @@ use super::commit::{PostgresCommitter, Spooled, number};
 use super::copy;
 use super::failure::failed;
 use super::judge::Refusal;
-use super::spool;
 use crate::batch::{OFFSET_COLUMN, PARTITION_COLUMN, SOURCE_COLUMN};
 use crate::error::{Error, Result};
 use crate::quarantine::{self, Quarantined, REFUSED_RULE};
+use crate::sink::spool;
 use crate::sink::{EpochId, RefusedRows, RefusedUpto};
 
 /// Rows that are read at once.

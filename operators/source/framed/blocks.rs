@@ -107,7 +107,7 @@ impl Blocks {
             if sync != self.sync {
                 return Err(invalid("a block does not end where it says, or its bytes are broken"));
             }
-            self.ready.0 += block.whole_len();
+            self.ready.0 += block.bytes();
             self.ready.1 += block.records;
         }
         Ok(())
@@ -129,7 +129,7 @@ impl Blocks {
 
     /// Steps over a block; tells whether it has.
     fn step_over(&mut self, block: Block) -> Result<bool> {
-        let len = block.whole_len();
+        let len = block.bytes();
         if len > self.buffer.len() {
             if self.content.packed() || self.ended {
                 return Ok(false);

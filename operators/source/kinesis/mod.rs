@@ -1,4 +1,4 @@
-//! Amazon Kinesis data streams, read shard by shard with GetRecords.
+//! Amazon Kinesis data streams, read shard by shard: by asking, or by enhanced fan-out.
 //!
 //! The guarantee: every record of every shard is handed on once and in its
 //! shard's order, over restarts and reshards, and a child shard is read only
@@ -9,22 +9,22 @@
 //! The source spawns nothing: requests in flight are futures that it owns, and
 //! they make progress while [`next`](Source::next) is awaited.
 //!
-//! Invariant: enhanced fan-out is left out; all shards are polled.
-//!
 //! ```no_run
 //! # async fn example() -> nexus_operators::Result<()> {
 //! use std::sync::Arc;
 //! use nexus_operators::clock::SystemClock;
 //! use nexus_operators::position::Cut;
 //! use nexus_operators::source::Source;
-//! use nexus_operators::source::kinesis::{Aggregated, KinesisSettings, KinesisSource, OnDataLoss, Start};
+//! use nexus_operators::source::kinesis::{Aggregated, KinesisSettings, KinesisSource, Mode, OnDataLoss, Start};
 //!
 //! let settings = KinesisSettings {
 //!     name: "intake".into(),
 //!     stream: "nexus-dev-intake".into(),
 //!     start: Start::Earliest,
+//!     mode: Mode::Poll,
 //!     aggregated: Aggregated::Auto,
 //!     on_data_loss: OnDataLoss::Fail,
+//!     aws: Default::default(),
 //! };
 //! let mut source = KinesisSource::new(settings, Arc::new(SystemClock), None);
 //! source.open(&Cut::default()).await?;
@@ -34,10 +34,14 @@
 //! ```
 
 mod backoff;
+mod consumer;
 mod discovery;
+mod fan_out;
 pub(crate) mod kpl;
+mod probe;
 mod reader;
 mod service;
+mod settings;
 mod shards;
 #[cfg(test)]
 mod tests;
@@ -54,9 +58,13 @@ use futures::future::BoxFuture;
 use futures::stream::FuturesUnordered;
 use tokio::time::Instant;
 
+use self::consumer::Consumer;
 use self::discovery::{Discovery, first_shards};
+use self::fan_out::FanOut;
+pub use self::probe::probe;
 use self::reader::{End, Moved, Reader, Reading, Step, data_loss, horizon_ms};
 use self::service::{Fault, Filter, Kinesis, Service, ShardFacts, list_all};
+pub use self::settings::{Aggregated, KinesisSettings, Mode, OnDataLoss, Start};
 use self::shards::Shards;
 use crate::batch::{Chunk, Payload, Record};
 use crate::clock::SharedClock;
@@ -69,55 +77,15 @@ use crate::source::{Source, SourceEvent};
 /// since a call takes some tens of milliseconds and a shard has one a second.
 const REQUESTS_IN_FLIGHT_MAX: usize = 8;
 
+/// Subscriptions that are waited for at once. An event holds a megabyte or two, and one that is waited for is not there
+/// yet, so that this bounds the source's memory at about the same; with more shards, they take turns.
+const EVENTS_AWAITED_MAX: usize = 64;
+
 /// How long [`Source::next`] waits for records, over all calls that were dropped meanwhile.
 const WAIT_MAX: Duration = Duration::from_secs(1);
 
 /// How long [`Source::maintain`] takes at most: some megabytes of answers come in that time.
 const MAINTAIN_MAX: Duration = Duration::from_millis(20);
-
-/// Which stream to read, and how.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct KinesisSettings {
-    /// The source's name, for messages.
-    pub name: String,
-    /// The stream's name or ARN.
-    pub stream: String,
-    /// Where the first start begins.
-    pub start: Start,
-    /// Whether records are looked at for aggregates of the Kinesis Producer Library.
-    pub aggregated: Aggregated,
-    /// What to do when records were trimmed before they were read.
-    pub on_data_loss: OnDataLoss,
-}
-
-/// Where the first start of a pipeline begins.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Start {
-    /// At the oldest record that the stream has.
-    Earliest,
-    /// At the time of the first start.
-    Latest,
-    /// At the first record put at or after this time, in milliseconds since the Unix epoch.
-    At(i64),
-}
-
-/// Whether aggregates of the Kinesis Producer Library are opened.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Aggregated {
-    /// A record that is an aggregate gives its user records; others are passed on as they are.
-    Auto,
-    /// Every record is passed on as it is.
-    Never,
-}
-
-/// What to do when records were trimmed before they were read.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum OnDataLoss {
-    /// Stop with an error.
-    Fail,
-    /// Warn, and go on at the oldest record that is there.
-    Continue,
-}
 
 /// Reads an Amazon Kinesis data stream.
 ///
@@ -158,13 +126,14 @@ enum Reply {
 }
 
 impl KinesisSource {
-    /// Makes a source; `config` is the process's AWS configuration if not given.
+    /// Makes a source; `config` stands in for what the settings say of AWS.
     pub fn new(settings: KinesisSettings, clock: SharedClock, config: Option<SdkConfig>) -> Self {
         let reading = Reading {
             stream: settings.stream.clone(),
             aggregated: settings.aggregated,
             on_data_loss: settings.on_data_loss,
             retention: Duration::ZERO,
+            paced: settings.mode == Mode::Poll,
         };
         Self {
             settings,
@@ -186,6 +155,13 @@ impl KinesisSource {
 
     fn now_ms(&self) -> i64 {
         self.clock.now_us() / 1000
+    }
+
+    fn requests_max(&self) -> usize {
+        match self.settings.mode {
+            Mode::Poll => REQUESTS_IN_FLIGHT_MAX,
+            Mode::FanOut { .. } => EVENTS_AWAITED_MAX,
+        }
     }
 
     /// Looks for start times of an earlier process that are older than the retention.
@@ -264,7 +240,7 @@ impl KinesisSource {
             let service = service.clone();
             self.in_flight.push(Box::pin(async move { Reply::Listing(list_all(service.as_ref(), Filter::All).await) }));
         }
-        while self.requests < REQUESTS_IN_FLIGHT_MAX {
+        while self.requests < self.requests_max() {
             let due = self.readers.iter_mut().filter_map(|(id, reader)| Some((reader.due()?, id, reader)));
             let Some((_, id, reader)) = due.filter(|(due, ..)| *due <= now).min_by_key(|(due, ..)| *due) else {
                 return;
@@ -277,7 +253,7 @@ impl KinesisSource {
 
     /// Tells when a request will be due that is not yet sent, and may be.
     fn next_due(&self) -> Option<Instant> {
-        let can_ask = self.requests < REQUESTS_IN_FLIGHT_MAX;
+        let can_ask = self.requests < self.requests_max();
         let readers = self.readers.values().filter(|_| can_ask).filter_map(Reader::due).min();
         readers.into_iter().chain(self.discovery.next_due()).min()
     }
@@ -350,12 +326,11 @@ impl KinesisSource {
 impl Source for KinesisSource {
     async fn open(&mut self, committed: &Cut) -> Result<()> {
         let doing = format!("could not open the source {}", self.settings.name);
-        let service = match (&self.service, &self.config) {
-            (Some(service), _) => service.clone(),
-            (None, Some(config)) => Arc::new(Kinesis::new(config, &self.settings.stream)),
-            (None, None) => Arc::new(Kinesis::new(&crate::aws::config().await, &self.settings.stream)),
-        };
         let failed = |fault: Fault| fault.into_error().while_doing(&doing);
+        let service = match &self.service {
+            Some(service) => service.clone(),
+            None => connect(&self.settings, self.config.clone()).await.map_err(failed)?,
+        };
         let retention = service.retention().await.map_err(failed)?;
         self.reading = Arc::new(Reading { retention, ..self.reading.as_ref().clone() });
         self.shards = if committed.advanced.is_empty() {
@@ -436,6 +411,22 @@ impl Source for KinesisSource {
     fn bounded(&self) -> bool {
         false
     }
+}
+
+/// Connects to the stream that the settings name.
+async fn connect(settings: &KinesisSettings, config: Option<SdkConfig>) -> Result<Arc<dyn Service>, Fault> {
+    let config = match config {
+        Some(config) => config,
+        None => crate::aws::config(&settings.aws).await,
+    };
+    let stream = Arc::new(Kinesis::new(&config, &settings.stream));
+    Ok(match &settings.mode {
+        Mode::Poll => stream,
+        Mode::FanOut { consumer } => {
+            let consumer = Consumer::open(&config, &settings.stream, consumer).await?;
+            Arc::new(FanOut::new(stream, Arc::new(consumer)))
+        }
+    })
 }
 
 impl fmt::Debug for KinesisSource {

@@ -27,8 +27,7 @@ const POLL_AT_TIP: Duration = Duration::from_secs(1);
 /// the shard had caught up before says nothing of now.
 const TIP_STALE: Duration = Duration::from_secs(5);
 
-/// What a shard gives in a second; after a larger answer the service refuses
-/// calls until the bytes are paid for.
+/// What a shard gives in a second; after a larger answer the service refuses calls until the bytes are paid for.
 const SHARD_BYTES_PER_SECOND: u32 = 2 * 1024 * 1024;
 
 /// Bytes that an answer should have: what a shard gives in a second. The service would send up to 10 MB at once, which
@@ -48,14 +47,12 @@ const ITERATOR_AGE_MAX: Duration = Duration::from_secs(270);
 /// cheap to make a new one, and a broken one would fail for ever.
 const FAILURES_PER_ITERATOR: u32 = 5;
 
-/// How many answers in a row, each from a new iterator, must hold no record, no
-/// iterator and no children before a closed shard counts as read to its end.
-/// Once is a bad answer; that the shard is closed says nothing of what is unread.
+/// How many answers in a row, each from a new iterator, must hold no record, no iterator and no children before a closed
+/// shard counts as read to its end. Once is a bad answer; that the shard is closed says nothing of what is unread.
 const BARE_ENDS: u32 = 3;
 
-/// A start time moves on at the tip in such steps, and stays so far behind,
-/// so that a quiet shard's position does not age beyond the retention, and a
-/// clock that is wrong by less loses nothing.
+/// A start time moves on at the tip in such steps, and stays so far behind, so that a quiet shard's position does not age
+/// beyond the retention, and a clock that is wrong by less loses nothing.
 const TIME_STEP_MS: i64 = 3_600_000;
 
 /// How close to the retention the first record after a restart may be. The
@@ -73,6 +70,8 @@ pub(super) struct Reading {
     pub on_data_loss: OnDataLoss,
     /// How long the stream keeps records.
     pub retention: Duration,
+    /// Whether the throughput of a shard is shared, so that calls keep a pace; if not, the service keeps it.
+    pub paced: bool,
 }
 
 /// The state of one shard's reading.
@@ -286,6 +285,8 @@ impl Reader {
     }
 
     fn read(&mut self, batch: Batch, now: Instant, now_ms: i64) -> Step {
+        // What is not taken in has to come again, and a subscription goes on by itself.
+        self.iterator = None;
         if batch.next.is_some() && !batch.children.is_empty() {
             let text = format!("shard {} has an iterator and children at once, which cannot be", self.shard);
             return self.failed(Error::unavailable(text), now);
@@ -303,7 +304,8 @@ impl Reader {
         let is_behind = batch.lag_ms.is_some_and(|lag_ms| lag_ms > 0);
         self.at_tip = batch.given == 0 && !is_behind && batch.next.is_some();
         let paid_for = Duration::from_secs(1) * u32::try_from(batch.bytes).unwrap_or(u32::MAX) / SHARD_BYTES_PER_SECOND;
-        self.due = self.asked_at + paid_for.max(if is_behind { POLL_BEHIND } else { POLL_AT_TIP });
+        let pause = paid_for.max(if is_behind { POLL_BEHIND } else { POLL_AT_TIP });
+        self.due = if self.reading.paced { self.asked_at + pause } else { now };
         let mut moved = Moved { records: batch.records, ..Moved::default() };
         if let Some(sequence) = batch.last_sequence {
             self.from = IteratorFrom::After(sequence.clone());

@@ -169,13 +169,8 @@ pub(super) struct Kinesis {
 impl Kinesis {
     /// Makes the clients for a stream given by name or ARN.
     pub fn new(config: &SdkConfig, stream: &str) -> Self {
-        let timeouts = TimeoutConfig::builder()
-            .connect_timeout(CONNECT_TIMEOUT)
-            .operation_attempt_timeout(ATTEMPT_TIMEOUT)
-            .build();
-        let client = |retry| {
-            Client::from_conf(Builder::from(config).timeout_config(timeouts.clone()).retry_config(retry).build())
-        };
+        let client =
+            |retry| Client::from_conf(Builder::from(config).timeout_config(timeouts()).retry_config(retry).build());
         Self {
             data: client(RetryConfig::disabled()),
             control: client(RetryConfig::standard()),
@@ -248,12 +243,6 @@ impl Service for Kinesis {
         let limit = i32::try_from(records_max).unwrap_or(i32::MAX);
         let call = self.data.get_records().shard_iterator(iterator).limit(limit).set_stream_arn(self.arn());
         let answer = call.send().await.map_err(|e| self.fault("read records", e))?;
-        let raw = |record: aws_sdk_kinesis::types::Record| RawRecord {
-            arrival_ms: record.approximate_arrival_timestamp.and_then(|t| t.to_millis().ok()),
-            sequence: record.sequence_number,
-            key: record.partition_key,
-            data: record.data.into_inner().into(),
-        };
         Ok(Answer {
             records: answer.records.into_iter().map(raw).collect(),
             next: answer.next_shard_iterator,
@@ -263,7 +252,21 @@ impl Service for Kinesis {
     }
 }
 
-fn is_arn(stream: &str) -> bool {
+/// Gives how long calls may take.
+pub(super) fn timeouts() -> TimeoutConfig {
+    TimeoutConfig::builder().connect_timeout(CONNECT_TIMEOUT).operation_attempt_timeout(ATTEMPT_TIMEOUT).build()
+}
+
+pub(super) fn raw(record: aws_sdk_kinesis::types::Record) -> RawRecord {
+    RawRecord {
+        arrival_ms: record.approximate_arrival_timestamp.and_then(|t| t.to_millis().ok()),
+        sequence: record.sequence_number,
+        key: record.partition_key,
+        data: record.data.into_inner().into(),
+    }
+}
+
+pub(super) fn is_arn(stream: &str) -> bool {
     stream.starts_with("arn:")
 }
 
@@ -287,7 +290,7 @@ fn facts_of(shard: &Shard) -> ShardFacts {
     }
 }
 
-fn facts_of_child(child: &ChildShard) -> ShardFacts {
+pub(super) fn facts_of_child(child: &ChildShard) -> ShardFacts {
     ShardFacts {
         id: child.shard_id().into(),
         parents: child.parent_shards().iter().map(|parent| Arc::from(parent.as_str())).collect(),
@@ -301,7 +304,7 @@ fn hash_range(range: &HashKeyRange) -> Option<HashRange> {
 }
 
 /// Sorts a failed call by what is to be done.
-fn fault<E>(doing: String, error: SdkError<E>) -> Fault
+pub(super) fn fault<E>(doing: String, error: SdkError<E>) -> Fault
 where
     E: ProvideErrorMetadata + std::error::Error + Send + Sync + 'static,
 {

@@ -15,6 +15,7 @@ pub(crate) mod envelope;
 pub(crate) mod ledger;
 mod object;
 mod owner;
+mod probe;
 mod queue;
 mod reconcile;
 #[cfg(test)]
@@ -36,10 +37,12 @@ use tokio::time::Instant;
 use self::envelope::Announced;
 use self::ledger::Ledger;
 use self::object::{Object, Read};
+pub use self::probe::{probe_prefix, probe_queue};
 use self::queue::{Outcome, Queue, Received};
 use self::reconcile::{Answer, Found, Reconcile};
 use super::framed::{FramedSettings, Step};
 use super::{Source, SourceEvent};
+use crate::aws::AwsSettings;
 use crate::batch::{Chunk, Payload};
 use crate::clock::SharedClock;
 use crate::error::{Error, Result};
@@ -80,6 +83,8 @@ pub struct S3Settings {
     pub visibility: Duration,
     /// How often the prefixes are listed to find objects whose message was lost; never if not given.
     pub reconcile: Option<Duration>,
+    /// How SQS and S3 are reached.
+    pub aws: AwsSettings,
 }
 
 /// Reads the objects that a queue announces.
@@ -113,7 +118,7 @@ struct Rejected {
 }
 
 impl S3Source {
-    /// Makes a source of a queue. `config` stands in for the process's AWS configuration.
+    /// Makes a source of a queue. `config` stands in for what the settings say of AWS.
     pub fn new(settings: S3Settings, clock: SharedClock, config: Option<SdkConfig>) -> Result<Self> {
         if let Some(wrong) = settings.allow.iter().find(|prefix| !prefix.starts_with("s3://")) {
             let name = &settings.name;
@@ -379,7 +384,7 @@ impl S3Source {
 impl Source for S3Source {
     async fn open(&mut self, committed: &Cut) -> Result<()> {
         if self.config.is_none() {
-            self.config = Some(crate::aws::config().await);
+            self.config = Some(crate::aws::config(&self.settings.aws).await);
         }
         let queue = self.config.as_ref().map(|c| Queue::new(c, &self.settings.queue, self.settings.visibility));
         self.queue = queue;

@@ -47,6 +47,7 @@ impl Server {
             record_bytes_max: 1024 * 1024,
             visibility,
             reconcile: None,
+            aws: Default::default(),
         }
     }
 
@@ -264,6 +265,7 @@ fn settings_that_allow_nothing_are_refused() {
             record_bytes_max: 1024,
             visibility: VISIBILITY,
             reconcile: None,
+            aws: Default::default(),
         };
         let error = S3Source::new(settings, Arc::new(SystemClock), None).err().unwrap();
         assert!(error.to_string().contains("s3://bucket/prefix"), "{error}");

@@ -27,7 +27,11 @@ impl Call {
     fn of_json(target: &str, body: &[u8]) -> Option<Self> {
         let (service, name) = target.split_once('.')?;
         let asked: Value = serde_json::from_slice(body).ok()?;
-        let service = if service.starts_with("Kinesis") { "kinesis" } else { "sqs" };
+        let service = match service {
+            "secretsmanager" => service,
+            _ if service.starts_with("Kinesis") => "kinesis",
+            _ => "sqs",
+        };
         let last = |text: &str| text.rsplit('/').next().map(str::to_owned);
         let named = ["StreamName", "StreamARN", "QueueUrl"].into_iter().find_map(|field| asked[field].as_str());
         let action = format!("{service}:{}", name.trim_end_matches("Batch"));
@@ -66,4 +70,12 @@ impl Call {
 
 fn decoded(text: &str) -> String {
     percent_encoding::percent_decode_str(text).decode_utf8_lossy().into_owned()
+}
+
+/// Gives the service that a request is signed for, and the access key: `Credential=KEY/date/region/service/aws4_request`.
+pub fn signed_by(head: &Head) -> Option<(String, String)> {
+    let scope = head.header("authorization")?.split_once("Credential=")?.1.split(',').next()?;
+    let mut parts = scope.split('/');
+    let (key, service) = (parts.next()?, parts.nth(2)?);
+    Some((service.to_owned(), key.to_owned()))
 }

@@ -12,7 +12,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 mod call;
-mod http;
+pub mod http;
 mod operation;
 mod sqs;
 
@@ -44,6 +44,9 @@ pub struct Hostility {
     pub hangs: bool,
 }
 
+/// No request fails.
+pub const QUIET: Hostility = Hostility { seed: 0, share: 0.0, hangs: false };
+
 /// A proxy before a port of loopback. It ends with the process.
 pub struct Faults {
     /// Where it listens.
@@ -54,6 +57,8 @@ pub struct Faults {
 struct Shared {
     target: u16,
     hostility: Hostility,
+    /// Whether nothing may be done.
+    forbids: bool,
     /// Held for moments, never while a server is asked.
     memory: Mutex<Memory>,
 }
@@ -64,6 +69,8 @@ struct Memory {
     asked: HashMap<String, Asked>,
     injected: BTreeMap<Fault, u64>,
     calls: BTreeSet<Call>,
+    /// The services that were called, and the access keys that these calls were signed with.
+    signed: BTreeSet<(String, String)>,
     /// Older answers of listings.
     listings: HashMap<String, Answer>,
     /// Which shard an iterator is of.
@@ -84,9 +91,18 @@ struct Asked {
 impl Faults {
     /// Starts a proxy to `target`.
     pub fn start(target: u16, hostility: Hostility) -> Self {
+        Self::serving(Shared { target, hostility, forbids: false, memory: Mutex::new(Memory::default()) })
+    }
+
+    /// Starts a proxy that answers as a service does to one who may do nothing.
+    pub fn forbidding() -> Self {
+        Self::serving(Shared { target: 0, hostility: QUIET, forbids: true, memory: Mutex::new(Memory::default()) })
+    }
+
+    fn serving(shared: Shared) -> Self {
         let listener = TcpListener::bind(("127.0.0.1", 0)).expect("no port of loopback is free");
         let port = listener.local_addr().expect("a bound socket has an address").port();
-        let shared = Arc::new(Shared { target, hostility, memory: Mutex::new(Memory::default()) });
+        let shared = Arc::new(shared);
         let serving = shared.clone();
         std::thread::spawn(move || {
             for client in listener.incoming().flatten() {
@@ -106,6 +122,11 @@ impl Faults {
     /// Tells how many objects of a bucket were read side by side, at most.
     pub fn most_reads_at_once(&self, bucket: &str) -> usize {
         self.shared.memory().reads.get(bucket).map_or(0, |(_, most)| *most)
+    }
+
+    /// Tells which services were called, and with which access keys these calls were signed.
+    pub fn signed(&self) -> BTreeSet<(String, String)> {
+        self.shared.memory().signed.clone()
     }
 
     /// Tells how often each fault was injected.
@@ -138,9 +159,11 @@ impl Shared {
         }
         let body = head.read(&mut client, head.body_bytes())?;
         self.memory().calls.extend(Call::all(&head, &body));
+        self.memory().signed.extend(call::signed_by(&head));
         let (operation, of) = early.unwrap_or_else(|| Operation::of_json(&head, &body, &self.memory().iterators));
         let fault = if is_json { self.decide(operation, &of) } else { fault };
         let request = Request { head, body, operation, of };
+        let fault = if self.forbids { Some(Fault::Forbidden) } else { fault };
         let Some(fault) = fault else {
             let answer = self.ask(&request)?;
             return answer.send(&mut client, usize::MAX);

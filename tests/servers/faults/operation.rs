@@ -47,6 +47,8 @@ pub enum Fault {
     InvalidReceipt,
     /// Some messages of a batch are not deleted.
     PartialBatch,
+    /// Whoever asks may not.
+    Forbidden,
 }
 
 /// What a request asks for.
@@ -180,6 +182,8 @@ impl Fault {
         let json = |status, body: Value| Answer::new(status, "application/x-amz-json-1.1", body.to_string());
         let error = |status, kind: &str| json(status, json!({ "__type": kind, "message": "injected" }));
         match self {
+            Fault::Forbidden if request.head.header("x-amz-target").is_some() => error(400, "AccessDeniedException"),
+            Fault::Forbidden => xml(403, "AccessDenied"),
             Fault::SlowDown => xml(503, "SlowDown"),
             Fault::Conflict => xml(409, "ConditionalRequestConflict"),
             Fault::ErrorInAnswer => xml(200, "InternalError"),

@@ -8,7 +8,8 @@ use std::time::Duration;
 use async_trait::async_trait;
 
 use super::super::service::ShardFacts;
-use super::super::{Aggregated, KinesisSettings, KinesisSource, OnDataLoss, Start};
+use super::super::{Aggregated, KinesisSettings, KinesisSource, Mode, OnDataLoss, Start};
+use crate::aws::AwsSettings;
 use crate::batch::Payload;
 use crate::position::{Cut, Position};
 use crate::source::{Source, SourceEvent};
@@ -151,8 +152,10 @@ pub fn settings(stream: &str, start: Start) -> KinesisSettings {
         name: "intake".into(),
         stream: stream.into(),
         start,
+        mode: Mode::Poll,
         aggregated: Aggregated::Auto,
         on_data_loss: OnDataLoss::Fail,
+        aws: AwsSettings::default(),
     }
 }
 
@@ -183,19 +186,24 @@ pub async fn every_record_once_from_every_cut(stream: &impl Stream, name: &str, 
     }
 }
 
-/// Splits and merges under load, with a crash every `crash_every` events and a commit every `commit_every`.
-pub async fn reshards_lose_nothing(stream: &impl Stream, name: &str, commit_every: usize, crash_every: usize) {
+/// Splits and merges in turn under load, with a crash every `crash_every` events and a commit every `commit_every`.
+pub async fn reshards_lose_nothing(
+    stream: &impl Stream,
+    name: &str,
+    reshards: usize,
+    (commit_every, crash_every): (usize, usize),
+) {
     let mut consumer = Consumer::new(stream, settings(name, Start::Earliest)).await;
     // The first cut stands before any crash: from now on "the oldest record" is decided.
     consumer.commit().await;
     let mut total = 0;
     let mut events = 0;
-    for round in 0..4 {
+    for round in 0..reshards {
         stream.put(total..total + 60).await;
         let open = open_shards(stream).await;
         match round % 2 {
-            0 => stream.split(&open[round]).await,
-            _ => stream.merge(&open[round - 1], &open[round]).await,
+            0 => stream.split(&open[round % open.len()]).await,
+            _ => stream.merge(&open[round % (open.len() - 1)], &open[round % (open.len() - 1) + 1]).await,
         }
         stream.put(total + 60..total + 120).await;
         total += 120;

@@ -7,8 +7,9 @@ use std::time::Duration;
 use async_trait::async_trait;
 use tokio::time::Instant;
 
+use super::super::fan_out::{Event, Events, FanOut, Subscriber};
 use super::super::service::{Answer, Fault, Filter, IteratorFrom, ListPage, RawRecord, Service, ShardFacts, ShardPage};
-use super::super::{KinesisSettings, KinesisSource, Start};
+use super::super::{KinesisSettings, KinesisSource, Mode, Start};
 use super::conformance::Stream;
 use crate::clock::Clock;
 use crate::error::Error;
@@ -32,10 +33,21 @@ impl Clock for TokioClock {
     }
 }
 
+/// How long after a subscription another to the same shard is refused.
+const IN_USE: Duration = Duration::from_secs(5);
+
+/// How long a subscription lasts.
+const SUBSCRIPTION: Duration = Duration::from_secs(300);
+
+/// How long lies at most between two events.
+const EVENT_EVERY: Duration = Duration::from_secs(4);
+
 #[derive(Clone)]
 pub struct FakeStream {
     state: Arc<Mutex<State>>,
     pub clock: TokioClock,
+    /// Whether sources have their records pushed.
+    pub pushes: bool,
 }
 
 pub struct State {
@@ -54,6 +66,10 @@ pub struct State {
     pub throttled: usize,
     /// Calls that were refused because their iterator was too old.
     pub expired: usize,
+    /// Every subscription: to which shard, from where, when.
+    pub subscriptions: Vec<(Arc<str>, IteratorFrom, Instant)>,
+    /// Subscriptions that were refused because there was another.
+    pub in_use: usize,
 }
 
 pub struct Shard {
@@ -70,6 +86,7 @@ pub enum Call {
     List,
     Iterator,
     Records,
+    Event,
 }
 
 /// What goes wrong with a call.
@@ -86,6 +103,8 @@ pub enum Break {
     BareEnd,
     /// An iterator and children at once.
     EndAndIterator,
+    /// A subscription of which nothing comes any more.
+    Silence,
 }
 
 impl FakeStream {
@@ -101,8 +120,10 @@ impl FakeStream {
             names_children: true,
             throttled: 0,
             expired: 0,
+            subscriptions: Vec::new(),
+            in_use: 0,
         };
-        let stream = Self { state: Arc::new(Mutex::new(state)), clock };
+        let stream = Self { state: Arc::new(Mutex::new(state)), clock, pushes: false };
         let width = u128::MAX / shards as u128;
         for n in 0..shards as u128 {
             let end = if n + 1 == shards as u128 { u128::MAX } else { (n + 1) * width - 1 };
@@ -182,6 +203,21 @@ impl State {
     }
 }
 
+impl Shard {
+    /// Gives the place of the first record that is read.
+    fn index(&self, from: &IteratorFrom) -> usize {
+        let below = |sequence: &str| self.records.iter().filter(|r| r.sequence.as_str() < sequence).count();
+        match from {
+            IteratorFrom::TrimHorizon => 0,
+            IteratorFrom::Time(ms) => self.records.iter().filter(|r| r.arrival_ms.unwrap() < *ms).count(),
+            IteratorFrom::At(sequence) => below(sequence),
+            IteratorFrom::After(sequence) => {
+                below(sequence) + usize::from(self.records.iter().any(|r| r.sequence == *sequence))
+            }
+        }
+    }
+}
+
 fn fault(with: Break) -> Fault {
     match with {
         Break::Busy => Fault::Busy(Error::unavailable("throttled")),
@@ -243,17 +279,8 @@ impl Service for FakeStream {
         if let Some(with) = state.broken(Call::Iterator) {
             return Err(fault(with));
         }
-        let shard = state.shard(shard)?;
-        let below = |sequence: &str| shard.records.iter().filter(|r| r.sequence.as_str() < sequence).count();
-        let index = match from {
-            IteratorFrom::TrimHorizon => 0,
-            IteratorFrom::Time(ms) => shard.records.iter().filter(|r| r.arrival_ms.unwrap() < *ms).count(),
-            IteratorFrom::At(sequence) => below(sequence),
-            IteratorFrom::After(sequence) => {
-                below(sequence) + usize::from(shard.records.iter().any(|r| r.sequence == *sequence))
-            }
-        };
-        Ok(format!("{}|{index}|{}", shard.facts.id, self.now_ms()))
+        let index = state.shard(shard)?.index(from);
+        Ok(format!("{shard}|{index}|{}", self.now_ms()))
     }
 
     async fn records(&self, iterator: &str, records_max: u32) -> Result<Answer, Fault> {
@@ -307,10 +334,86 @@ impl Service for FakeStream {
 }
 
 #[async_trait]
+impl Subscriber for FakeStream {
+    async fn subscribe(&self, shard: &str, from: &IteratorFrom) -> Result<Box<dyn Events>, Fault> {
+        let now = Instant::now();
+        let mut state = self.state();
+        if let Some(with) = state.broken(Call::Iterator) {
+            return Err(fault(with));
+        }
+        let index = state.shard(shard)?.index(from);
+        let id: Arc<str> = shard.into();
+        let is_recent = |(of, _, at): &(Arc<str>, IteratorFrom, Instant)| *of == id && now - *at < IN_USE;
+        if state.subscriptions.iter().any(is_recent) {
+            state.in_use += 1;
+            return Err(fault(Break::Busy));
+        }
+        state.subscriptions.push((id.clone(), from.clone(), now));
+        Ok(Box::new(FakeEvents { stream: self.clone(), shard: id, index, ends_at: now + SUBSCRIPTION }))
+    }
+}
+
+struct FakeEvents {
+    stream: FakeStream,
+    shard: Arc<str>,
+    index: usize,
+    ends_at: Instant,
+}
+
+#[async_trait]
+impl Events for FakeEvents {
+    async fn next(&mut self) -> Result<Option<Event>, Fault> {
+        tokio::time::sleep(Duration::from_millis(5)).await;
+        let silent_until = Instant::now() + EVENT_EVERY;
+        let broken = self.stream.state().broken(Call::Event);
+        match broken {
+            Some(Break::Silence) => std::future::pending().await,
+            Some(other) => return Err(fault(other)),
+            None => {}
+        }
+        loop {
+            if Instant::now() >= self.ends_at {
+                return Ok(None);
+            }
+            let (answer, is_due) = {
+                let state = self.stream.state();
+                let shard = state.shard(&self.shard)?;
+                let start = self.index.max(shard.trimmed);
+                let end = shard.records.len().min(start + RECORDS_PER_ANSWER);
+                let is_child = |s: &&Shard| s.facts.parents.contains(&self.shard);
+                let at_end = shard.facts.closed && end == shard.records.len();
+                let now_ms = self.stream.now_ms();
+                let lag_ms =
+                    shard.records.get(end).map_or(0, |r| u64::try_from(now_ms - r.arrival_ms.unwrap()).unwrap().max(1));
+                let children =
+                    state.shards.iter().filter(|_| at_end).filter(is_child).map(|s| s.facts.clone()).collect();
+                self.index = end;
+                let records = shard.records[start..end].to_vec();
+                (Answer { records, next: None, lag_ms: Some(lag_ms), children }, end > start || at_end)
+            };
+            if is_due || Instant::now() >= silent_until {
+                // The service gives numbers also where there is no record.
+                let mut state = self.stream.state();
+                state.sequence += 1;
+                let between = state.sequence.to_string();
+                let continuation = if answer.lag_ms == Some(0) { Some(between) } else { None };
+                let last = answer.records.last().map(|record| record.sequence.clone());
+                return Ok(Some(Event { answer, continuation: last.or(continuation) }));
+            }
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+    }
+}
+
+#[async_trait]
 impl Stream for FakeStream {
-    fn source(&self, settings: KinesisSettings) -> KinesisSource {
+    fn source(&self, mut settings: KinesisSettings) -> KinesisSource {
+        let stream = Arc::new(self.clone());
+        if self.pushes {
+            settings.mode = Mode::FanOut { consumer: "nexus".into() };
+        }
         let mut source = KinesisSource::new(settings, Arc::new(self.clock.clone()), None);
-        source.service = Some(Arc::new(self.clone()));
+        source.service = if self.pushes { Some(Arc::new(FanOut::new(stream.clone(), stream))) } else { Some(stream) };
         source
     }
 

@@ -9,8 +9,8 @@ use aws_sdk_kinesis::primitives::Blob;
 use aws_sdk_kinesis::types::{PutRecordsRequestEntry, StreamStatus};
 
 use super::super::service::{Filter, Kinesis, ShardFacts, list_all};
-use super::super::{KinesisSettings, KinesisSource, Start};
-use super::conformance::{self, Stream};
+use super::super::{KinesisSettings, KinesisSource, Mode, Start};
+use super::conformance::{self, Consumer, Stream};
 use crate::clock::SystemClock;
 use crate::error::ErrorKind;
 use crate::position::Cut;
@@ -25,6 +25,7 @@ struct LocalStream {
     client: Client,
     name: String,
     arn: String,
+    mode: Mode,
 }
 
 impl LocalStream {
@@ -32,7 +33,7 @@ impl LocalStream {
         let server = KinesisServer::start().await.unwrap();
         let client = server.client();
         client.create_stream().stream_name(name).shard_count(3).send().await.unwrap();
-        let mut stream = Self { server, client, name: name.into(), arn: String::new() };
+        let mut stream = Self { server, client, name: name.into(), arn: String::new(), mode: Mode::Poll };
         stream.arn = stream.wait_until_active().await;
         stream
     }
@@ -52,6 +53,7 @@ impl LocalStream {
 #[async_trait]
 impl Stream for LocalStream {
     fn source(&self, settings: KinesisSettings) -> KinesisSource {
+        let settings = KinesisSettings { mode: self.mode.clone(), ..settings };
         KinesisSource::new(settings, Arc::new(SystemClock), Some(self.server.config()))
     }
 
@@ -103,13 +105,41 @@ async fn keeps_the_contract_of_sources() {
 #[tokio::test]
 async fn reshards_lose_nothing() {
     let stream = LocalStream::new("intake").await;
-    conformance::reshards_lose_nothing(&stream, &stream.arn, 2, 5).await;
+    conformance::reshards_lose_nothing(&stream, &stream.arn, 4, (2, 5)).await;
 }
 
 #[tokio::test]
 async fn latest_is_the_time_of_the_first_start() {
     let stream = LocalStream::new("intake").await;
     conformance::latest_is_the_time_of_the_first_start(&stream, "intake").await;
+}
+
+/// The emulator never ends a closed shard of which records are pushed, so that resharding is left to the fake.
+#[tokio::test]
+async fn records_that_are_pushed_come_once_and_the_mode_may_change() {
+    let mut stream = LocalStream::new("intake").await;
+    stream.mode = Mode::FanOut { consumer: "nexus".into() };
+    stream.put(0..200).await;
+    let settings = conformance::settings("intake", Start::Earliest);
+    let mut consumer = Consumer::new(&stream, settings.clone()).await;
+    consumer.read_to_idle().await;
+    consumer.check(0..200);
+    let (committed, rows) = (consumer.committed.clone(), consumer.rows.clone());
+    drop(consumer);
+    stream.put(200..300).await;
+    stream.mode = Mode::Poll;
+    let mut consumer = Consumer::resume(&stream, settings.clone(), committed, rows).await;
+    consumer.read_to_idle().await;
+    consumer.check(0..300);
+    let (committed, rows) = (consumer.committed.clone(), consumer.rows.clone());
+    drop(consumer);
+    stream.put(300..400).await;
+    // The consumer is there already: by its ARN now.
+    let found = stream.client.list_stream_consumers().stream_arn(&stream.arn).send().await.unwrap();
+    stream.mode = Mode::FanOut { consumer: found.consumers()[0].consumer_arn().into() };
+    let mut consumer = Consumer::resume(&stream, settings, committed, rows).await;
+    consumer.read_to_idle().await;
+    consumer.check(0..400);
 }
 
 #[tokio::test]

@@ -5,5 +5,6 @@ mod conformance;
 mod fake;
 mod faults;
 mod local;
+mod pushed;
 mod resharding;
 mod wire;

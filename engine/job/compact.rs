@@ -1,0 +1,257 @@
+//! Compaction: many small files of a table become few large ones, in epochs of their own.
+//!
+//! A compaction claims the pipeline as any start does, and writes commit records that have no rows: what a sink has
+//! *rewritten* are files that stand for others. Their commit completes a file and removes those that it stands for. See
+//! decision 0012.
+
+use std::collections::{BTreeMap, VecDeque};
+
+use nexus_operators::clock::SharedClock;
+use nexus_operators::sink::parquet::audit::TableFolder;
+use nexus_operators::sink::parquet::{ParquetSink, folder_of};
+use nexus_operators::sink::{EpochId, Sink};
+use nexus_operators::store::{Entry, Store};
+use nexus_operators::{Error, Result, fail};
+use serde::Serialize;
+
+use super::files::parquet_settings;
+use super::place::{PARQUET, ParquetPlace, parquet_place};
+use super::start::{open_state, schemas, undone};
+use crate::plan::Plan;
+use crate::plan::changes::stored_schema;
+use crate::plan::table::TablePlan;
+use crate::spec::model::TableFormat;
+use crate::state::{State, StateStore};
+
+/// Bytes that one epoch rewrites, and one file more: what a crash makes undone stays small, and so does what a sweep
+/// removes.
+const PORTION_BYTES: u64 = 1 << 30;
+
+/// Files that one epoch rewrites, and those of one folder more: their names stand in its record.
+const PORTION_FILES: usize = 10_000;
+
+/// What is compacted, and how far.
+#[derive(Debug, Clone)]
+pub struct Compaction {
+    /// Only this table, `tier.name`.
+    pub table: Option<String>,
+    /// How large files become. Those of less than half of it are merged.
+    pub target_bytes: u64,
+}
+
+/// What became of a table's files, or would become.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
+pub struct Compacted {
+    /// Files that are merged.
+    pub files_before: u64,
+    /// Files that stand for them.
+    pub files_after: u64,
+    /// Bytes of the files that are merged.
+    pub bytes_before: u64,
+    /// Bytes of the files that stand for them; 0 as long as they are not written.
+    pub bytes_after: u64,
+    /// Rows in them; 0 as long as they are not read.
+    pub rows: u64,
+}
+
+/// What a compaction has done.
+#[derive(Debug, Clone, Default, Serialize)]
+pub struct Report {
+    /// The pipeline's name.
+    pub pipeline: String,
+    /// The process's number; 0 if there was nothing to do.
+    pub generation: u64,
+    /// Epochs that it has committed.
+    pub epochs: u64,
+    /// Tables whose files were merged.
+    pub tables: BTreeMap<String, Compacted>,
+}
+
+/// Small files of one folder that become one.
+#[derive(Debug)]
+struct Batch {
+    folder: String,
+    paths: Vec<String>,
+    bytes: u64,
+}
+
+/// A process that compacts.
+struct Compactor {
+    store: StateStore,
+    state: State,
+    generation: u64,
+}
+
+/// Finds what a compaction would merge.
+pub async fn survey(plan: &Plan, compaction: &Compaction, clock: SharedClock) -> Result<BTreeMap<String, Compacted>> {
+    let access = plan.loaded.access();
+    let store = open_state(&plan.loaded, clock, &access).await?;
+    let mut found = BTreeMap::new();
+    for table in tables(plan, compaction) {
+        let place = parquet_place(plan, &store, &access, &sink_of(table)).await?;
+        let batches = batches(plan, &place.table, compaction.target_bytes).await?;
+        if !batches.is_empty() {
+            found.insert(table.name(), planned(batches.iter()));
+        }
+    }
+    Ok(found)
+}
+
+/// Merges small files. Every sink must have committed every recorded epoch.
+///
+/// # Errors
+///
+/// `Unavailable` if a sink has still to commit, `Fenced` if another process has started meanwhile.
+pub async fn compact(plan: &Plan, compaction: &Compaction, clock: SharedClock) -> Result<Report> {
+    let mut report = Report { pipeline: plan.loaded.spec.name.clone(), ..Report::default() };
+    if survey(plan, compaction, clock.clone()).await?.is_empty() {
+        return Ok(report);
+    }
+    let access = plan.loaded.accepted_access().await?;
+    let store = open_state(&plan.loaded, clock, &access).await?;
+    fail::point("before_claim")?;
+    let (generation, state) = store.claim().await?;
+    fail::point("after_claim")?;
+    let (_, undone) = undone(&store, &state).await?;
+    if !undone.is_empty() {
+        return Err(Error::unavailable(
+            "another process has recorded rows meanwhile that it has not committed; nothing was merged, try again",
+        ));
+    }
+    let schemas = schemas(plan, &state).await?;
+    report.generation = generation;
+    let buffer_bytes = usize::try_from(plan.loaded.spec.limits.memory.0 / 2).unwrap_or(usize::MAX);
+    let mut compactor = Compactor { store, state, generation };
+    for table in tables(plan, compaction) {
+        let Some(spec) = plan.spec_of(table) else { continue };
+        let (name, sink) = (table.name(), sink_of(table));
+        let place = parquet_place(plan, &compactor.store, &access, &sink).await?;
+        let schema = stored_schema(&table.schema, schemas.get(&name));
+        let settings = parquet_settings(plan, table, spec, schema, buffer_bytes)?;
+        // Listed behind the claim: no older process can commit a file any more.
+        let mut batches = VecDeque::from(batches(plan, &place.table, compaction.target_bytes).await?);
+        let mut swept = false;
+        while !batches.is_empty() {
+            let ParquetPlace { table, staging, notes, .. } = place.clone();
+            let writer = ParquetSink::new(settings.clone(), table, staging, notes)?;
+            if !std::mem::replace(&mut swept, true) {
+                fail::point("before_sweep")?;
+                writer.committer().sweep(generation, &[]).await?;
+                fail::point("after_sweep")?;
+            }
+            let done = compactor.portion(&sink, writer, &place.table, &mut batches).await?;
+            let total = report.tables.entry(name.clone()).or_default();
+            total.add(&done);
+            report.epochs += 1;
+            tracing::info!(table = name, files = done.files_before, into = done.files_after, "merged files");
+        }
+    }
+    Ok(report)
+}
+
+impl Compactor {
+    /// Merges some batches of files in one epoch.
+    async fn portion(
+        &mut self,
+        sink: &str,
+        mut writer: ParquetSink,
+        table: &Store,
+        batches: &mut VecDeque<Batch>,
+    ) -> Result<Compacted> {
+        let id = EpochId { generation: self.generation, epoch: self.state.epoch + 1 };
+        let mut done = Compacted::default();
+        while done.bytes_before < PORTION_BYTES && done.files_before < PORTION_FILES as u64 {
+            let Some(batch) = batches.pop_front() else { break };
+            done.rows += writer.rewrite(id, table, &batch.folder, &batch.paths).await?;
+            done.files_before += batch.paths.len() as u64;
+            done.bytes_before += batch.bytes;
+        }
+        fail::point("before_prepare")?;
+        let prepared = writer.prepare(id).await?;
+        fail::point("after_prepare")?;
+        (done.files_after, done.bytes_after) = (prepared.files, prepared.bytes);
+        let handle = prepared.handle.clone();
+        let mut record = self.store.record(self.generation, id.epoch);
+        record.sinks.insert(sink.to_owned(), prepared);
+        fail::point("before_record")?;
+        self.store.commit(&mut self.state, &record).await?;
+        fail::point("after_record")?;
+        if let Some(handle) = &handle {
+            fail::point("before_commit")?;
+            writer.committer().commit(id, handle).await?;
+            fail::point("after_commit")?;
+        }
+        let mut committed = self.store.committed().await?;
+        committed.insert(sink.to_owned(), id.epoch);
+        fail::point("before_committed_note")?;
+        self.store.note_committed(self.generation, &committed).await?;
+        fail::point("after_committed_note")?;
+        Ok(done)
+    }
+}
+
+impl Compacted {
+    fn add(&mut self, other: &Self) {
+        self.files_before += other.files_before;
+        self.files_after += other.files_after;
+        self.bytes_before += other.bytes_before;
+        self.bytes_after += other.bytes_after;
+        self.rows += other.rows;
+    }
+}
+
+/// Gives the tables whose files may be merged.
+fn tables<'a>(plan: &'a Plan, compaction: &'a Compaction) -> impl Iterator<Item = &'a TablePlan> {
+    let stored = plan.tables.iter().filter(|table| is_compacted(plan, table));
+    stored.filter(|table| compaction.table.as_ref().is_none_or(|wanted| *wanted == table.name()))
+}
+
+/// Tells whether a table has files that are merged. Which files are a Delta table is in its log: Delta's writers merge them.
+pub fn is_compacted(plan: &Plan, table: &TablePlan) -> bool {
+    let format = |spec| plan.loaded.spec.table_format(spec);
+    plan.spec_of(table).is_some_and(|spec| spec.store && format(spec) == TableFormat::Parquet)
+}
+
+fn sink_of(table: &TablePlan) -> String {
+    format!("{}/{PARQUET}", table.name())
+}
+
+fn planned<'a>(batches: impl Iterator<Item = &'a Batch>) -> Compacted {
+    let mut planned = Compacted::default();
+    for batch in batches {
+        planned.files_before += batch.paths.len() as u64;
+        planned.files_after += 1;
+        planned.bytes_before += batch.bytes;
+    }
+    planned
+}
+
+/// Finds the small files of a table, and puts those of a folder together until they are as large as wanted.
+async fn batches(plan: &Plan, table: &Store, target_bytes: u64) -> Result<Vec<Batch>> {
+    let mut folders: BTreeMap<String, Vec<(u64, Entry)>> = BTreeMap::new();
+    for entry in table.list("").await? {
+        // What other programs have put there is theirs.
+        let Some(id) = TableFolder::written_by(&plan.loaded.spec.name, &entry.name) else { continue };
+        // A file of half the size would be written again and again for the little that has come since.
+        if entry.size < target_bytes / 2 {
+            folders.entry(folder_of(&entry.name).to_owned()).or_default().push((id.epoch, entry));
+        }
+    }
+    let mut batches = Vec::new();
+    for (folder, mut files) in folders {
+        // Rows stay in the order of their epochs.
+        files.sort_by(|(a, left), (b, right)| (a, &left.name).cmp(&(b, &right.name)));
+        let mut open = Batch { folder: folder.clone(), paths: Vec::new(), bytes: 0 };
+        for (_, file) in files {
+            if open.bytes + file.size > target_bytes {
+                let next = Batch { folder: folder.clone(), paths: Vec::new(), bytes: 0 };
+                batches.push(std::mem::replace(&mut open, next));
+            }
+            open.bytes += file.size;
+            open.paths.push(file.name);
+        }
+        batches.push(open);
+    }
+    batches.retain(|batch| batch.paths.len() > 1);
+    Ok(batches)
+}

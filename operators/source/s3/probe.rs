@@ -1,0 +1,37 @@
+//! Whether a queue and the objects that it announces may be read.
+
+use std::sync::Arc;
+
+use aws_sdk_sqs::types::QueueAttributeName;
+
+use super::{S3Settings, owner};
+use crate::aws::{config, lacking};
+use crate::probe::{Lacking, Probed};
+use crate::store::s3::{SdkCredentials, builder_with, hasty, look_below};
+use crate::store::{Encryption, bucket_of};
+
+/// Asks how many messages a queue holds. None is received: it would be hidden from others.
+pub async fn probe_queue(settings: &S3Settings) -> Probed {
+    let client = aws_sdk_sqs::Client::new(&config(&settings.aws).await);
+    let messages = QueueAttributeName::ApproximateNumberOfMessages;
+    let call = client.get_queue_attributes().queue_url(&settings.queue).attribute_names(messages.clone()).send();
+    let answer =
+        call.await.map_err(|e| lacking(format!("could not ask the queue {} for its length", settings.queue), e))?;
+    let count = answer.attributes().and_then(|all| all.get(&messages)).map_or("0", String::as_str);
+    Ok(format!("{count} messages wait"))
+}
+
+/// Lists one object below a prefix that may be read, and looks at it.
+pub async fn probe_prefix(settings: &S3Settings, prefix: &str) -> Probed {
+    let config = config(&settings.aws).await;
+    let (bucket, _) = bucket_of(prefix)?;
+    let mut builder = hasty(builder_with(&config, &bucket, &Encryption::BucketDefault)?);
+    if let (Some(expected), Some(provider)) = (&settings.bucket_owner, config.credentials_provider()) {
+        let region = config.region().map_or("us-east-1", |region| region.as_ref());
+        builder = owner::expect_owner(builder, expected, region, Arc::new(SdkCredentials(provider)));
+    }
+    let store = builder.build().map_err(|e| Lacking::thing(format!("could not open the bucket {bucket}: {e}")))?;
+    // As it is written: a prefix need not end between two parts of a key.
+    let below = prefix.trim_start_matches("s3://").split_once('/').map_or("", |(_, key)| key);
+    look_below(&store, &bucket, below).await
+}
