@@ -95,7 +95,7 @@ fn records_of_a_stream_in_avro_protobuf_and_from_cloudwatch() {
     assert_eq!([rows("readings"), rows("orders"), rows("logs")], [8, 40, 3]);
     assert_eq!(count(&report["sources"]["logs"], "skipped"), 1, "the control message is counted");
     assert_eq!(count(&report["sources"]["logs"], "quarantined"), 1);
-    let order = "SELECT id, state, epoch_us(at), count, stock['s1'], _rescued LIKE '%\"name\":\"ö5\"%' \
+    let order = "SELECT id, state, epoch_us(\"at\"), \"count\", stock['s1'], _rescued LIKE '%\"name\":\"ö5\"%' \
                  FROM bronze.orders WHERE id = 5000000000000";
     assert_eq!(ask(&lake, order), [json!([5_000_000_000_000_i64, "SENT", 1_795_348_800_000_005_i64, 5, 5, true])]);
     let log = "SELECT log_group, count(*), min(epoch_ms(\"timestamp\")) FROM bronze.logs GROUP BY 1";

@@ -206,7 +206,7 @@ def flooding(s3, bucket, number):
     key, body = f"in/{number:06}.json", "".join(f'{{"object":{number},"n":{n}}}\n' for n in range(3)).encode()
     poison = number // 100 % 4 if number % 100 == 50 else None
     if poison == 0:
-        body = gzip.compress(body, mtime=0)[:-9]
+        body = gzip.compress(body, mtime=0)[:15]
     if poison == 1:
         key = f"private/{number:06}.json"
     if poison == 3:
