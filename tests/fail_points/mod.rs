@@ -5,6 +5,7 @@
 //! it again. `NEXUS_TEST_CRASHES` is the number of runs; `make soak` has 500.
 
 mod mutations;
+mod pipelines;
 mod scene;
 mod shutdown;
 
