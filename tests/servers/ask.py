@@ -73,17 +73,29 @@ def sorting(*files):
                 for by in group.sorting_columns
             ]
             yield [file, columns]
-def delta(folder, version=None):
+DELTA_OPTIONS = {"AWS_ALLOW_HTTP": "true"}
+
+
+def delta(folder):
     """Opens a Delta table, in a folder or on S3 as the environment says."""
     from deltalake import DeltaTable
 
-    return DeltaTable(folder, version=version, storage_options={"AWS_ALLOW_HTTP": "true"})
+    return DeltaTable(folder, storage_options=DELTA_OPTIONS)
+
+
+def rows_of(table, columns=None):
+    """Reads a Delta table by deltalake, without the threads of pyarrow."""
+    return table.to_pyarrow_dataset().to_table(columns=columns, use_threads=False)
 
 
 def versions(folder, column):
+    import polars
+
     newest = delta(folder)
     for commit in sorted(newest.history(), key=lambda commit: commit["version"]):
-        values = delta(folder, commit["version"]).to_pyarrow_table(columns=[column])[column].to_pylist()
+        # By Polars: each reading by deltalake itself aborts the process now and then, where pyarrow's threads end.
+        rows = polars.scan_delta(folder, version=commit["version"], storage_options=DELTA_OPTIONS).select(column)
+        values = rows.collect()[column].to_list()
         epoch = commit.get("operationParameters", {}).get("epochId")
         yield [commit["version"], epoch and int(epoch), sorted(values)]
 
@@ -93,7 +105,7 @@ def foreign(folder, what):
 
     table = delta(folder)
     if what == "append":
-        write_deltalake(table, table.to_pyarrow_table(), mode="append")
+        write_deltalake(table, rows_of(table), mode="append")
     elif what == "compact":
         table.optimize.compact()
     else:
@@ -117,7 +129,7 @@ def read(reader, folder, *columns):
         if reader == "spark":
             rows = by_spark(folder, columns)
         elif reader == "deltalake":
-            rows = delta(folder).to_pyarrow_table(columns=list(columns)).to_pylist()
+            rows = rows_of(delta(folder), list(columns)).to_pylist()
         else:
             import polars
 
