@@ -20,6 +20,8 @@ Prints one JSON array a row.
 
 import json
 import os
+import signal
+import subprocess
 import sys
 from glob import glob
 
@@ -75,12 +77,15 @@ def sorting(*files):
             yield [file, columns]
 DELTA_OPTIONS = {"AWS_ALLOW_HTTP": "true"}
 
+# Set where the readers are.
+OWN_PROCESS = "NEXUS_ASK_OWN_PROCESS"
 
-def delta(folder):
+
+def delta(folder, version=None):
     """Opens a Delta table, in a folder or on S3 as the environment says."""
     from deltalake import DeltaTable
 
-    return DeltaTable(folder, storage_options=DELTA_OPTIONS)
+    return DeltaTable(folder, version=version, storage_options=DELTA_OPTIONS)
 
 
 def rows_of(table, columns=None):
@@ -89,13 +94,9 @@ def rows_of(table, columns=None):
 
 
 def versions(folder, column):
-    import polars
-
     newest = delta(folder)
     for commit in sorted(newest.history(), key=lambda commit: commit["version"]):
-        # By Polars: each reading by deltalake itself aborts the process now and then, where pyarrow's threads end.
-        rows = polars.scan_delta(folder, version=commit["version"], storage_options=DELTA_OPTIONS).select(column)
-        values = rows.collect()[column].to_list()
+        values = rows_of(delta(folder, commit["version"]), [column])[column].to_pylist()
         epoch = commit.get("operationParameters", {}).get("epochId")
         yield [commit["version"], epoch and int(epoch), sorted(values)]
 
