@@ -153,7 +153,7 @@ fn rows_land_once_after_what_was_wrong_is_corrected() {
 
     std::fs::copy(world.path("kept"), quarantine.join(&kept)).expect("could not copy a file");
     let said = world.nexus(&["audit", &lenient]).expect_code(1).said();
-    assert!(said.contains("has sent its rows again") && said.contains(&kept.display().to_string()), "{said}");
+    assert!(said.contains("has taken its rows") && said.contains(&kept.display().to_string()), "{said}");
 }
 
 #[test]
