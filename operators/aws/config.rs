@@ -1,5 +1,6 @@
 //! The configuration that the clients of all services share.
 
+use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, SystemTime};
 
 use aws_config::sts::AssumeRoleProvider;
@@ -8,7 +9,6 @@ use aws_credential_types::provider::SharedCredentialsProvider;
 use aws_smithy_http_client::tls;
 use aws_smithy_runtime_api::client::http::HttpClient;
 use aws_types::service_config::{LoadServiceConfig, ServiceConfigKey};
-use tokio::sync::Mutex;
 
 use super::credentials::Kept;
 use super::{AwsSettings, Service};
@@ -17,22 +17,27 @@ use crate::clock::{Clock, SystemClock};
 /// The variable for an endpoint of one service, before `_` and the service, and the key of a profile.
 const ENDPOINT: (&str, &str) = ("AWS_ENDPOINT_URL", "endpoint_url");
 
-/// What has been loaded. An async lock, held while a configuration is loaded: whoever waits may want the same, and with
-/// it shares the credentials.
-static LOADED: Mutex<Vec<(AwsSettings, SdkConfig)>> = Mutex::const_new(Vec::new());
+/// What has been loaded. The lock is held to look and to put only: who loads may be a future that is left alone for a while.
+static LOADED: Mutex<Vec<(AwsSettings, SdkConfig)>> = Mutex::new(Vec::new());
 
 /// Gives the configuration by what the pipeline says, the environment, the profile and the machine's identity.
 pub async fn config(settings: &AwsSettings) -> SdkConfig {
-    let mut loaded = LOADED.lock().await;
-    if let Some((_, known)) = loaded.iter().find(|(of, _)| of == settings) {
-        return known.clone();
+    let known = |loaded: &[(AwsSettings, SdkConfig)]| {
+        loaded.iter().find(|(of, _)| of == settings).map(|(_, known)| known.clone())
+    };
+    if let Some(known) = known(&LOADED.lock().unwrap_or_else(PoisonError::into_inner)) {
+        return known;
     }
     let http = aws_smithy_http_client::Builder::new()
         .tls_provider(tls::Provider::Rustls(tls::rustls_provider::CryptoMode::Ring))
         .build_https();
     let config = load(settings, http).await;
-    loaded.push((settings.clone(), config.clone()));
-    config
+    let mut loaded = LOADED.lock().unwrap_or_else(PoisonError::into_inner);
+    // Of several that were loaded at once all take the first, and share its credentials.
+    known(&loaded).unwrap_or_else(|| {
+        loaded.push((settings.clone(), config.clone()));
+        config
+    })
 }
 
 async fn load(settings: &AwsSettings, http: impl HttpClient + 'static) -> SdkConfig {
@@ -99,7 +104,7 @@ impl LoadServiceConfig for Endpoints {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::{Arc, Mutex as SyncMutex};
+    use std::sync::Arc;
 
     use aws_credential_types::Credentials;
     use aws_smithy_runtime_api::client::http::{
@@ -112,7 +117,7 @@ mod tests {
 
     /// Notes the hosts that are called, and connects to none.
     #[derive(Debug, Clone, Default)]
-    struct Hosts(Arc<SyncMutex<Vec<String>>>);
+    struct Hosts(Arc<Mutex<Vec<String>>>);
 
     impl HttpConnector for Hosts {
         fn call(&self, request: HttpRequest) -> HttpConnectorFuture {

@@ -1,10 +1,10 @@
 //! Credentials that are asked for once, and again before they expire.
 
+use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use aws_credential_types::Credentials;
 use aws_credential_types::provider::{ProvideCredentials, SharedCredentialsProvider, error::CredentialsError, future};
-use tokio::sync::Mutex;
 
 use super::config::now;
 
@@ -17,7 +17,8 @@ const RENEW_BEFORE: Duration = Duration::from_secs(5 * 60);
 #[derive(Debug)]
 pub(super) struct Kept {
     provider: SharedCredentialsProvider,
-    /// An async lock, held while credentials are asked for: whoever waits wants the same.
+    /// Held to look and to put only, never while credentials are asked for. Requests are futures that their owner may leave
+    /// alone for a while; an async lock would be handed to one of these, and all others would wait for it.
     kept: Mutex<Option<Credentials>>,
 }
 
@@ -26,18 +27,22 @@ impl Kept {
         Self { provider, kept: Mutex::new(None) }
     }
 
+    /// Gives the credentials. Requests that find them expired at the same time each ask for new ones.
     async fn credentials(&self) -> Result<Credentials, CredentialsError> {
-        let mut kept = self.kept.lock().await;
+        let known = self.kept.lock().unwrap_or_else(PoisonError::into_inner).clone();
         let now = now();
         let is_good = |known: &Credentials, for_another| known.expiry().is_none_or(|end| end > now + for_another);
-        if let Some(known) = kept.as_ref().filter(|known| is_good(known, RENEW_BEFORE)) {
+        if let Some(known) = known.as_ref().filter(|known| is_good(known, RENEW_BEFORE)) {
             return Ok(known.clone());
         }
-        match (self.provider.provide_credentials().await, kept.as_ref()) {
-            (Ok(fresh), _) => Ok(kept.insert(fresh).clone()),
-            (Err(error), Some(known)) if is_good(known, Duration::ZERO) => {
+        match (self.provider.provide_credentials().await, known) {
+            (Ok(fresh), _) => {
+                *self.kept.lock().unwrap_or_else(PoisonError::into_inner) = Some(fresh.clone());
+                Ok(fresh)
+            }
+            (Err(error), Some(known)) if is_good(&known, Duration::ZERO) => {
                 tracing::warn!(%error, "could not renew the AWS credentials; those that are there still hold");
-                Ok(known.clone())
+                Ok(known)
             }
             (Err(error), _) => Err(error),
         }
@@ -100,5 +105,30 @@ mod tests {
     #[tokio::test]
     async fn credentials_that_have_expired_are_not_used() {
         assert_eq!(keys(Duration::ZERO, 3).await.0, ["0", "1"]);
+    }
+
+    /// Answers all but the first who asks.
+    #[derive(Debug, Default)]
+    struct Slow(AtomicUsize);
+
+    impl ProvideCredentials for Slow {
+        fn provide_credentials<'a>(&'a self) -> future::ProvideCredentials<'a>
+        where
+            Self: 'a,
+        {
+            match self.0.fetch_add(1, Ordering::Relaxed) {
+                0 => future::ProvideCredentials::new(std::future::pending()),
+                _ => future::ProvideCredentials::ready(Ok(Credentials::new("key", "secret", None, None, "test"))),
+            }
+        }
+    }
+
+    #[tokio::test]
+    async fn a_request_that_nobody_polls_holds_up_no_other() {
+        let kept = Kept::new(SharedCredentialsProvider::new(Slow::default()));
+        let mut left_alone = Box::pin(kept.provide_credentials());
+        assert!(futures::poll!(&mut left_alone).is_pending());
+        let other = tokio::time::timeout(Duration::from_secs(5), kept.provide_credentials()).await;
+        other.expect("it is answered").expect("there are credentials");
     }
 }
