@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use nexus_operators::clock::SystemClock;
 
-use super::run::Log;
+use super::run::{Log, write_report};
 use super::table::layout;
 use super::terminal::{self, count, size};
 use super::{Failure, File};
@@ -60,10 +60,7 @@ impl Merge {
         job.wait().await?;
         let report = compact(&plan, &compaction, Arc::new(SystemClock)).await?;
         if let Some(path) = &self.report {
-            let json = serde_json::to_vec_pretty(&report);
-            let json = json.map_err(|e| Error::internal("could not write the report").because(e))?;
-            let doing = |e| Error::config(format!("could not write the report to {}", path.display())).because(e);
-            tokio::fs::write(path, json).await.map_err(doing)?;
+            write_report(&report, path).await?;
         }
         terminal::say(&summary(&report));
         Ok(())

@@ -144,7 +144,7 @@ pub async fn started(pipeline: Pipeline, signals: &mut Signals) -> Result<Option
 }
 
 /// Writes what was committed to a file.
-pub async fn write_report(report: &Report, path: &Path) -> Result<(), Error> {
+pub async fn write_report(report: &impl serde::Serialize, path: &Path) -> Result<(), Error> {
     let json = serde_json::to_vec_pretty(report);
     let json = json.map_err(|e| Error::internal("could not write the report").because(e))?;
     let written = tokio::fs::write(path, json).await;
