@@ -3,10 +3,10 @@
 use std::sync::Arc;
 
 use bytes::Bytes;
-use object_store::path::Path;
 use object_store::{Error as StoreError, GetOptions, ObjectStore};
 
 use super::envelope::Announced;
+use super::keys;
 use crate::error::{Error, ErrorKind, Result};
 use crate::source::framed::{Framed, FramedSettings, Input, ObjectInput, Step};
 
@@ -65,10 +65,9 @@ impl Object {
     /// Looks the object up: its length, and whether it still is the content that was announced.
     async fn find(&self, store: Arc<dyn ObjectStore>) -> Result<ObjectInput, Read> {
         let (name, key) = (&self.name, &self.announced.key);
-        // A path drops slashes at both ends; the object it then names would be another one.
-        let path = Path::parse(key).ok().filter(|path| path.as_ref() == key);
-        let Some(path) = path else {
-            return Err(Read::Unreadable(format!("{name}: keys with empty, `.` or `..` parts cannot be read")));
+        let Some(path) = keys::path_of(key) else {
+            let text = format!("{name}: keys with `.` and `..` parts or control characters cannot be read");
+            return Err(Read::Unreadable(text));
         };
         let version = self.announced.version.clone();
         let options = GetOptions { head: true, version: version.clone(), ..GetOptions::default() };
