@@ -278,7 +278,7 @@ impl<'a> Judge<'a> {
         }
         format!(
             "CREATE INDEX IF NOT EXISTS nexus_rows_row ON {STAGED} ({row}); SET LOCAL enable_seqscan = off; \
-             DO ${tag}$ {body} ${tag}$"
+             DO ${tag}$ {body} ${tag}$; SET LOCAL enable_seqscan TO DEFAULT"
         )
     }
 }

@@ -79,18 +79,22 @@ pub(super) fn unfit(rows: &RecordBatch, reason: &str) -> Result<Vec<Quarantined>
 }
 
 /// Makes entries of the rows of a spooled file that the server has refused, the first of which has the number `first`.
-fn of_file(columns: &Columns, file: &[u8], first: u64, refused: &[Refusal]) -> Result<Vec<Quarantined>> {
-    let attempts = spool::attempts(file)?;
+fn of_file(
+    columns: &Columns,
+    batches: &[RecordBatch],
+    attempts: u32,
+    first: u64,
+    refused: &[Refusal],
+) -> Result<Vec<Quarantined>> {
     let mut left = refused;
     let mut before = first;
     let mut found = Vec::with_capacity(refused.len());
-    for rows in copy::rows(columns, file)? {
-        let rows = rows?;
+    for rows in batches {
         let behind = before + rows.num_rows() as u64;
         let (here, later) = left.split_at(left.partition_point(|refusal| refusal.row < behind));
         if !here.is_empty() {
             let indices = UInt64Array::from_iter_values(here.iter().map(|refusal| refusal.row - before));
-            let taken = take_record_batch(&rows, &indices)?;
+            let taken = take_record_batch(rows, &indices)?;
             let documents = columns.documents(&taken)?;
             let redrivable = columns.say_all(&documents, &taken);
             let reason = |row: usize| here.get(row).map(|refusal| refusal.reason.clone()).unwrap_or_default();
@@ -122,11 +126,12 @@ impl PostgresCommitter {
         let mut before = 0;
         for name in spooled.files.iter().filter(|_| !refused.is_empty()) {
             let file = self.spooled(name).await?;
-            let rows = copy::rows(&self.table.columns, &file)?;
-            let rows = rows.map(|batch| Ok(batch?.num_rows() as u64)).sum::<Result<u64>>()?;
+            let batches: Vec<_> = copy::rows(&self.table.columns, &file)?.collect::<Result<_>>()?;
+            let rows = batches.iter().map(|batch| batch.num_rows() as u64).sum::<u64>();
             let (here, later) = left.split_at(left.partition_point(|refusal| refusal.row < before + rows));
             if !here.is_empty() {
-                self.keep(transaction, id, &mut kept, of_file(&self.table.columns, &file, before, here)?).await?;
+                let entries = of_file(&self.table.columns, &batches, spool::attempts(&file)?, before, here)?;
+                self.keep(transaction, id, &mut kept, entries).await?;
             }
             (left, before) = (later, before + rows);
         }
