@@ -24,8 +24,9 @@ use crate::plan::Plan;
 use crate::plan::changes::stored_schema;
 use crate::plan::refused::{Refused, sql_refused};
 use crate::plan::table::TablePlan;
+use crate::plan::wording::Told;
 use crate::spec::model::TableFormat;
-use crate::spec::{Diagnostic, Extent, Tier, codes, suggest};
+use crate::spec::{Diagnostic, Extent, Tier, codes, offset_of, suggest, word_width};
 use crate::{Error, Result};
 
 /// How often a query is run because files are gone that it was about to read: each time, other processes have replaced them.
@@ -118,15 +119,16 @@ fn refusal(context: &SessionContext, sql: &str, error: &DataFusionError) -> Diag
             let hint = suggest::hint(&input, known.iter().map(String::as_str));
             (codes::UNKNOWN_INPUT, format!("there is no table `{input}`"), hint, at)
         }
-        Refused::Sql { message, at } => (codes::BAD_SQL, message, None, at),
+        Refused::Sql(told) => {
+            let Told { message, hint, at } = told.within(sql);
+            (codes::BAD_SQL, message, hint, at)
+        }
         Refused::Unfit(_) | Refused::Option(..) => (codes::BAD_SQL, error.strip_backtrace(), None, None),
     };
     let wrong = Diagnostic { hint, ..Diagnostic::error(code, "query", message) };
     let Some((line, column)) = at else { return wrong };
     let text = sql.lines().nth(line.saturating_sub(1)).unwrap_or_default();
-    let is_part = |c: &char| c.is_alphanumeric() || matches!(c, '_' | '.' | '"');
-    let width = text.chars().skip(column.saturating_sub(1)).take_while(is_part).count();
-    wrong.at(Extent { line, column, width: width.max(1) }, text)
+    wrong.at(Extent { line, column, width: word_width(sql, offset_of(sql, line, column)) }, text)
 }
 
 fn table_names(context: &SessionContext) -> Vec<String> {

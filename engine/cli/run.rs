@@ -38,7 +38,7 @@ pub struct Run {
     #[arg(long, value_name = "PATH")]
     report: Option<PathBuf>,
     /// Serve /health, /ready, /metrics, an API and a console on this address, such as 127.0.0.1:9464. An address that
-    /// others reach needs a token for the API and the console.
+    /// others reach needs a token for all but the first two.
     #[arg(long, value_name = "ADDRESS")]
     listen: Option<String>,
     /// With --listen: ask for the token in this file for all but /health; in the environment it is NEXUS_TOKEN.
@@ -109,8 +109,8 @@ impl Run {
         match pages.has_console() {
             true => tracing::info!("serving a console on http://{0}/, and http://{0}/metrics", pages.address()),
             false => tracing::warn!(
-                "serving http://{}/metrics, /ready and /health only: others reach the address, so the API and the \
-                 console need a token (--token-file or NEXUS_TOKEN)",
+                "serving http://{}/health and /ready only: others reach the address, so metrics, API and console need a \
+                 token (--token-file or NEXUS_TOKEN)",
                 pages.address()
             ),
         }
