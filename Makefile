@@ -49,8 +49,8 @@ test-rust:
 		$(CARGO) run --quiet --all-features --locked --example $$example; \
 	done
 	$(CARGO) test --workspace --all-features --locked --doc
-	$(CARGO) test --workspace --all-features --locked --benches
 	$(CARGO) test --workspace --all-features --locked --lib --bins --examples --tests --no-fail-fast
+	$(CARGO) test --workspace --all-features --locked --benches
 
 soak: test-env ## Kills and restarts pipelines 500 times (SOAK_CRASHES), runs them 25 times in each hostile environment (SOAK_FAULT_RUNS), asks each query of the oracle 50 times (SOAK_CASES), and proves each time that nothing is lost or doubled
 	NEXUS_TEST_CRASHES=$(SOAK_CRASHES) $(CARGO) test --workspace --all-features --locked --test nexus \
@@ -161,8 +161,8 @@ doc: ## Builds the documentation; a warning is an error
 book: test-env ## Makes pages of the book, in docs/book/book
 	"$(NEXUS_TEST_ENV)/python/bin/mdbook" build docs/book
 
-bench: ## Runs the benchmarks
-	$(CARGO) bench --workspace --all-features --locked
+bench: build ## Runs the benchmarks
+	$(CARGO) bench --package nexus-benches --locked
 
 deny: ## Checks licences and dependencies (needs cargo-deny)
 	$(CARGO) deny --all-features check

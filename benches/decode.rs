@@ -1,6 +1,6 @@
 //! Decoding on one core: rows of JSON, CSV and raw lines into batches, with arrow-json and arrow-csv beside them.
 //!
-//! `cargo bench --bench decode`
+//! `cargo bench -p nexus-benches --bench decode`
 
 use std::fmt::Write;
 use std::hint::black_box;
