@@ -6,7 +6,9 @@ use std::sync::Arc;
 use arrow::datatypes::SchemaRef;
 use datafusion::catalog::{CatalogProvider, MemorySchemaProvider};
 use datafusion::error::DataFusionError;
+use datafusion::execution::context::SQLOptions;
 use datafusion::execution::object_store::ObjectStoreUrl;
+use datafusion::logical_expr::LogicalPlan;
 use datafusion::prelude::{SessionConfig, SessionContext};
 use futures::stream;
 use nexus_operators::clock::SystemClock;
@@ -83,7 +85,12 @@ pub async fn ask(context: &SessionContext, sql: &str, answer: &Answer) -> Result
     let mut tries = 0;
     let (columns, rows) = loop {
         tries += 1;
-        let frame = match context.sql(sql).await {
+        let planned = match context.state().create_logical_plan(sql).await {
+            Ok(plan) if !only_reads(&plan) => return Ok(Answered::Refused(Box::new(writes()))),
+            Ok(plan) => context.execute_logical_plan(plan).await,
+            Err(error) => Err(error),
+        };
+        let frame = match planned {
             Ok(frame) => frame,
             Err(error) if tries < TRIES_MAX && is_missing(&error) => continue,
             Err(error) => return Ok(Answered::Refused(Box::new(refusal(context, sql, &error)))),
@@ -97,6 +104,17 @@ pub async fn ask(context: &SessionContext, sql: &str, answer: &Answer) -> Result
         }
     };
     Ok(Answered::Rows(answer.write(&columns, stream::iter(rows.into_iter().map(Ok))).await?))
+}
+
+/// Tells whether a statement changes nothing: neither tables nor files nor settings.
+fn only_reads(plan: &LogicalPlan) -> bool {
+    let reading = SQLOptions::new().with_allow_ddl(false).with_allow_dml(false).with_allow_statements(false);
+    reading.verify_plan(plan).is_ok()
+}
+
+fn writes() -> Diagnostic {
+    Diagnostic::error(codes::BAD_SQL, "query", "the statement does more than to read")
+        .with_hint("ask by SELECT, WITH, SHOW, DESCRIBE or EXPLAIN; `--output FILE` writes the answer to a file")
 }
 
 /// Tells whether a file was not there.

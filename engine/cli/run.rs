@@ -9,7 +9,7 @@ use tracing_subscriber::EnvFilter;
 
 use super::signals::Signals;
 use super::table::layout;
-use super::terminal::{self, count, size};
+use super::terminal::{self, count, counted, size};
 use super::{Failure, File, span};
 use crate::job::progress::{Progress, Report};
 use crate::serve::{Pages, PagesSettings, READY_WITHIN, Token};
@@ -245,11 +245,11 @@ fn summary(report: &Report) -> String {
         vec![name.clone(), count(counts.rows_in), count(counts.rows_out), count(left), count(files)]
     });
     format!(
-        "{}\n\n{}\n\n{}: {} epochs in {:.1} s, generation {}",
+        "{}\n\n{}\n\n{}: {} in {:.1} s, generation {}",
         layout(&["source", "records", "rows", "quarantined", "bytes"], &sources.collect::<Vec<_>>()),
         layout(&["table", "rows in", "rows out", "left out", "files"], &tables.collect::<Vec<_>>()),
         report.pipeline,
-        report.epochs,
+        counted(report.epochs, "epoch"),
         report.elapsed_s,
         report.generation,
     )

@@ -29,7 +29,7 @@ pub mod source;
 pub mod table;
 pub mod warnings;
 mod windows;
-pub mod wording;
+pub(crate) mod wording;
 
 use crate::spec::{self, Diagnostic, Diagnostics, Loaded, Order, Severity, Tier, codes, model};
 use crate::state::record::EvolvedColumn;

@@ -26,7 +26,7 @@ pub enum Refused {
 
 impl Refused {
     /// Says what is wrong with the SQL.
-    pub fn sql(message: impl Into<String>) -> Self {
+    pub(crate) fn sql(message: impl Into<String>) -> Self {
         Self::Sql(Told::new(message))
     }
 }

@@ -8,11 +8,15 @@ use datafusion::error::DataFusionError;
 
 use crate::spec::{is_part, offset_of, suggest};
 
-/// What the words of a query are held against where a parser did not expect them.
+/// What the words of a query are held against where a parser did not expect them; of those that are equally near, the
+/// first is meant.
 const KEYWORDS: [&str; 18] = [
-    "AND", "BETWEEN", "CASE", "DISTINCT", "FROM", "GROUP", "HAVING", "INTERVAL", "JOIN", "LEFT", "NULL", "ORDER",
-    "SELECT", "UNION", "VALUES", "WHEN", "WHERE", "WITH",
+    "SELECT", "FROM", "WHERE", "GROUP", "JOIN", "HAVING", "UNION", "WITH", "LEFT", "ORDER", "AND", "CASE", "WHEN",
+    "NULL", "BETWEEN", "DISTINCT", "INTERVAL", "VALUES",
 ];
+
+/// Ways to call a function that are named: what fits a line or two of a terminal.
+const CALLS_MAX: usize = 6;
 
 /// What is wrong with SQL.
 #[derive(Debug)]
@@ -51,10 +55,9 @@ impl Told {
             root => root.strip_backtrace(),
         };
         let text = plain(&text);
-        unexpected(text)
-            .or_else(|| function(text))
-            .or_else(|| no_key(text))
-            .unwrap_or_else(|| Self::new(uncapital(text)))
+        let told = unexpected(text).or_else(|| function(text)).or_else(|| no_key(text));
+        let told = told.or_else(|| no_condition(text)).or_else(|| same_name(text));
+        told.unwrap_or_else(|| Self::new(uncapital(text)))
     }
 
     /// Looks in the SQL for what is still open: where it is wrong, and which keyword was meant.
@@ -110,8 +113,15 @@ pub fn keywords(text: &str) -> impl Iterator<Item = &str> {
 
 /// Cuts off the layers that mean nothing to the user.
 fn plain(text: &str) -> &str {
-    let prefixes =
-        ["SQL error: ", "sql parser error: ", "Error during planning: ", "Schema error: ", "Internal error: "];
+    let prefixes = [
+        "SQL error: ",
+        "sql parser error: ",
+        "Error during planning: ",
+        "Schema error: ",
+        "Internal error: ",
+        "Arrow error: ",
+        "Parser error: ",
+    ];
     let mut text = text;
     while let Some(rest) = prefixes.iter().find_map(|prefix| text.strip_prefix(prefix)) {
         text = rest;
@@ -172,7 +182,9 @@ fn function(text: &str) -> Option<Told> {
     let (name, arguments) = call.split_once('(')?;
     let takes = rest.split_once("Candidate functions:").map_or("", |(_, takes)| takes).split('\n').map(str::trim);
     let takes = takes.filter(|takes| !takes.is_empty()).map(types).collect::<Vec<_>>();
-    let hint = (!takes.is_empty()).then(|| format!("cast its arguments; there are {}", takes.join(", ")));
+    let more = if takes.len() > CALLS_MAX { ", ..." } else { "" };
+    let listed = takes.get(..CALLS_MAX).unwrap_or(&takes).join(", ");
+    let hint = (!takes.is_empty()).then(|| format!("cast its arguments; there are {listed}{more}"));
     Some(Told::new(format!("`{name}` does not take ({}", types(arguments))).with_hint(hint))
 }
 
@@ -191,6 +203,21 @@ fn no_key(text: &str) -> Option<Told> {
     let told = Told::new(format!("the column `{name}` is neither in GROUP BY nor in an aggregate"));
     let bare = name.rsplit('.').next().unwrap_or(name);
     Some(told.with_hint(Some(format!("add it to GROUP BY, or aggregate it, such as `max({bare})`"))))
+}
+
+/// Says what stands in the place of a condition.
+fn no_condition(text: &str) -> Option<Told> {
+    let (_, rest) = text.split_once("non-boolean predicate '")?;
+    let (what, data_type) = rest.split_once("' returning ")?;
+    Some(Told::new(format!("a condition is true or false, and `{what}` is of type {}", types(data_type))))
+}
+
+/// Says which name two columns have.
+fn same_name(text: &str) -> Option<Told> {
+    let (first, _) = text.strip_suffix("one of them")?.split_once("\" at position ")?;
+    let column = first.rsplit_once("expression \"")?.1;
+    let name = column.rsplit(" AS ").next().unwrap_or(column).rsplit('.').next()?;
+    Some(Told::new(format!("two columns are named `{name}`")).with_hint(Some("give one another name with AS".into())))
 }
 
 /// Writes a sentence in one line, as Nexus writes them.
