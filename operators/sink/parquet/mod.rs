@@ -217,7 +217,7 @@ impl ParquetSink {
                     send_parts(uploads, file);
                 }
             }
-            if unseen_bytes > self.held_bytes_max() / 32 {
+            if unseen_bytes > self.open_bytes_max() / 32 {
                 unseen_bytes = 0;
                 self.shrink(id).await?;
             }
@@ -278,7 +278,7 @@ impl ParquetSink {
 
     /// Brings the memory under its bound by ending row groups, and files where that is not enough.
     async fn shrink(&mut self, id: EpochId) -> Result<()> {
-        while self.held_bytes() > self.held_bytes_max() {
+        while self.open_bytes() > self.open_bytes_max() {
             let by_encoder = self.open.iter().max_by_key(|(_, file)| file.encoder_bytes);
             let by_part = self.open.iter().max_by_key(|(_, file)| file.part_bytes());
             let (Some((&encoding, encoder)), Some((&waiting, part))) = (by_encoder, by_part) else { break };
@@ -302,7 +302,7 @@ impl ParquetSink {
     /// Gives how much open files may hold. Where files are uploaded, half of the
     /// memory is for what is being sent, so that sending goes on while rows are encoded.
     /// Where rows are sorted, a quarter of it is for those.
-    fn held_bytes_max(&self) -> usize {
+    fn open_bytes_max(&self) -> usize {
         let sorted_bytes = if self.sorter.is_some() { self.settings.buffer_bytes / 4 } else { 0 };
         let bytes = self.settings.buffer_bytes - sorted_bytes;
         if self.uploads.is_some() { bytes / 2 } else { bytes }
@@ -326,7 +326,7 @@ impl ParquetSink {
     }
 
     /// Gives the bytes that open files hold.
-    fn held_bytes(&self) -> usize {
+    fn open_bytes(&self) -> usize {
         self.open.values().map(|file| file.encoder_bytes + file.part_bytes()).sum()
     }
 
@@ -452,6 +452,12 @@ impl Sink for ParquetSink {
     }
 
     fn end(&mut self) {}
+
+    fn held_bytes(&self) -> usize {
+        let sorted = self.sorter.as_ref().map_or(0, Sorter::held_bytes);
+        let unsent = self.uploads.as_ref().map_or(0, Uploads::unsent_bytes);
+        self.open_bytes() + sorted + unsent
+    }
 
     fn committer(&self) -> Arc<dyn Committer> {
         Arc::new(ParquetCommitter { pipeline: self.settings.pipeline.clone(), place: self.place.clone() })
