@@ -2,9 +2,9 @@
 """Nexus and its peers on the same work, in one run: `make compare`.
 
     compare.py --folder target/compare --nexus target/release/nexus [--work w1|w1z|w2|w3|w4|w5|growth] [--rows N]
-               [--rounds N] [--peers duckdb,polars,datafusion,spark] [--cores 0,1]
+               [--rounds N] [--peers duckdb,polars,datafusion,spark,flink,pathway] [--cores 0,1]
 
-Makes the data, installs the peers into `<folder>/venv`, runs each and Nexus in turn for so many rounds, pinned to the
+Makes the data, installs the peers into `<folder>/venv*`, runs each and Nexus in turn for so many rounds, pinned to the
 same cores, checks that all have the same answers, and prints medians, ratios and the peak of memory. Results go to
 `<folder>/results-<work>.json` and, as a picture, to `<folder>/results-<work>.svg`. Python's standard library alone.
 """
@@ -46,9 +46,9 @@ def main():
     folder = os.path.abspath(options.folder)
     os.makedirs(folder, exist_ok=True)
     kind = WORKS[options.work]
-    python, versions = install(folder, [peer for peer in options.peers if peer in kind.peers])
+    versions = install(folder, [peer for peer in options.peers if peer in kind.peers])
     versions["Nexus"] = text_of([options.nexus, "--version"]).split()[-1]
-    work = kind(options, folder, python)
+    work = kind(options, folder)
     try:
         work.make()
         runs, answers = take_turns(work, folder, options)
@@ -83,18 +83,21 @@ def arguments():
 
 
 def install(folder, peers):
-    """Puts the peers into a virtual environment; the answers are compared by DuckDB in any case."""
-    home = os.path.join(folder, "venv")
-    python = os.path.join(home, "bin", "python")
-    if not os.path.exists(python):
-        venv.create(home, with_pip=True)
-    packages = sorted({"duckdb"} | {PEERS[peer][1] for peer in peers})
-    known = subprocess.run([python, "-m", "pip", "show", "-q", *packages], capture_output=True)
-    if known.returncode != 0:
-        subprocess.run([python, "-m", "pip", "install", "-q", *packages], check=True)
-    shown = text_of([python, "-m", "pip", "list", "--format", "json"])
-    version_of = {package["name"].lower(): package["version"] for package in json.loads(shown)}
-    return python, {PEERS[peer][0]: version_of[PEERS[peer][1]] for peer in peers}
+    """Puts the peers into virtual environments, and gives their versions by their names. DuckDB is there in any case: it
+    compares the answers."""
+    versions = {}
+    wanted = {"duckdb", *peers}
+    for home in sorted({PEERS[peer][2] for peer in wanted}):
+        here = {PEERS[peer][1]: PEERS[peer][0] for peer in wanted if PEERS[peer][2] == home}
+        python = works.python_of(folder, home)
+        if not os.path.exists(python):
+            venv.create(os.path.join(folder, home), with_pip=True)
+        known = subprocess.run([python, "-m", "pip", "show", "-q", *here], capture_output=True)
+        if known.returncode != 0:
+            subprocess.run([python, "-m", "pip", "install", "-q", *sorted(here)], check=True)
+        shown = json.loads(text_of([python, "-m", "pip", "list", "--format", "json"]))
+        versions |= {here[package["name"].lower()]: package["version"] for package in shown if package["name"].lower() in here}
+    return versions
 
 
 def take_turns(work, folder, options):

@@ -9,7 +9,7 @@ import shutil
 import tempfile
 
 from servers import Emulators, Postgres
-from works import HERE, Contestant, Telemetry, stored
+from works import HERE, Contestant, Telemetry
 
 # `nexus run --until-idle` ends a stream that has given nothing for so long; it is taken off the time.
 IDLE_SECONDS = 3

@@ -13,12 +13,20 @@ import make_departures
 from measure import text_of
 
 HERE = os.path.dirname(os.path.abspath(__file__))
-# The name of a peer, its Python package, and what its scripts are called.
+# The name of a peer, its Python package, and the virtual environment that it shares with others.
 PEERS = {
-    "duckdb": ("DuckDB", "duckdb"),
-    "polars": ("Polars", "polars"),
-    "datafusion": ("DataFusion", "datafusion"),
-    "spark": ("Spark Structured Streaming", "pyspark"),
+    "duckdb": ("DuckDB", "duckdb", "venv"),
+    "polars": ("Polars", "polars", "venv"),
+    "datafusion": ("DataFusion", "datafusion", "venv"),
+    "spark": ("Spark Structured Streaming", "pyspark", "venv"),
+    "flink": ("PyFlink", "apache-flink", "venv-flink"),
+    "pathway": ("Pathway", "pathway", "venv-pathway"),
+}
+# The columns of W1, for those who store CSV.
+TELEMETRY = {
+    "bronze": "event_id device_id site ts seq temp_c humidity battery_v status firmware lat lon",
+    "silver": "event_id device_id site ts seq temp_c temp_f humidity battery_v firmware lat lon",
+    "gold": "minute site events mean_temp_c min_temp_c max_temp_c mean_humidity",
 }
 
 
@@ -46,8 +54,9 @@ class Work:
     # What a picture of the results is called; None for no picture.
     title = None
 
-    def __init__(self, options, folder, python):
-        self.options, self.folder, self.python = options, folder, python
+    def __init__(self, options, folder):
+        self.options, self.folder = options, folder
+        self.python = python_of(folder, PEERS["duckdb"][2])
         self.rows = options.rows or self.rows_default
 
     def nexus(self, pipeline, settings, *more):
@@ -57,8 +66,9 @@ class Work:
         return lambda out: [*command, "--set", f"lake={out}"]
 
     def peer(self, peer, script, *arguments):
+        name, _, home = PEERS[peer]
         path = os.path.join(HERE, "peers", f"{script}_{peer}.py")
-        return Contestant(PEERS[peer][0], lambda out: [self.python, path, *arguments, out])
+        return Contestant(name, lambda out: [python_of(self.folder, home), path, *arguments, out])
 
     def asked_peers(self):
         return [peer for peer in self.options.peers if peer in self.peers]
@@ -89,7 +99,7 @@ class Work:
 class Telemetry(Work):
     """W1: JSON events of 12 fields; W1z: the same, gzipped."""
 
-    peers = ("duckdb", "polars", "datafusion", "spark")
+    peers = ("duckdb", "polars", "datafusion", "spark", "flink", "pathway")
     answers = ("bronze", "silver", "gold")
     title = "rows a second from JSON to three stored tiers"
 
@@ -107,24 +117,24 @@ class Telemetry(Work):
         for peer in self.asked_peers():
             yield self.peer(peer, "telemetry", self.events)
 
-    def answer(self, out, _name):
-        bronze, silver, gold = (
-            stored(out, tier, table) for tier, table in [("bronze", "events"), ("silver", "events"), ("gold", "site_minutes")]
-        )
+    def answer(self, out, name):
+        tables = [("bronze", "events"), ("silver", "events"), ("gold", "site_minutes")]
+        as_csv = {"PyFlink": csv_of_flink, "Pathway": csv_of_pathway}.get(name)
+        bronze, silver, gold = (as_csv(out, tier) if as_csv else stored(out, tier, table) for tier, table in tables)
         return self.ask(f"""
             SELECT (SELECT to_json(b) FROM (
                       SELECT count(*) AS rows, sum(seq)::BIGINT AS seq, count(DISTINCT event_id) AS ids,
                              round(sum(temp_c), 2) AS temp_c, min(ts)::TIMESTAMPTZ::VARCHAR AS first,
                              max(ts)::TIMESTAMPTZ::VARCHAR AS last
-                      FROM '{bronze}') b),
+                      FROM {bronze}) b),
                    (SELECT to_json(s) FROM (
                       SELECT count(*) AS rows, sum(seq)::BIGINT AS seq, round(sum(temp_f), 2) AS temp_f,
                              round(sum(lat), 2) AS lat
-                      FROM '{silver}') s),
+                      FROM {silver}) s),
                    (SELECT to_json(list(g ORDER BY minute, site)) FROM (
                       SELECT minute::TIMESTAMPTZ::VARCHAR AS minute, site, events, round(mean_temp_c, 6) AS mean_temp_c,
                              min_temp_c, max_temp_c, round(mean_humidity, 6) AS mean_humidity
-                      FROM '{gold}') g)
+                      FROM {gold}) g)
         """)
 
 
@@ -178,19 +188,19 @@ class Departures(Work):
                       SELECT count(*) AS rows, count(dep_time) AS departed, sum(dep_delay) AS dep_delay,
                              sum(distance) AS distance, count(DISTINCT tailnum) AS tails, sum(flight)::BIGINT AS flights,
                              min(time_hour)::TIMESTAMPTZ::VARCHAR AS first, max(time_hour)::TIMESTAMPTZ::VARCHAR AS last
-                      FROM '{bronze}') b),
+                      FROM {bronze}) b),
                    (SELECT to_json(s) FROM (
                       SELECT count(*) AS rows, sum(dep_delay) AS dep_delay, sum(arr_delay) AS arr_delay,
                              sum(air_time) AS air_time, count(DISTINCT dest) AS places
-                      FROM '{silver}') s),
+                      FROM {silver}) s),
                    (SELECT to_json(list(g ORDER BY hour, origin)) FROM (
                       SELECT hour::TIMESTAMPTZ::VARCHAR AS hour, origin, departures, round(avg_delay, 6) AS avg_delay,
                              max_delay
-                      FROM '{gold}') g),
+                      FROM {gold}) g),
                    (SELECT to_json(list(v ORDER BY hour, origin)) FROM (
                       SELECT hour::TIMESTAMPTZ::VARCHAR AS hour, origin, departures, round(avg_delay, 6) AS avg_delay,
                              max_delay, name, temp, wind_speed, visib
-                      FROM '{vibranium}') v)
+                      FROM {vibranium}) v)
         """)
 
 
@@ -208,7 +218,25 @@ def stored(out, tier, table):
     """The files of a table, wherever it is that a contestant stores it."""
     places = [f"{out}/{tier}/{table}", f"{out}/{tier}", f"{out}/{tier}.parquet"]
     place = next(place for place in places if os.path.exists(place))
-    return place if place.endswith(".parquet") else f"{place}/*.parquet"
+    return f"'{place}'" if place.endswith(".parquet") else f"'{place}/*.parquet'"
+
+
+def csv_of_flink(out, tier):
+    """What Flink stores has no header."""
+    return f"read_csv('{out}/{tier}/*', header = false, names = {TELEMETRY[tier].split()})"
+
+
+def csv_of_pathway(out, tier):
+    """What Pathway stores is a stream of changes, with nanoseconds; bronze and silver only grow."""
+    time = "minute" if tier == "gold" else "ts"
+    columns = ", ".join(TELEMETRY[tier].split())
+    net = f"GROUP BY {columns} HAVING sum(diff) > 0" if tier == "gold" else ""
+    rows = f"SELECT {columns} FROM read_csv('{out}/{tier}.csv', header = true, types = {{'{time}': 'VARCHAR'}}) {net}"
+    return f"(SELECT * REPLACE (left({time}, 23) || 'Z' AS {time}) FROM ({rows}))"
+
+
+def python_of(folder, home):
+    return os.path.join(folder, home, "bin", "python")
 
 
 def same(answers, names):
