@@ -22,6 +22,18 @@ def free_port():
         return free.getsockname()[1]
 
 
+def share_priority(pid):
+    """Gives a server, which has a session of its own, the priority that this session was given among others."""
+    try:
+        with open("/proc/self/autogroup", encoding="ascii") as own:
+            nice = own.read().split()[-1]
+        with open(f"/proc/{pid}/autogroup", "w", encoding="ascii") as its:
+            its.write(nice)
+    except OSError:
+        # A kernel without autogroups, or a user who may not.
+        pass
+
+
 class Postgres:
     """A durable PostgreSQL (fsync is on) in a folder of its own, which does not run as root."""
 
@@ -40,6 +52,8 @@ class Postgres:
         pinned = ["taskset", "-c", cores] if cores else []
         log = os.path.join(folder, "postgres.log")
         self.run("pg_ctl", "-D", self.data, "-w", "-l", log, "-o", flags, "start", before=pinned)
+        with open(os.path.join(self.data, "postmaster.pid"), encoding="ascii") as running:
+            share_priority(int(running.readline()))
 
     def run(self, program, *arguments, before=()):
         command = [*before, *self.owner, os.path.join(self.bin, program), *arguments]
@@ -94,6 +108,7 @@ class Emulators:
         with open(os.path.join(folder, "servers.log"), "ab") as log:
             environment = {**os.environ, **environment}
             process = subprocess.Popen(command, env=environment, cwd=folder, stdout=log, stderr=log, start_new_session=True)
+        share_priority(process.pid)
         self.servers.append(process)
         until = time.monotonic() + START_SECONDS
         while time.monotonic() < until:

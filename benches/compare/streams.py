@@ -82,6 +82,17 @@ class IntoPostgres(Telemetry):
         assert json.loads(there)[:2] == [silver["rows"], silver["seq"]], f"PostgreSQL has {there}, the lake {silver}"
         return [*self.lake, there]
 
+    def table(self, results):
+        of = {row["name"]: row for row in results["rows"]}
+        yield "| | s | million rows/s | CPU s, without the server's | peak MiB, without the server's | bare COPY's time to this |"
+        yield "|---|---|---|---|---|---|"
+        for name, row in of.items():
+            share = of["bare COPY"]["seconds"] / row["seconds"]
+            yield (
+                f"| {name} | {row['seconds']:.2f} | {row['rows_per_second'] / 1e6:.2f} | {row['cpu_seconds']:.1f} "
+                f"| {row['peak_mib']} | {share:.2f} |"
+            )
+
     def close(self):
         if self.server:
             self.server.stop()

@@ -76,7 +76,7 @@ class Work:
     def ask(self, sql):
         """What DuckDB answers to one row of a query, a text a column."""
         script = "import duckdb, sys; print(*duckdb.connect().execute(sys.argv[1]).fetchone(), sep='\\n')"
-        return text_of([self.python, "-c", script, "SET TimeZone = 'UTC';" + sql]).splitlines()
+        return text_of([self.python, "-c", script, "SET TimeZone = 'UTC'; SET enable_progress_bar = false;" + sql]).splitlines()
 
     def rows_of(self, _group):
         """The rows that a contestant of a group reads."""
