@@ -100,7 +100,7 @@ impl Spool {
 
     /// Gives the bytes of memory that rows take which are not yet stored.
     pub(crate) fn held_bytes(&self) -> usize {
-        let full = self.full.as_ref().map_or(0, |(_, bytes)| bytes.len());
+        let full: usize = self.full.iter().map(|(_, bytes)| bytes.len()).sum();
         full + self.open.as_ref().map_or(0, OpenFile::held_bytes)
     }
 
