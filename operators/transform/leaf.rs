@@ -122,6 +122,11 @@ impl Leaf {
         *self.lock() = vec![Some(rows)];
     }
 
+    /// Takes the rows of the one scan of this input.
+    pub(super) fn take(&self) -> Option<SendableRecordBatchStream> {
+        self.lock().first_mut().and_then(Option::take)
+    }
+
     /// Drops the streams that no scan has taken.
     pub fn disconnect(&self) {
         self.lock().clear();
@@ -223,6 +228,11 @@ impl LeafExec {
             Boundedness::Bounded,
         );
         Self { leaf, projection, properties: Arc::new(properties) }
+    }
+
+    /// Gives the columns that are scanned, unless all are.
+    pub(super) fn columns(&self) -> Option<&[usize]> {
+        self.projection.as_deref()
     }
 
     /// Gives the input that is scanned.

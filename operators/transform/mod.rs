@@ -9,6 +9,7 @@ use datafusion::execution::SendableRecordBatchStream;
 use futures::StreamExt;
 
 pub mod aggregate;
+mod by_row;
 pub mod closing;
 pub mod corrected;
 pub mod expect;

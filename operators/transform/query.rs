@@ -12,6 +12,7 @@ use datafusion::physical_plan::coalesce_partitions::CoalescePartitionsExec;
 use datafusion::physical_plan::execution_plan::reset_plan_states;
 use datafusion::physical_plan::{ExecutionPlan, ExecutionPlanProperties, execute_stream};
 
+use super::by_row::ByRow;
 use super::leaf::{Leaf, LeafExec, LeafSender};
 use crate::clock::SharedClock;
 use crate::error::{Error, Result};
@@ -91,7 +92,11 @@ impl Query {
     pub async fn start(&mut self) -> Result<Running> {
         self.renew().await?;
         let inputs = self.connect(1);
-        let rows = execute_stream(self.physical.clone(), self.state.task_ctx()).map_err(failed)?;
+        let by_row = ByRow::of(&self.physical).and_then(|query| Some((query, self.leaves.first()?.take()?)));
+        let rows = match by_row {
+            Some((query, rows)) => query.over(rows),
+            None => execute_stream(self.physical.clone(), self.state.task_ctx()).map_err(failed)?,
+        };
         Ok(Running { inputs, rows: vec![rows] })
     }
 

@@ -4,11 +4,11 @@
 //! and compressed by as many tasks as there are cores to run them.
 
 use std::num::NonZero;
+use std::panic::resume_unwind;
 use std::thread::available_parallelism;
 
 use arrow::array::RecordBatch;
 use arrow::datatypes::Fields;
-use futures::future::try_join_all;
 use parquet::arrow::arrow_writer::{ArrowColumnChunk, ArrowColumnWriter, ArrowLeafColumn, compute_leaves};
 use parquet::errors::{ParquetError, Result};
 use tokio::runtime::Handle;
@@ -98,8 +98,12 @@ where
     let own = hands.pop().unwrap_or_default();
     let others = hands.into_iter().map(|hand| runtime.spawn(async move { do_all(hand) })).collect::<Vec<_>>();
     let mut done = do_all(own)?;
-    for part in try_join_all(others).await.map_err(|e| ParquetError::External(Box::new(e)))? {
-        done.extend(part?);
+    for other in others {
+        match other.await {
+            Ok(part) => done.extend(part?),
+            Err(ended) if ended.is_panic() => resume_unwind(ended.into_panic()),
+            Err(ended) => return Err(ParquetError::External(Box::new(ended))),
+        }
     }
     done.sort_by_key(|(place, _)| *place);
     Ok(done.into_iter().map(|(_, result)| result).collect())

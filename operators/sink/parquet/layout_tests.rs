@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use arrow::array::{Array, ArrayRef, AsArray, Int64Array, RecordBatch, StringArray, StructArray};
+use arrow::compute::concat_batches;
 use arrow::datatypes::{DataType, Field, Int64Type};
 use parquet::arrow::arrow_reader::{ArrowReaderOptions, ParquetRecordBatchReaderBuilder};
 use parquet::file::metadata::{PageIndexPolicy, SortingColumn};
@@ -148,6 +149,21 @@ async fn filters_statistics_and_dictionaries_are_those_that_were_asked_for() {
     let reader = ParquetRecordBatchReaderBuilder::try_new_with_options(files[0].1.clone(), options).unwrap();
     assert!(reader.metadata().column_index().is_some());
     assert!(reader.metadata().row_group(0).column(2).dictionary_page_offset().is_some());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn columns_that_are_encoded_side_by_side_stay_in_their_places() {
+    let batches: Vec<_> = (0..6).map(|batch| rows(batch * 10_000, 10_000)).collect();
+    let layout = ParquetLayout { row_group_bytes: 256 << 10, ..ParquetLayout::default() };
+    let files = land(settings(layout, Vec::new(), 64 << 20), &batches).await;
+    let reader = ParquetRecordBatchReaderBuilder::try_new(files[0].1.clone()).unwrap();
+    assert!(reader.metadata().num_row_groups() > 1);
+    let found: Vec<_> = reader.build().unwrap().map(|batch| batch.unwrap()).collect();
+    let (wanted, found) = [&batches, &found].map(|rows| concat_batches(&rows[0].schema(), rows).unwrap()).into();
+    for (wanted, found) in wanted.columns().iter().zip(found.columns()) {
+        let found = arrow::compute::cast(found, wanted.data_type()).unwrap();
+        assert_eq!(&found, wanted);
+    }
 }
 
 #[test]
