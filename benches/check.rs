@@ -2,6 +2,7 @@
 //! reading and the planning.
 
 use std::fmt::Write;
+use std::path::PathBuf;
 use std::process::Command;
 
 use criterion::{Criterion, criterion_group, criterion_main};
@@ -49,17 +50,27 @@ fn file(folder: &str) -> String {
     text
 }
 
+/// Finds the command in the build that this benchmark is of.
+fn command() -> PathBuf {
+    let own = std::env::current_exe().expect("this program has a path");
+    let build = own.parent().and_then(|deps| deps.parent()).expect("it lies in a folder of the build");
+    let command = build.join(format!("nexus{}", std::env::consts::EXE_SUFFIX));
+    assert!(command.exists(), "{} is missing: build the command first (`make bench` does)", command.display());
+    command
+}
+
 fn check(bench: &mut Criterion) {
     let folder = tempfile::tempdir().expect("could not make a folder");
     let text = file(&folder.path().join("lake").display().to_string());
     let path = folder.path().join("bench.yaml");
     std::fs::write(&path, &text).expect("could not write the file");
+    let command = command();
     let runtime = Runtime::new().expect("could not start threads");
     let mut group = bench.benchmark_group("check");
     group.sample_size(20);
     group.bench_function("command_of_50_tables", |bench| {
         bench.iter(|| {
-            let output = Command::new(env!("CARGO_BIN_EXE_nexus")).arg("check").arg(&path).output();
+            let output = Command::new(&command).arg("check").arg(&path).output();
             let output = output.expect("could not start the command");
             assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
         });

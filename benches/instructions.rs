@@ -4,8 +4,9 @@
 //! fraction of a per cent. `benches/instructions.json` holds the counts of each kernel, for each kind of build; a run
 //! that differs from them by more than 3 % fails, whichever way, so that the file stays true.
 //!
-//! `cargo test --bench instructions` (in `make test`) counts the build of the tests, `cargo bench --bench instructions`
-//! the optimised one. `NEXUS_RECORD_INSTRUCTIONS=1` writes the counts down.
+//! `cargo test -p nexus-benches --bench instructions` (in `make test`) counts the build of the tests,
+//! `cargo bench -p nexus-benches --bench instructions` the optimised one. `NEXUS_RECORD_INSTRUCTIONS=1` writes the
+//! counts down.
 
 #![allow(clippy::print_stdout, reason = "the counts are the result")]
 
@@ -155,7 +156,7 @@ fn sink(batches: &[RecordBatch]) -> ParquetSink {
 /// Counts each kernel and compares with what is recorded.
 fn compare() -> ExitCode {
     let build = if cfg!(debug_assertions) { "tests" } else { "optimised" };
-    let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("benches/instructions.json");
+    let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("instructions.json");
     let text = std::fs::read_to_string(&file).expect("the recorded counts can be read");
     let mut recorded: BTreeMap<String, BTreeMap<String, u64>> =
         serde_json::from_str(&text).expect("the recorded counts are JSON");
@@ -184,7 +185,7 @@ fn compare() -> ExitCode {
         return ExitCode::SUCCESS;
     }
     if differs {
-        println!("a change that is meant is recorded: NEXUS_RECORD_INSTRUCTIONS=1 cargo test --bench instructions");
+        println!("a change that is meant is recorded by `make instructions`");
         return ExitCode::FAILURE;
     }
     ExitCode::SUCCESS

@@ -45,6 +45,7 @@ mod objects;
 mod online;
 mod oracle;
 mod panics;
+mod pictures;
 mod pressure;
 mod public_api;
 mod readers;

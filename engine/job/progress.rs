@@ -1,7 +1,7 @@
 //! What a running job tells of itself.
 
 use std::collections::BTreeMap;
-use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -133,6 +133,8 @@ pub struct Progress {
     memory: Mutex<WatchedMemory>,
     /// By name. The lock is held to add one or to look at all, so it need not be async.
     channels: Mutex<Vec<(String, Gauge)>>,
+    /// What sinks hold in memory, by name, written by their stages. The lock is held as that of the channels.
+    sinks: Mutex<Vec<(String, Arc<AtomicUsize>)>>,
 }
 
 /// What the pipeline file allows, as far as a job's progress is held against it.
@@ -389,13 +391,14 @@ impl Progress {
     }
 
     /// Gives what is known of the memory that rows take, in bytes: what waits in channels, what open windows and
-    /// remembered keys take, and what queries build in an epoch.
-    pub fn memory_by_component(&self) -> [(&'static str, u64); 3] {
+    /// remembered keys take, what queries build in an epoch, and what sinks encode.
+    pub fn memory_by_component(&self) -> [(&'static str, u64); 4] {
         let channels = self.channels().iter().map(|(_, fill)| fill.bytes).sum::<usize>();
         let memory = self.memory.lock().unwrap_or_else(PoisonError::into_inner);
         let state = memory.state.as_ref().map_or(0, |state| state.used_bytes());
         let queries = memory.queries.as_ref().map_or(0, |queries| queries.reserved());
-        [("channels", channels as u64), ("state", state as u64), ("queries", queries as u64)]
+        let sinks = self.sinks().iter().map(|(_, bytes)| *bytes).sum::<u64>();
+        [("channels", channels as u64), ("state", state as u64), ("queries", queries as u64), ("sinks", sinks)]
     }
 
     /// Has the fill of a channel told from now on.
@@ -403,9 +406,21 @@ impl Progress {
         self.channels.lock().unwrap_or_else(PoisonError::into_inner).push((name, gauge));
     }
 
-    /// Has no channel told any more: others take their place.
-    pub fn forget_channels(&self) {
+    /// Has what a sink holds in memory told from now on.
+    pub fn watch_sink(&self, name: String, held_bytes: Arc<AtomicUsize>) {
+        self.sinks.lock().unwrap_or_else(PoisonError::into_inner).push((name, held_bytes));
+    }
+
+    /// Has no channel and no sink told any more: others take their place.
+    pub fn forget_wiring(&self) {
         self.channels.lock().unwrap_or_else(PoisonError::into_inner).clear();
+        self.sinks.lock().unwrap_or_else(PoisonError::into_inner).clear();
+    }
+
+    /// Tells how many bytes of memory hold what sinks have taken and not yet prepared, by name.
+    pub fn sinks(&self) -> Vec<(String, u64)> {
+        let sinks = self.sinks.lock().unwrap_or_else(PoisonError::into_inner);
+        sinks.iter().map(|(name, bytes)| (name.clone(), bytes.load(Ordering::Relaxed) as u64)).collect()
     }
 
     /// Tells how full the channels between the stages are, by name.

@@ -56,8 +56,9 @@ families! {
     "nexus_error_budget_bad_rows", gauge, "of", "Rows that an error budget has counted as bad in its time; `of` is a source or table, `<table>/late` for late rows.";
     "nexus_error_budget_allowed_rows", gauge, "of", "Rows that may be bad in an error budget's time.";
     "nexus_memory_limit_bytes", gauge, "", "What limits.memory allows.";
-    "nexus_memory_bytes", gauge, "component", "What is known of the memory that rows take: channels, state (windows, keys, waiting rows), queries.";
+    "nexus_memory_bytes", gauge, "component", "What is known of the memory that rows take: channels, state (windows, keys, waiting rows), queries, sinks (what they encode, sort, compress or send until the epoch is prepared).";
     "nexus_state_bytes", gauge, "table", "What the windows, keys and waiting rows of a table take in memory.";
+    "nexus_sink_buffer_bytes", gauge, "table, sink", "What a sink of a table holds in memory of rows that are not yet prepared.";
     "nexus_channel_bytes", gauge, "channel", "What waits in a channel between two stages.";
     "nexus_channel_limit_bytes", gauge, "channel", "What a channel between two stages may hold.";
     "nexus_channel_blocked_seconds_total", counter, "channel", "For how long a channel was full and held its sender up.";

@@ -151,6 +151,10 @@ fn memory(page: &mut Page, progress: &Progress) {
     for (component, bytes) in progress.memory_by_component() {
         page.value("nexus_memory_bytes", &[("component", component)], bytes);
     }
+    for (name, bytes) in progress.sinks() {
+        let (table, kind) = name.split_once('/').unwrap_or((&name, "sink"));
+        page.value("nexus_sink_buffer_bytes", &[("table", table), ("sink", kind)], bytes);
+    }
     for (name, fill) in progress.channels() {
         let of = [("channel", name.as_str())];
         page.value("nexus_channel_bytes", &of, fill.bytes);

@@ -28,6 +28,10 @@ const FILE_BYTES_MAX: usize = 16 << 20;
 /// Fast, and a third of the size for rows that look alike.
 const ZSTD_LEVEL: i32 = 1;
 
+/// What the compressor keeps of the rows it was given last, at level 1: its window, in which it looks for what it has
+/// seen before.
+const WINDOW_BYTES: usize = 512 << 10;
+
 /// How the names of files with rows end.
 pub(crate) const ROWS: &str = ".arrow.zst";
 
@@ -94,6 +98,12 @@ impl Spool {
         if file.bytes >= FILE_BYTES_MAX { self.close(id) } else { Ok(()) }
     }
 
+    /// Gives the bytes of memory that rows take which are not yet stored.
+    pub(crate) fn held_bytes(&self) -> usize {
+        let full: usize = self.full.iter().map(|(_, bytes)| bytes.len()).sum();
+        full + self.open.as_ref().map_or(0, OpenFile::held_bytes)
+    }
+
     /// Stores all that is left of the epoch; gives its files.
     pub(crate) async fn finish(&mut self, id: EpochId) -> Result<Vec<SpooledFile>> {
         self.make_room().await?;
@@ -119,6 +129,10 @@ impl OpenFile {
         let frame = Encoder::new(Vec::new(), ZSTD_LEVEL)?;
         let schema = if attempts > 0 { noting(schema, attempts) } else { schema.clone() };
         Ok(Self { writer: StreamWriter::try_new(frame, &schema)?, bytes: 0, rows: 0, attempts })
+    }
+
+    fn held_bytes(&self) -> usize {
+        self.bytes.min(WINDOW_BYTES) + self.writer.get_ref().get_ref().capacity()
     }
 
     fn finish(self) -> Result<Bytes> {

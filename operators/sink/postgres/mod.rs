@@ -290,6 +290,10 @@ impl Sink for PostgresSink {
 
     fn end(&mut self) {}
 
+    fn held_bytes(&self) -> usize {
+        self.spool.held_bytes() + self.unfit.held_bytes()
+    }
+
     fn committer(&self) -> Arc<dyn Committer> {
         self.committer.clone()
     }
