@@ -102,3 +102,47 @@ fn records_of_a_stream_in_avro_protobuf_and_from_cloudwatch() {
     assert_eq!(ask(&lake, log), [json!(["CloudTrail/logs", 3, 1_432_826_855_000_i64])]);
     audit(&world, &pipeline);
 }
+
+#[test]
+fn records_of_an_older_schema_are_read_as_the_newest_wants_them() {
+    let world = World::new().with_aws().with_kinesis();
+    let stream = unique("customers");
+    world.aws(&["stream", &stream, "1"]);
+    for packing in ["glue", "glue_zlib"] {
+        let records = fixture(&format!("customer-{packing}.hex"));
+        world.aws(&["put_hex", &stream, &records.display().to_string()]);
+    }
+    let pipeline = |ids: [&str; 2]| {
+        let [newer, older] = ["newer", "older"].map(|name| fixture(&format!("customer-{name}.avsc")));
+        let text = format!(
+            "name: customers\nlake: ./lake\nsources:\n  customers:\n    kinesis: {{ stream: {stream} }}\n    format:\n      \
+             avro:\n        schema_file: {}\n        encoding: glue\n        {}\n        older: [{{ schema_file: {}{} }}]\n\
+             bronze:\n  customers: {{ from: customers }}\n",
+            newer.display(),
+            ids[0],
+            older.display(),
+            ids[1]
+        );
+        world.file("customers.yaml", &text)
+    };
+    let version = ", schema_id: b7b4a7f0-9c96-4e4a-a687-fb5de9ef0c63";
+    for (ids, words) in [
+        (["", version], "each needs its `schema_id`"),
+        (["schema_id: 7", version], "it is the UUID of a version"),
+        (["schema_id: b7b4", version], "it is no UUID"),
+    ] {
+        let said = world.nexus(&["check", &pipeline(ids).display().to_string()]).expect_code(2).said();
+        assert!(said.contains("N0411") && said.contains(words), "{said}");
+    }
+
+    let file = pipeline(["schema_id: 00000000-0000-0000-0000-000000000007", version]);
+    let report = world.run(&file, &["--until-idle", "2s"]);
+
+    let source = &report["sources"]["customers"];
+    assert_eq!([count(source, "rows"), count(source, "quarantined")], [12, 0], "{report}");
+    let row = "SELECT count(*), min(name), min(address.postcode), min(address.country), min(level), min(born)::TEXT, \
+               min(len(past)), min(score) FROM bronze.customers WHERE id = 2";
+    let expected = json!([2, "name 2", 2, "NL", "BASIC", "2000-01-01", 2, 0.5]);
+    assert_eq!(ask(&world.path("lake"), row), [expected]);
+    audit(&world, &file);
+}

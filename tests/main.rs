@@ -15,6 +15,7 @@ mod cases;
 mod cli;
 mod cloud;
 mod compact;
+mod connectors;
 mod console;
 mod corrected;
 mod crash;

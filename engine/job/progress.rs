@@ -473,3 +473,23 @@ impl Progress {
         Report { errors, ..self.committed.lock().unwrap_or_else(PoisonError::into_inner).clone() }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_lag_of_a_source_is_that_of_its_slowest_partition() {
+        let source = SourceProgress::default();
+        assert_eq!(source.lag_ms(), None, "a file tells none");
+        let [a, b]: [Arc<str>; 2] = ["a".into(), "b".into()];
+        source.set_lag_ms(&a, 500);
+        source.set_lag_ms(&b, 2000);
+        source.set_lag_ms(&a, 700);
+        assert_eq!((source.lag_ms(), source.lags_ms()), (Some(2000), vec![(b.clone(), 2000), (a.clone(), 700)]));
+        source.keep_lags_of(std::slice::from_ref(&a));
+        assert_eq!(source.lags_ms(), [(a.clone(), 700)], "a partition that has ended is told no more");
+        source.set_no_lag();
+        assert_eq!(source.lags_ms(), [(a, 0)]);
+    }
+}

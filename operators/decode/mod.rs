@@ -41,7 +41,7 @@ pub use self::infer::infer;
 pub use self::protobuf::ProtobufMessage;
 use self::settings::Plan;
 pub use self::settings::{
-    AvroEncoding, BATCH_ROWS_MAX, DecoderSettings, FormatSettings, RECORD_BYTES_LIMIT, UnknownColumns,
+    AvroEncoding, AvroWriter, BATCH_ROWS_MAX, DecoderSettings, FormatSettings, RECORD_BYTES_LIMIT, UnknownColumns,
 };
 use self::steps::Stepped;
 use crate::batch::{Chunk, Payload};
@@ -150,8 +150,9 @@ impl FormatDecoder {
             (Payload::Framed { .. } | Payload::Records(_), FormatSettings::Avro) => {
                 Box::new(Stepped::new(plan, chunk, avro::Containers::of(plan, chunk)?)?)
             }
-            (Payload::Records(records), FormatSettings::AvroRecords { schema, encoding }) => {
-                Box::new(Stepped::new(plan, chunk, avro::Singles::of(plan, schema, *encoding, records))?)
+            (Payload::Records(records), FormatSettings::AvroRecords { schema, older, encoding }) => {
+                let writers = avro::Writers { newest: schema, older, encoding: *encoding };
+                Box::new(Stepped::new(plan, chunk, avro::Singles::of(plan, writers, records))?)
             }
             (Payload::Framed { .. } | Payload::Records(_), FormatSettings::Protobuf { message, delimited }) => {
                 Box::new(Stepped::new(plan, chunk, protobuf::Messages::of(plan, message, *delimited, chunk))?)

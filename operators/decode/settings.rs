@@ -63,8 +63,10 @@ pub enum FormatSettings {
     Avro,
     /// Single records of Avro.
     AvroRecords {
-        /// The schema with which they are written.
+        /// The schema with which the newest are written; it names the columns.
         schema: Arc<AvroSchema>,
+        /// Those with which older ones are.
+        older: Vec<AvroWriter>,
         /// What stands before each.
         encoding: AvroEncoding,
     },
@@ -83,6 +85,23 @@ pub enum FormatSettings {
     Batch,
 }
 
+/// A schema of older records, read as the newest wants them.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct AvroWriter {
+    /// What names it before a record.
+    pub id: u128,
+    /// The schema, made to be read as the newest.
+    pub schema: Arc<AvroSchema>,
+}
+
+impl AvroWriter {
+    /// Makes an older schema into one that is read as the newest; its fingerprint names it, if nothing else does.
+    pub fn new(older: AvroSchema, newest: &AvroSchema, id: Option<u128>) -> Result<Self> {
+        let id = id.unwrap_or(older.fingerprint.into());
+        Ok(Self { id, schema: Arc::new(older.read_as(newest)?) })
+    }
+}
+
 /// What stands before a single record of Avro.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum AvroEncoding {
@@ -92,8 +111,13 @@ pub enum AvroEncoding {
     SingleObject,
     /// `00` and the number of the schema in a registry, in four bytes.
     Confluent {
-        /// The number that it must be; any, if not given.
+        /// The number of the newest schema; any, if not given.
         id: Option<u32>,
+    },
+    /// `03`, `00` or (packed by zlib) `05`, and the version of the schema in the registry of AWS Glue, in 16 bytes.
+    Glue {
+        /// The version of the newest schema; any, if not given.
+        version: Option<u128>,
     },
 }
 

@@ -246,9 +246,39 @@ pub struct AvroFormat {
     /// What stands before a single record.
     #[serde(default)]
     pub encoding: AvroEncoding,
-    /// With `encoding: confluent`, the number that the schema must have; any if not given.
+    /// With `encoding: confluent`, the number that the schema must have; with `glue`, its version (a UUID). Any if not
+    /// given.
     #[serde(default)]
-    pub schema_id: Option<u32>,
+    pub schema_id: Option<SchemaId>,
+    /// The schemas that older records were written with. They are read as `schema` wants them: fields that it knows by
+    /// one of its `aliases` have its name, and those that only it has get their `default`.
+    #[serde(default)]
+    pub older: Vec<OlderSchema>,
+}
+
+/// A schema that older records of Avro were written with.
+#[derive(Debug, Clone, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct OlderSchema {
+    /// The schema, as JSON.
+    #[serde(default)]
+    pub schema: Option<String>,
+    /// The same in a file of its own.
+    #[serde(default)]
+    pub schema_file: Option<String>,
+    /// Its number or version. With `encoding: single_object`, its fingerprint tells.
+    #[serde(default)]
+    pub schema_id: Option<SchemaId>,
+}
+
+/// What a registry knows a schema by.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize, JsonSchema)]
+#[serde(untagged)]
+pub enum SchemaId {
+    /// A number (Confluent).
+    Number(u32),
+    /// The UUID of a version (AWS Glue).
+    Version(String),
 }
 
 /// What stands before a single record of Avro.
@@ -262,6 +292,8 @@ pub enum AvroEncoding {
     SingleObject,
     /// `00` and the schema's number in a registry, in four bytes.
     Confluent,
+    /// `03`, `00` or `05` (packed by zlib), and the schema's version in the registry of AWS Glue, in 16 bytes.
+    Glue,
 }
 
 /// How Protocol Buffers read.

@@ -40,7 +40,8 @@ impl<'a> Datums<'a> {
         self.odd.take().map_or(Ok(()), |why| Err(Failure::Value(why)))
     }
 
-    fn value(&mut self, at: usize, out: &mut Vec<u8>, depth: usize) -> Result<(), String> {
+    /// Writes the next value, of one of the schema's types.
+    pub(super) fn value(&mut self, at: usize, out: &mut Vec<u8>, depth: usize) -> Result<(), String> {
         if depth >= DEPTH_MAX {
             return Err(format!("it is nested more than {DEPTH_MAX} deep"));
         }
@@ -90,6 +91,7 @@ impl<'a> Datums<'a> {
                 }
                 out.push(b'}');
             }
+            Type::Constant(json) => out.extend_from_slice(json.as_bytes()),
             logical => self.logical(logical, out)?,
         }
         Ok(())

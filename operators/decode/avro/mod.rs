@@ -4,10 +4,11 @@
 //! JSON (docs/decisions/0024): what fits a column, what is rescued and what is rejected is the same as for JSON.
 
 mod datum;
+mod resolve;
 mod schema;
 
+use std::borrow::Cow;
 use std::io::Read;
-use std::ops::Range;
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -18,7 +19,7 @@ pub(super) use self::schema::{COLUMN_DEPTH_MAX, SHAPE_FIELDS_MAX};
 use super::json;
 use super::provenance::Place;
 use super::rows::Rows;
-use super::settings::{AvroEncoding, Plan};
+use super::settings::{AvroEncoding, AvroWriter, Plan};
 use super::steps::Records;
 use crate::avro::{BLOCK_BYTES_MAX, Block, Header, MAGIC, SYNC_BYTES, invalid, push_bytes, push_number};
 use crate::batch::{Chunk, Payload, Record};
@@ -273,22 +274,28 @@ fn snappy(packed: &[u8]) -> Result<Vec<u8>> {
 /// Single records, one datum each.
 pub(super) struct Singles<'a> {
     plan: &'a Plan,
-    schema: &'a AvroSchema,
-    encoding: AvroEncoding,
+    writers: Writers<'a>,
     left: &'a [Record],
     json: Vec<u8>,
 }
 
+/// The schemas that records may have been written with, and how they tell which.
+#[derive(Clone, Copy)]
+pub(super) struct Writers<'a> {
+    pub(super) newest: &'a AvroSchema,
+    pub(super) older: &'a [AvroWriter],
+    pub(super) encoding: AvroEncoding,
+}
+
 impl<'a> Singles<'a> {
-    pub(super) fn of(plan: &'a Plan, schema: &'a AvroSchema, encoding: AvroEncoding, records: &'a [Record]) -> Self {
-        Self { plan, schema, encoding, left: records, json: Vec::new() }
+    pub(super) fn of(plan: &'a Plan, writers: Writers<'a>, records: &'a [Record]) -> Self {
+        Self { plan, writers, left: records, json: Vec::new() }
     }
 
     fn write(&mut self, record: &[u8]) -> Result<(), String> {
-        let start = datum_at(self.schema, self.encoding, record)?;
-        let bytes = record.get(start).unwrap_or_default();
-        let json_bytes_max = self.plan.settings.record_bytes_max.saturating_mul(JSON_FACTOR);
-        let mut datums = Datums::new(self.schema, bytes, json_bytes_max);
+        let record_bytes_max = self.plan.settings.record_bytes_max;
+        let (schema, bytes) = self.writers.open(record, record_bytes_max)?;
+        let mut datums = Datums::new(schema, &bytes, record_bytes_max.saturating_mul(JSON_FACTOR));
         self.json.clear();
         datums.write(&mut self.json).map_err(|failure| match failure {
             Failure::Broken(why) | Failure::Value(why) => why,
@@ -321,39 +328,74 @@ impl Records for Singles<'_> {
     }
 }
 
-/// Finds the datum in a record, and checks what stands before it.
-fn datum_at(schema: &AvroSchema, encoding: AvroEncoding, record: &[u8]) -> Result<Range<usize>, String> {
-    let start = match (encoding, record) {
-        (AvroEncoding::Datum, _) => 0,
-        (AvroEncoding::SingleObject, [0xc3, 0x01, rest @ ..]) => {
-            let found = rest.first_chunk().map(|bytes| u64::from_le_bytes(*bytes));
-            if found != Some(schema.fingerprint) {
-                let found = found.map_or("cut off".into(), |found| format!("{found:016x}"));
-                return Err(format!(
-                    "the record was written with another schema: its fingerprint is {found}, not {:016x}",
-                    schema.fingerprint
-                ));
+impl<'a> Writers<'a> {
+    /// Finds the datum in a record, and the schema that it was written with by what stands before it.
+    fn open<'r>(&self, record: &'r [u8], bytes_max: usize) -> Result<(&'a AvroSchema, Cow<'r, [u8]>), String> {
+        match (self.encoding, record) {
+            (AvroEncoding::Datum, _) => Ok((self.newest, record.into())),
+            (AvroEncoding::SingleObject, [0xc3, 0x01, rest @ ..]) => {
+                let (id, datum) = rest.split_first_chunk().ok_or("the record ends within its schema's fingerprint")?;
+                let (found, newest) = (u64::from_le_bytes(*id), self.newest.fingerprint);
+                let schema = self.by(found.into(), Some(newest.into())).ok_or_else(|| {
+                    format!(
+                        "the record was written with another schema: its fingerprint is {found:016x}, not {newest:016x}"
+                    )
+                })?;
+                Ok((schema, datum.into()))
             }
-            10
-        }
-        (AvroEncoding::SingleObject, _) => {
-            return Err("the record is no single object of avro: it does not begin with c3 01".into());
-        }
-        (AvroEncoding::Confluent { id }, [0, rest @ ..]) => {
-            let found = rest.first_chunk().map(|bytes| u32::from_be_bytes(*bytes));
-            match (found, id) {
-                (None, _) => return Err("the record ends within the number of its schema".into()),
-                (Some(found), Some(id)) if found != id => {
-                    return Err(format!("the record was written with schema {found}, not {id}"));
-                }
-                _ => 5,
+            (AvroEncoding::SingleObject, _) => {
+                Err("the record is no single object of avro: it does not begin with c3 01".into())
+            }
+            (AvroEncoding::Confluent { id }, [0, rest @ ..]) => {
+                let (number, datum) =
+                    rest.split_first_chunk().ok_or("the record ends within the number of its schema")?;
+                let found = u32::from_be_bytes(*number);
+                let schema = self.by(found.into(), id.map(u128::from));
+                let schema = schema.ok_or_else(|| {
+                    format!("the record was written with schema {found}, not {}", id.unwrap_or_default())
+                })?;
+                Ok((schema, datum.into()))
+            }
+            (AvroEncoding::Confluent { .. }, _) => {
+                Err("the record does not begin with 00 and the number of its schema".into())
+            }
+            (AvroEncoding::Glue { version }, [3, packing @ (0 | 5), rest @ ..]) => {
+                let (id, datum) = rest.split_first_chunk().ok_or("the record ends within the version of its schema")?;
+                let found = u128::from_be_bytes(*id);
+                let schema = self.by(found, version);
+                let schema = schema.ok_or_else(|| {
+                    format!(
+                        "the record was written with version {found:032x} of the schema, not {:032x}",
+                        version.unwrap_or_default()
+                    )
+                })?;
+                Ok((schema, if *packing == 0 { datum.into() } else { inflate(datum, bytes_max)?.into() }))
+            }
+            (AvroEncoding::Glue { .. }, _) => {
+                Err("the record does not begin with the header of the registry of glue: 03, 00 or 05, and a version"
+                    .into())
             }
         }
-        (AvroEncoding::Confluent { .. }, _) => {
-            return Err("the record does not begin with 00 and the number of its schema".into());
+    }
+
+    /// Gives the schema that an id names; the newest if it has none.
+    fn by(&self, id: u128, newest: Option<u128>) -> Option<&'a AvroSchema> {
+        if newest.is_none_or(|newest| newest == id) {
+            return Some(self.newest);
         }
-    };
-    Ok(start..record.len())
+        self.older.iter().find(|writer| writer.id == id).map(|writer| &*writer.schema)
+    }
+}
+
+fn inflate(packed: &[u8], bytes_max: usize) -> Result<Vec<u8>, String> {
+    let mut content = Vec::new();
+    let limit = (bytes_max as u64).saturating_add(1);
+    let unpacked = flate2::read::ZlibDecoder::new(packed).take(limit).read_to_end(&mut content);
+    unpacked.map_err(|e| format!("the record cannot be unpacked: {e}"))?;
+    if content.len() > bytes_max {
+        return Err(format!("the record unpacks to more than {bytes_max} bytes"));
+    }
+    Ok(content)
 }
 
 #[cfg(test)]

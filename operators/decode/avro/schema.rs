@@ -60,16 +60,29 @@ pub(super) enum Type {
     Uuid,
     /// Months, days and milliseconds in 12 bytes.
     Duration,
+    /// A value that takes no bytes, as JSON: what a newer schema has for a field that records do not.
+    Constant(String),
+}
+
+/// What a schema says of a field to those who read records of older ones.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(super) struct Note {
+    /// Names that the field had.
+    pub(super) aliases: Vec<String>,
+    /// Its value where records have none.
+    pub(super) default: Option<Value>,
 }
 
 /// A schema of records, parsed.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct AvroSchema {
-    types: Vec<Type>,
+    pub(super) types: Vec<Type>,
     /// Which of them may have no bytes.
-    empty: Vec<bool>,
+    pub(super) empty: Vec<bool>,
+    /// What is said of fields, by the number of their record and their name.
+    pub(super) notes: HashMap<(usize, String), Note>,
     /// Its fingerprint (CRC-64-AVRO), by which single objects name it.
-    pub(super) fingerprint: u64,
+    pub(in crate::decode) fingerprint: u64,
 }
 
 impl AvroSchema {
@@ -77,14 +90,15 @@ impl AvroSchema {
     pub fn parse(text: &str) -> Result<Self> {
         let wrong = |why: String| Error::config(format!("the avro schema cannot be used: {why}"));
         let value: Value = serde_json::from_str(text).map_err(|e| wrong(format!("it is not JSON: {e}")))?;
-        let mut parser = Parser { types: Vec::new(), named: HashMap::new(), canonical: String::new() };
+        let mut parser =
+            Parser { types: Vec::new(), named: HashMap::new(), notes: HashMap::new(), canonical: String::new() };
         let root = parser.read(&value, "").map_err(wrong)?;
         // The first type that is begun is the root.
         if root != 0 || !matches!(parser.types.first(), Some(Type::Record(_))) {
             return Err(wrong("it is not a record, whose fields could be columns".into()));
         }
-        let (types, canonical) = (parser.types, parser.canonical);
-        Ok(Self { empty: empty_types(&types), types, fingerprint: fingerprint(canonical.as_bytes()) })
+        let Parser { types, notes, canonical, .. } = parser;
+        Ok(Self { empty: empty_types(&types), types, notes, fingerprint: fingerprint(canonical.as_bytes()) })
     }
 
     pub(super) fn get(&self, at: usize) -> &Type {
@@ -146,7 +160,7 @@ impl Shape<'_> {
     fn data_type(&mut self, at: usize) -> Option<DataType> {
         let schema = self.schema;
         Some(match schema.get(at) {
-            Type::Null | Type::Text | Type::Symbols(_) | Type::Uuid => DataType::Utf8View,
+            Type::Null | Type::Text | Type::Symbols(_) | Type::Uuid | Type::Constant(_) => DataType::Utf8View,
             Type::Boolean => DataType::Boolean,
             Type::Integer => DataType::Int64,
             Type::Float => DataType::Float32,
@@ -195,6 +209,7 @@ struct Parser {
     types: Vec<Type>,
     /// Named types by their full names.
     named: HashMap<String, usize>,
+    notes: HashMap<(usize, String), Note>,
     canonical: String,
 }
 
@@ -304,6 +319,10 @@ impl Parser {
                 self.canonical.push_str(",\"fields\":[");
                 let fields = fields.iter().enumerate().map(|(index, field)| self.field(index, field, &inner));
                 let fields = fields.collect::<Result<Vec<_>, _>>()?;
+                for (name, _, note) in &fields {
+                    self.notes.insert((at, name.clone()), note.clone());
+                }
+                let fields = fields.into_iter().map(|(name, of, _)| (name, of)).collect();
                 self.canonical.push(']');
                 Type::Record(fields)
             }
@@ -312,7 +331,7 @@ impl Parser {
         self.end(at, read)
     }
 
-    fn field(&mut self, index: usize, field: &Value, namespace: &str) -> Result<(String, usize), String> {
+    fn field(&mut self, index: usize, field: &Value, namespace: &str) -> Result<(String, usize, Note), String> {
         let name = field.get("name").and_then(Value::as_str).ok_or("a field has no `name`")?;
         if name.is_empty() || !name.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'_') {
             return Err(format!("a field cannot have the name {name:?}"));
@@ -322,7 +341,9 @@ impl Parser {
         self.canonical.push_str(&format!("{{\"name\":\"{name}\",\"type\":"));
         let at = self.read(of, namespace)?;
         self.canonical.push('}');
-        Ok((name.to_owned(), at))
+        let aliases = field.get("aliases").and_then(Value::as_array).into_iter().flatten();
+        let aliases = aliases.filter_map(Value::as_str).map(str::to_owned).collect();
+        Ok((name.to_owned(), at, Note { aliases, default: field.get("default").cloned() }))
     }
 }
 

@@ -9,7 +9,7 @@ use crate::avro::{Header, push_bytes, push_number};
 use crate::batch::{Chunk, OffsetKind, Payload};
 use crate::decode::column::{is_json, type_name};
 use crate::decode::testing::*;
-use crate::decode::{AvroEncoding, AvroSchema, DecoderSettings, FormatSettings, UnknownColumns, infer};
+use crate::decode::{AvroEncoding, AvroSchema, AvroWriter, DecoderSettings, FormatSettings, UnknownColumns, infer};
 
 const CODECS: [&str; 4] = ["null", "deflate", "snappy", "zstandard"];
 
@@ -69,7 +69,7 @@ fn single_records_are_read_with_the_schema_of_the_file() {
         ("confluent", AvroEncoding::Confluent { id: Some(42) }),
     ];
     for (name, encoding) in encodings {
-        let format = FormatSettings::AvroRecords { schema: Arc::new(schema()), encoding };
+        let format = FormatSettings::AvroRecords { schema: Arc::new(schema()), older: Vec::new(), encoding };
         let settings = DecoderSettings { offsets: OffsetKind::Sequence, ..settings(format, schema().columns()) };
         let singles = hex_lines(&format!("reading-{name}.hex"));
         let given: Vec<(&str, &[u8])> = singles.iter().map(|single| ("7", single.as_slice())).collect();
@@ -85,10 +85,67 @@ fn single_records_are_read_with_the_schema_of_the_file() {
     }
 }
 
+/// The version that the records of glue have.
+const VERSION: u128 = 0xb7b4_a7f0_9c96_4e4a_a687_fb5d_e9ef_0c63;
+
+#[test]
+fn records_of_an_older_schema_are_read_as_the_newest_wants_them() {
+    let schema = |name: &str| AvroSchema::parse(std::str::from_utf8(&fixture(name)).unwrap()).unwrap();
+    let newest = Arc::new(schema("customer-newer.avsc"));
+    let columns = newest.columns();
+    let expected = decode_chunk(settings(FormatSettings::Json, columns.clone()), &framed(fixture("customer.jsonl"))).0;
+    let encodings = [
+        ("single_object", AvroEncoding::SingleObject, None),
+        ("confluent", AvroEncoding::Confluent { id: Some(42) }, Some(41)),
+        ("glue", AvroEncoding::Glue { version: Some(7) }, Some(VERSION)),
+        ("glue_zlib", AvroEncoding::Glue { version: Some(7) }, Some(VERSION)),
+    ];
+    for (name, encoding, id) in encodings {
+        let writer = AvroWriter::new(schema("customer-older.avsc"), &newest, id).unwrap();
+        let singles = hex_lines(&format!("customer-{name}.hex"));
+        let given: Vec<(&str, &[u8])> = singles.iter().map(|single| ("7", single.as_slice())).collect();
+        for (older, rows_expected) in [(vec![writer], singles.len()), (Vec::new(), 0)] {
+            let format = FormatSettings::AvroRecords { schema: newest.clone(), older, encoding };
+            let settings = DecoderSettings { offsets: OffsetKind::Sequence, ..settings(format, columns.clone()) };
+            let (rows, decoded) = decode_chunk(settings, &records(&given));
+            assert_eq!(
+                (rows.num_rows(), decoded.rejects.len()),
+                (rows_expected, singles.len() - rows_expected),
+                "{name}"
+            );
+            let of = |rows: &RecordBatch| rows.project(&(0..columns.len()).collect::<Vec<_>>()).unwrap();
+            assert_eq!(of(&rows), of(&expected).slice(0, rows_expected), "{name}");
+        }
+    }
+}
+
+#[test]
+fn what_stands_before_records_of_glue_is_checked() {
+    let columns = vec![field("id", DataType::Int64)];
+    let encoding = AvroEncoding::Glue { version: None };
+    let format = FormatSettings::AvroRecords { schema: Arc::new(schema()), older: Vec::new(), encoding };
+    let settings =
+        DecoderSettings { unknown: UnknownColumns::Ignore, record_bytes_max: 1000, ..settings(format, columns) };
+    let glue = |packing: u8, datum: &[u8]| [&[3, packing], &VERSION.to_be_bytes()[..], datum].concat();
+    let mut bomb = flate2::write::ZlibEncoder::new(Vec::new(), flate2::Compression::best());
+    std::io::Write::write_all(&mut bomb, &vec![0; 100_000]).unwrap();
+    let cases = [
+        (b"{}".to_vec(), "does not begin with the header"),
+        (glue(1, b""), "does not begin with the header"),
+        (vec![3, 0, 1], "ends within the version"),
+        (glue(5, b"no zlib"), "cannot be unpacked"),
+        (glue(5, &bomb.finish().unwrap()), "unpacks to more than 1000 bytes"),
+    ];
+    for (record, words) in cases {
+        let found = decode_chunk(settings.clone(), &records(&[("1", &record)])).1;
+        assert!(reasons(&found)[0].contains(words), "{:?}", reasons(&found));
+    }
+}
+
 #[test]
 fn records_of_another_schema_are_rejected() {
     let columns = vec![field("id", DataType::Int64)];
-    let format = |encoding| FormatSettings::AvroRecords { schema: Arc::new(schema()), encoding };
+    let format = |encoding| FormatSettings::AvroRecords { schema: Arc::new(schema()), older: Vec::new(), encoding };
     let rejected = |encoding, data: &[u8]| {
         let settings =
             DecoderSettings { unknown: UnknownColumns::Ignore, ..settings(format(encoding), columns.clone()) };

@@ -302,6 +302,30 @@ async fn every_key_is_read_whether_it_was_announced_or_listed() {
 }
 
 #[test]
+fn of_one_key_the_events_are_taken_in_their_order() {
+    let object = |key: &str, time: &str, sequencer: &str| {
+        let mut event = event(key, sequencer);
+        event["eventTime"] = json!(time);
+        event["s3"]["object"]["sequencer"] = json!(sequencer);
+        let announced = envelope::parse(&json!({"Records": [event]}).to_string()).objects.remove(0);
+        let (name, body) = (announced.partition().into(), Bytes::new());
+        Object { name, announced, body, receives: 1, offset: 0, reader: None }
+    };
+    // Times are those of the requests, and do not order the events of a key; sequencers are of any length and case.
+    let mut waiting = vec![
+        object("k", "2026-01-01T00:00:01.000Z", "0055AED6DCD90281E6"),
+        object("other", "2026-01-01T00:00:02.000Z", "01"),
+        object("k", "2026-01-01T00:00:03.000Z", "55aed6dcd90281e5"),
+        object("k", "2026-01-01T00:00:04.000Z", "9"),
+    ];
+    let mut order = Vec::new();
+    while !waiting.is_empty() {
+        order.push(waiting.swap_remove(first_of(&waiting)).announced.sequencer.unwrap());
+    }
+    assert_eq!(order, ["9", "55aed6dcd90281e5", "0055AED6DCD90281E6", "01"]);
+}
+
+#[test]
 fn settings_that_allow_nothing_are_refused() {
     for allow in [vec![], vec!["landing/in".to_owned()]] {
         let settings = S3Settings {

@@ -39,7 +39,7 @@ pub(super) fn avro(data: &[u8]) {
         2 => Some(AvroEncoding::Confluent { id: None }),
         _ => None,
     } {
-        let format = FormatSettings::AvroRecords { schema, encoding };
+        let format = FormatSettings::AvroRecords { schema, older: Vec::new(), encoding };
         return records(&with(format), rest);
     }
     let file = FILES.get(usize::from(choice & 7).wrapping_sub(4));

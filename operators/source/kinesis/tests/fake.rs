@@ -165,6 +165,13 @@ impl FakeStream {
         sequence
     }
 
+    /// Takes the records away that stand behind the first few of a shard.
+    pub fn take_back(&self, shard: &str, keep: usize) {
+        let mut state = self.state();
+        let shard = state.shards.iter_mut().find(|s| s.facts.id.as_ref() == shard).unwrap();
+        shard.records.truncate(keep);
+    }
+
     /// Trims records older than the retention, and the closed shards that are empty then.
     pub fn trim(&self) {
         let now_ms = self.now_ms();

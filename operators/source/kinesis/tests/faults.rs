@@ -326,6 +326,27 @@ async fn shards_are_asked_fast_when_behind_and_slowly_at_the_tip() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_shard_that_has_caught_up_is_told_once() {
+    let stream = FakeStream::new(2);
+    for number in 0..30 {
+        stream.put_into(SHARD, "k", number.to_string());
+    }
+    let mut source = stream.source(settings());
+    source.open(&Cut::default()).await.unwrap();
+    let mut told = Vec::new();
+    loop {
+        match source.next().await.unwrap() {
+            SourceEvent::Chunk(chunk) => told.push((chunk.is_empty(), chunk.lag_ms.map(|ms| ms > 0))),
+            SourceEvent::Idle => break,
+            other => panic!("{other:?}"),
+        }
+        // What is behind has been trimmed, so that no record tells that the shard has caught up.
+        stream.take_back(SHARD, 20);
+    }
+    assert_eq!(told, [(false, Some(true)), (true, Some(false))]);
+}
+
+#[tokio::test(start_paused = true)]
 async fn large_records_are_read_at_the_pace_of_a_shard() {
     const MIB: usize = 1024 * 1024;
     let stream = FakeStream::new(1);
