@@ -19,12 +19,12 @@ SOAK_CASES ?= 50
 OBJECTS ?= 100000
 API_FUZZ_EXAMPLES ?= 50
 RESHARDS ?= 5
-# Where the data, the peers and the results of comparisons lie: some 5 GB.
+# Where the data, the peers and the results of comparisons lie: some 8 GB with all peers.
 COMPARE ?= $(CURDIR)/target/compare
 COMPARE_FLAGS ?= --rounds 5
 RELEASE := $${CARGO_TARGET_DIR:-target}/release/nexus
 
-.PHONY: help run check build test test-env test-rust api-fuzz docs test-suites soak soak-hour fuzz bombs state nexmark objects restart reshard screenshots features compare latency profile instructions golden readers lint fmt fmt-check doc book bench deny clean
+.PHONY: help run check build test test-env test-rust api-fuzz docs test-suites soak soak-hour fuzz bombs state nexmark objects restart reshard screenshots features compare latency startup profile instructions golden readers lint fmt fmt-check doc book bench deny clean
 
 help: ## Lists these targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -111,11 +111,14 @@ restart: test-env build ## Measures a restart with 10 000 commit records and 1 G
 reshard: test-env ## Splits and merges a stream RESHARDS times under load, with kills in between
 	NEXUS_TEST_RESHARDS=$(RESHARDS) $(CARGO) test --workspace --all-features --locked --test nexus resharded
 
-compare: build ## Runs Nexus and its peers (DuckDB, Polars, DataFusion, Spark) on the same work; COMPARE_FLAGS="--work w1z --peers duckdb,polars"
+compare: build ## Runs Nexus and its peers on the same work, W1 or COMPARE_FLAGS="--work w1z|w2|w3|w4|w5|growth --peers duckdb,polars" (w4 needs `make test-env`)
 	python3 benches/compare/compare.py --folder "$(COMPARE)" --nexus "$(RELEASE)" $(COMPARE_FLAGS)
 
 latency: build ## Measures how old rows are when readers of PostgreSQL see them, at 20 000 rows a second and commits each second
 	python3 benches/latency/latency.py --nexus "$(RELEASE)"
+
+startup: build ## Measures how soon a run reads, what an idle one takes, and how large the program is
+	python3 benches/startup/startup.py --nexus "$(RELEASE)"
 
 profile: ## Draws target/profile.svg, a flame graph of the comparison's work (needs perf, and `cargo install inferno`)
 	$(CARGO) rustc --release --locked --bin nexus -- -C strip=none

@@ -34,6 +34,7 @@ mod iam;
 mod identity;
 mod inputs;
 mod keyed;
+mod large_record;
 mod layout;
 mod lineage;
 mod memory;

@@ -38,7 +38,8 @@ families! {
     "nexus_source_read_rows_total", counter, "source", "Rows decoded, committed or not.";
     "nexus_source_read_bytes_total", counter, "source", "Bytes read, decompressed, committed or not.";
     "nexus_source_caught_up", gauge, "source", "1 if the source has nothing to read at the moment.";
-    "nexus_source_lag_seconds", gauge, "source", "How far the source is behind, if its service tells.";
+    "nexus_source_lag_seconds", gauge, "source", "How far the source is behind, where it is most, if its service tells.";
+    "nexus_source_partition_lag_seconds", gauge, "source, partition", "How far the source is behind in a partition, such as a shard, if its service tells; of the 200 that are most behind.";
     "nexus_source_watermark_timestamp_seconds", gauge, "source", "The event time up to which rows have come, since the Unix epoch, once it is known.";
     "nexus_source_records_total", counter, "source", "Records of recorded epochs.";
     "nexus_source_skipped_total", counter, "source", "Records of recorded epochs that hold no row by their nature.";

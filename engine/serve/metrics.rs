@@ -74,6 +74,10 @@ fn sources(page: &mut Page, progress: &Progress) {
         if let Some(lag_ms) = source.lag_ms() {
             page.value("nexus_source_lag_seconds", &of, float(lag_ms) / 1e3);
         }
+        for (partition, lag_ms) in source.lags_ms() {
+            let of = [("source", name.as_str()), ("partition", &partition)];
+            page.value("nexus_source_partition_lag_seconds", &of, float(lag_ms) / 1e3);
+        }
         if let Some(us) = source.watermark.get() {
             page.value("nexus_source_watermark_timestamp_seconds", &of, timestamp(us));
         }
