@@ -139,7 +139,7 @@ readers: test-env ## Has Spark read the tables too, beside the readers of `make 
 	NEXUS_TEST_SPARK=1 $(CARGO) test --workspace --all-features --locked --test nexus readers::
 
 features: ## Lints each feature alone, and none, and pairs of them
-	@for features in "" cli kinesis otel postgres s3 cli,kinesis cli,otel cli,postgres cli,s3 kinesis,s3 otel,s3; do \
+	@for features in "" cli kinesis otel postgres s3 cli,kinesis cli,postgres cli,s3 kinesis,s3 otel,s3; do \
 		echo "nexus: $${features:-none}"; \
 		$(CARGO) clippy --quiet --locked --package nexus --no-default-features --features "$$features" -- -D warnings; \
 	done

@@ -66,7 +66,7 @@
 //! |---|---|
 //! | `cli` | module `cli`: the command `nexus`, with its prompt, its completions and its allocator |
 //! | `kinesis` | source `kinesis`, nor the SDK for it |
-//! | `otel` | tracing of epochs by OpenTelemetry |
+//! | `otel` | tracing of epochs by OpenTelemetry, which is the command's |
 //! | `postgres` | table key `postgres`, nor its client; files that have it are refused when they run |
 //! | `s3` | source `s3`, no lake on S3, and no lineage sent to a URL |
 //!

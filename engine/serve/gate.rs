@@ -65,6 +65,7 @@ impl Token {
     }
 
     /// Gives the header that shows it.
+    #[cfg(feature = "cli")]
     pub(crate) fn header(&self) -> String {
         format!("Bearer {}", self.0)
     }

@@ -54,5 +54,7 @@ pub use order::Order;
 pub use partition::Partition;
 pub use schema::json_schema;
 pub use source::Extent;
-pub(crate) use source::{is_part, offset_of, word_width};
+#[cfg(feature = "cli")]
+pub(crate) use source::word_width;
+pub(crate) use source::{is_part, offset_of};
 pub use tier::Tier;

@@ -75,6 +75,7 @@ fn with_provider(
 }
 
 /// Finds the endpoint that the pipeline, the environment or the profile sets for a service, else for all services.
+#[cfg(feature = "s3")]
 pub(crate) fn endpoint_of(config: &SdkConfig, service: Service) -> Option<String> {
     let (env, profile) = ENDPOINT;
     let key = ServiceConfigKey::builder().service_id(service.id()).env(env).profile(profile).build().ok();

@@ -18,7 +18,7 @@ use std::collections::BTreeMap;
 
 #[cfg(feature = "aws")]
 pub use config::config;
-#[cfg(feature = "aws")]
+#[cfg(feature = "s3")]
 pub(crate) use config::endpoint_of;
 #[cfg(feature = "aws")]
 pub(crate) use failure::lacking;

@@ -150,6 +150,7 @@ pub(crate) fn read(file: &[u8]) -> Result<impl Iterator<Item = Result<RecordBatc
 }
 
 /// Tells how often the rows of a file have been sent again.
+#[cfg(feature = "postgres")]
 pub(crate) fn attempts(file: &[u8]) -> Result<u32> {
     Ok(attempts_of(&StreamReader::try_new(Decoder::new(file)?, None)?.schema()))
 }

@@ -68,7 +68,10 @@ fn shell(world: &World, command: &str) -> String {
 /// Leaves out counts of one or two digits, the space around them, and the difference between one epoch and more: a slow
 /// machine makes more epochs, and so more files.
 fn countless(line: &str) -> String {
-    let is_count = |word: &str| word.len() <= 2 && word.bytes().all(|byte| byte.is_ascii_digit());
+    let is_count = |word: &str| {
+        let digits = word.trim_end_matches(',');
+        digits.len() <= 2 && digits.bytes().all(|byte| byte.is_ascii_digit())
+    };
     let told = |word| if is_count(word) { "#" } else { word };
     let words: Vec<&str> = line.split_whitespace().map(told).collect();
     words.join(" ").replace("# epochs", "# epoch")

@@ -42,7 +42,11 @@ async function main() {
   await picture('graph');
 
   // By the keyboard: from the graph to a sample, which is text whatever it holds, and to the next view.
-  await page.locator('.node[data-name="silver.ticks"]').focus();
+  // The drawing may be renewed between the finding of the node and its focus.
+  const focused = () => page.evaluate(() => document.activeElement.getAttribute('data-name'));
+  while (await focused() !== 'silver.ticks') await page.locator('.node[data-name="silver.ticks"]').focus();
+  await page.waitForTimeout(2500);
+  assert.strictEqual(await focused(), 'silver.ticks', 'the focus is lost when the drawing is renewed');
   await page.keyboard.press('Enter');
   await shown('sample');
   await page.locator('#sample-rows td', { hasText: '<b>yuma</b>' }).first().waitFor();
@@ -57,6 +61,15 @@ async function main() {
   await page.locator('.rule', { hasText: 'sane_temperature' }).waitFor();
   assert.match(await page.textContent('.rule li'), /temp_c/);
   await picture('quarantine');
+
+  // By the mouse, and slowly: the drawing is not renewed under a button that is down.
+  await page.click('#tab-graph');
+  await page.locator('.node[data-name="gold.seconds"]').hover();
+  await page.mouse.down();
+  await page.waitForTimeout(2500);
+  await page.mouse.up();
+  await shown('sample');
+  assert.strictEqual(await page.inputValue('#sample-table'), 'gold.seconds');
 
   await page.click('#tab-epochs');
   await page.locator('.steps span').first().waitFor();

@@ -29,8 +29,9 @@ DEVICES = 200
 FASTER = 100
 START = datetime.datetime(2026, 11, 1, 6, tzinfo=datetime.timezone.utc)
 
-# What PutRecords takes in a call.
-CALL_RECORDS_MAX = 500
+# A record holds many lines, as an aggregating producer sends them: the emulator takes its time over each record.
+RECORD_EVENTS = 50
+CALL_EVENTS = 500
 
 # Every so many calls, what was sent is also uploaded, as by devices that were out of reach.
 UPLOADED_CALLS = 40
@@ -66,14 +67,14 @@ def main():
     begun = time.monotonic()
     sent = calls = 0
     while not select.select([sys.stdin], [], [], 0)[0]:
-        due = min(int((time.monotonic() - begun) * rate) - sent, CALL_RECORDS_MAX)
-        if due < CALL_RECORDS_MAX // 2:
+        if (time.monotonic() - begun) * rate < sent + CALL_EVENTS:
             time.sleep(0.01)
             continue
-        events = [event(chance, sent + n, (sent + n) / rate * FASTER) for n in range(due)]
-        records = [{"Data": text.encode(), "PartitionKey": str(n % 64)} for n, text in enumerate(events)]
+        events = [event(chance, sent + n, (sent + n) / rate * FASTER) for n in range(CALL_EVENTS)]
+        packs = ["\n".join(events[first:first + RECORD_EVENTS]) for first in range(0, CALL_EVENTS, RECORD_EVENTS)]
+        records = [{"Data": pack.encode(), "PartitionKey": str(n)} for n, pack in enumerate(packs)]
         kinesis.put_records(StreamName=stream, Records=records)
-        sent, calls = sent + due, calls + 1
+        sent, calls = sent + CALL_EVENTS, calls + 1
         if calls % UPLOADED_CALLS == 0:
             s3.put_object(Bucket=bucket, Key=f"telemetry/{calls}.jsonl", Body="\n".join(events).encode())
 

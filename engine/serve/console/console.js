@@ -158,7 +158,11 @@ function places(nodes, edges, room) {
   return { at, wide: narrow, high, across: false, size: [narrow + 44, at.size * (high + 18)] };
 }
 
+/** Whether a button of the mouse, or a finger, is down on the drawing: one that is drawn anew would lose the click. */
+let pressed = false;
+
 function showGraph(pipeline, sources, tables, channels) {
+  if (pressed) return;
   const nodes = pipeline.nodes.filter((node) => node.kind !== 'sink');
   const names = new Set(nodes.map((node) => node.name));
   const edges = pipeline.edges.filter((edge) => names.has(edge.to));
@@ -416,6 +420,8 @@ function begin() {
     });
   });
   for (const id of ['sample-table', 'map-table', 'plan-table', 'world', 'hold']) $(id).addEventListener('change', refresh);
+  $('drawing').addEventListener('pointerdown', () => { pressed = true; });
+  for (const up of ['pointerup', 'pointercancel']) addEventListener(up, () => { pressed = false; });
   $('pause').addEventListener('click', () => order(state.pipeline?.state === 'paused' ? 'resume' : 'pause'));
   $('drain').addEventListener('click', () => { if (confirm('Commit what has been read, and end the run?')) order('drain'); });
   $('ask').addEventListener('close', () => {

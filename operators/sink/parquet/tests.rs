@@ -277,7 +277,7 @@ async fn memory_has_a_bound() {
         let mut sink = lake.open().unwrap();
         for start in 0..20 {
             sink.write(id, &rows(start * 1000..start * 1000 + 1000)).await.unwrap();
-            assert!(sink.held_bytes() <= 4096);
+            assert!(sink.open_bytes() <= 4096);
         }
         let prepared = sink.prepare(id).await.unwrap();
         sink.committer().commit(id, &prepared.handle.unwrap()).await.unwrap();
