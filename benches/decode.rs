@@ -101,6 +101,7 @@ fn format_decoder(format: FormatSettings) -> Box<dyn Decoder> {
         offsets: OffsetKind::Number,
         batch_rows_max: BATCH_ROWS_MAX,
         record_bytes_max: RECORD_BYTES_MAX,
+        archives: false,
     };
     decoder(settings).expect("the settings are good")
 }

@@ -93,15 +93,21 @@ fn sources(plan: &Plan, probes: &mut Vec<Probe>) {
 #[cfg(not(any(feature = "kinesis", feature = "s3")))]
 fn sources(_: &Plan, _: &mut Vec<Probe>) {}
 
-/// The lake and the state.
+/// The lake, the state and archives.
 fn folders(plan: &Plan, probes: &mut Vec<Probe>) {
-    let lake = Tier::ALL.into_iter().map(|tier| ("lake", plan.loaded.lake_root(tier)));
-    let state = [("state", plan.loaded.state_root())];
+    let lake = Tier::ALL.into_iter().map(|tier| ("lake".to_owned(), plan.loaded.lake_root(tier)));
+    let state = ("state".to_owned(), plan.loaded.state_root());
+    let archives = plan
+        .loaded
+        .spec
+        .sources
+        .keys()
+        .filter_map(|source| Some((format!("sources.{source}.archive"), plan.loaded.archive_root(source)?)));
     let mut seen = BTreeSet::new();
-    for (place, url) in lake.chain(state) {
+    for (place, url) in lake.chain([state]).chain(archives) {
         if seen.insert(url.clone()) {
             let (access, thing) = (plan.loaded.access(), format!("folder {url}"));
-            probes.push(probe(place.to_owned(), thing, async move { Store::probe(&url, &access).await }));
+            probes.push(probe(place, thing, async move { Store::probe(&url, &access).await }));
         }
     }
 }

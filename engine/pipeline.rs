@@ -118,6 +118,7 @@ impl Pipeline {
             offsets: OffsetKind::Number,
             batch_rows_max: BATCH_ROWS_MAX,
             record_bytes_max: RECORD_BYTES_LIMIT,
+            archives: false,
         };
         let column = event_time.map(|(column, _)| column);
         let mut plan = SourcePlan::of_decoder(name, settings, column).map_err(BuildError::Operator)?;

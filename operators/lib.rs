@@ -20,6 +20,7 @@
 //! Invariant: an operator never decides retry across calls, and never spawns a
 //! task that nobody owns. The engine owns every loop.
 
+pub mod archive;
 pub mod avro;
 pub mod aws;
 pub mod batch;

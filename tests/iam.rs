@@ -77,7 +77,7 @@ fn services(printed: &Value) -> Vec<&str> {
 #[test]
 fn a_stream_is_read_into_a_bucket_within_the_policy() {
     let mut world = World::new().with_aws().with_kinesis();
-    let (bucket, stream) = (world.bucket("lake"), unique("iam"));
+    let (bucket, archive, stream) = (world.bucket("lake"), world.bucket("archive"), unique("iam"));
     world.aws(&["stream", &stream, "2"]);
     let lines: String =
         (0..200).map(|n| format!("{{\"n\":{n},\"ts\":\"2026-11-01T00:00:{:02}Z\"}}\n", n % 60)).collect();
@@ -94,6 +94,7 @@ sources:
     kinesis: {{ stream: {stream} }}
     columns: {{ n: int64, ts: timestamp }}
     event_time: {{ column: ts }}
+    archive: {{ path: s3://{archive}/raw, prefix: events/, buffer: {{ size: 1KiB }} }}
 bronze:
   events: {{ from: events }}
 gold:

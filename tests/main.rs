@@ -7,6 +7,7 @@
 #![allow(clippy::print_stdout, reason = "what a test prints is shown when it fails")]
 
 mod api;
+mod archive;
 mod audit;
 mod bad_data;
 mod balance;

@@ -29,7 +29,7 @@ fn pipeline(world: &World, names: &Names) -> String {
 lake: s3://{bucket}/lake
 state: ./state
 sources:
-  clicks: {{ kinesis: {{ stream: {stream} }}, columns: {{ id: int64 }} }}
+  clicks: {{ kinesis: {{ stream: {stream} }}, columns: {{ id: int64 }}, archive: {{ path: s3://{bucket}/raw }} }}
   uploads: {{ s3: {{ queue: \"{queue}\", allow: [\"s3://{landing}/in/\"] }}, columns: {{ id: int64 }} }}
 bronze:
   clicks:
@@ -80,13 +80,14 @@ fn names(world: &World) -> Names {
     names
 }
 
-const THINGS: [&str; 8] = [
+const THINGS: [&str; 9] = [
     "bronze.clicks table",
     "bronze.uploads table",
     "lake folder",
     "secrets.managed secret",
     "secrets.pg secret",
     "sources.clicks stream",
+    "sources.clicks.archive folder",
     "sources.uploads objects",
     "sources.uploads queue",
 ];
@@ -135,7 +136,7 @@ fn things_that_are_missing_are_told_apart() {
     world.set("DATABASE_URL", &url);
     let found = look(&world, &file, 1);
     let expected = THINGS.map(|thing| (thing, if thing == "secrets.pg secret" { "good" } else { "thing" }));
-    assert_eq!(results(&found)[..8], expected, "{found:#?}");
+    assert_eq!(results(&found)[..THINGS.len()], expected, "{found:#?}");
     assert!(found["sources.clicks stream"].1.contains(&names.stream), "{found:#?}");
     assert!(found["bronze.clicks table"].1.contains("3D000"), "{found:#?}");
 }
@@ -153,7 +154,7 @@ fn what_cannot_be_reached_is_told_at_once() {
     let started = std::time::Instant::now();
     let found = look(&world, &file, 1);
     let expected = THINGS.map(|thing| (thing, if thing == "secrets.pg secret" { "good" } else { "network" }));
-    assert_eq!(results(&found)[..8], expected, "{found:#?}");
+    assert_eq!(results(&found)[..THINGS.len()], expected, "{found:#?}");
     // All are looked at at once, each for ten seconds at most; the rest is a busy machine's.
     assert!(started.elapsed().as_secs() < 40, "{:?}", started.elapsed());
 }
@@ -173,7 +174,7 @@ fn what_is_forbidden_is_said_to_be() {
     world.set("DATABASE_URL", &url);
     let found = look(&world, &file, 1);
     let expected = THINGS.map(|thing| (thing, if thing == "secrets.pg secret" { "good" } else { "permission" }));
-    assert_eq!(results(&found)[..8], expected, "{found:#?}");
+    assert_eq!(results(&found)[..THINGS.len()], expected, "{found:#?}");
     assert!(found["bronze.clicks table"].1.contains("42501"), "{found:#?}");
 
     // One who may do all of it but put rows into the table that is there.

@@ -24,11 +24,11 @@ mod sources;
 mod spooled;
 mod staged;
 
-use crate::job::place::{PARQUET, POSTGRES};
+use crate::job::place::{PARQUET, POSTGRES, is_archive};
 use crate::job::state_store;
 use crate::plan::Plan;
 use crate::state::StateStore;
-use crate::state::record::{CommitRecord, QUARANTINE, SourceCounts};
+use crate::state::record::{ARCHIVE, CommitRecord, ERRORS, QUARANTINE, SourceCounts};
 use records::Records;
 
 /// What an audit is told beside the pipeline.
@@ -130,7 +130,7 @@ pub async fn audit(plan: &Plan, settings: AuditSettings) -> Result<Audit> {
     let mut records = Records::read(&store).await?;
     let names = sinks(plan, &records);
     let mut listed = BTreeMap::new();
-    for name in names.iter().filter(|name| is_parquet(name)) {
+    for name in names.iter().filter(|name| has_files(plan, name)) {
         listed.insert(name.clone(), files::list(plan, &store, name).await?);
     }
     let spools = staged::list_spools(&store, &names).await?;
@@ -195,12 +195,20 @@ fn sinks(plan: &Plan, records: &Records) -> BTreeSet<String> {
         }
         names.insert(format!("{}/{QUARANTINE}", table.name()));
     }
-    names.extend(plan.opened_sources().iter().map(|source| format!("{source}/{QUARANTINE}")));
+    for source in plan.opened_sources() {
+        if plan.loaded.archive_root(&source).is_some() {
+            names.extend([ARCHIVE, ERRORS].map(|kind| format!("{source}/{kind}")));
+        }
+        names.insert(format!("{source}/{QUARANTINE}"));
+    }
     names
 }
 
-fn is_parquet(sink: &str) -> bool {
-    sink.rsplit_once('/').is_some_and(|(_, kind)| kind == PARQUET || kind == QUARANTINE)
+/// Tells whether a sink writes files in folders that the file tells of.
+fn has_files(plan: &Plan, sink: &str) -> bool {
+    sink.rsplit_once('/').is_some_and(|(of, kind)| {
+        kind == PARQUET || kind == QUARANTINE || is_archive(sink) && plan.loaded.archive_root(of).is_some()
+    })
 }
 
 /// Looks at a sink that is not one of Parquet files.
@@ -219,6 +227,7 @@ async fn other_sink(
             Some(secret) => postgres::check(view, name, &secret, spools).await,
             None => Ok((left_out("the file names no database for it any more"), Vec::new())),
         },
+        _ if is_archive(name) => Ok((left_out("the file has no archive for it any more"), Vec::new())),
         _ => {
             let _ = spools;
             Ok((left_out("it belongs to an embedding service, or this build lacks it"), Vec::new()))

@@ -44,7 +44,8 @@ impl Graph {
 
 async fn text(plan: &Plan) -> Result<(), crate::Error> {
     for source in plan.sources.values() {
-        terminal::say(&format!("source {}", source.name));
+        let archive = plan.loaded.archive_places(&source.name).map(|[records, _]| format!("  -> archive {records}"));
+        terminal::say(&format!("source {}{}", source.name, archive.unwrap_or_default()));
         let time = source.event_time.map(|index| source.schema.field(index).name());
         columns(&source.schema, time.map(String::as_str));
     }
@@ -71,6 +72,9 @@ fn mermaid(plan: &Plan) {
     terminal::say("flowchart LR");
     for name in plan.sources.keys() {
         terminal::say(&format!("    {}[/\"{name}\"/]", id(name)));
+        if let Some([archive, _]) = plan.loaded.archive_places(name) {
+            terminal::say(&format!("    {0} --> archive_{0}[(\"{archive}\")]", id(name)));
+        }
     }
     for name in plan.references.keys() {
         terminal::say(&format!("    {}[(\"{name}\")]", id(name)));
@@ -102,10 +106,16 @@ async fn as_json(plan: &Plan) -> Result<(), crate::Error> {
     let fields = |schema: &SchemaRef| -> serde_json::Value {
         schema.fields().iter().map(|field| json!({ "name": field.name(), "type": type_name(field) })).collect()
     };
-    let sources = plan
-        .sources
-        .values()
-        .map(|source| json!({ "name": source.name, "columns": fields(&source.schema), "inferred": source.inferred }));
+    let sources = plan.sources.values().map(|source| {
+        let mut described =
+            json!({ "name": source.name, "columns": fields(&source.schema), "inferred": source.inferred });
+        if let (Some([records, errors]), Some(fields)) =
+            (plan.loaded.archive_places(&source.name), described.as_object_mut())
+        {
+            fields.insert("archive".to_owned(), json!({ "records": records, "errors": errors }));
+        }
+        described
+    });
     let sources: Vec<_> = sources.collect();
     let lineage = lineage(plan);
     let mut tables = Vec::new();

@@ -15,6 +15,7 @@ use crate::spec::{Loaded, Tier};
 /// What the right to keep objects is for.
 const LAKE: &str = "the lake's files are kept";
 const STATE: &str = "commit records and state are kept";
+const ARCHIVE: &str = "records are archived as they came";
 
 /// What a pipeline needs of AWS.
 #[derive(Debug)]
@@ -198,12 +199,13 @@ impl Needs {
         }
     }
 
-    /// The lake and the state.
+    /// The lake, the state and archives.
     fn kept(&mut self, loaded: &Loaded, account: &Account) {
         let tiers = Tier::ALL.into_iter().map(|tier| (loaded.lake_root(tier), LAKE));
         let state = (loaded.state_root(), STATE);
+        let archives = loaded.spec.sources.keys().filter_map(|source| Some((loaded.archive_root(source)?, ARCHIVE)));
         let mut seen: Vec<String> = Vec::new();
-        for (root, why) in tiers.chain([state]) {
+        for (root, why) in tiers.chain([state]).chain(archives) {
             let Some((bucket, prefix)) = arn::in_bucket(&root) else { continue };
             let folder = if prefix.is_empty() { String::new() } else { format!("{}/", prefix.trim_end_matches('/')) };
             let whole = format!("{bucket}/{folder}");

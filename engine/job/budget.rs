@@ -56,8 +56,9 @@ impl Budget {
     pub fn of(plan: &Plan) -> Self {
         let memory = plan.loaded.spec.limits.memory.0;
         let sources = plan.opened_sources().len();
-        let mut channels = 2 * sources;
-        let mut sinks = sources;
+        let archives = 2 * plan.loaded.spec.sources.values().filter(|source| source.archive.is_some()).count();
+        let mut channels = 2 * sources + archives;
+        let mut sinks = sources + archives;
         let mut stateful = 0;
         for table in &plan.tables {
             let spec = plan.spec_of(table);

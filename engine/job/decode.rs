@@ -15,6 +15,7 @@ use nexus_operators::{ErrorKind, Result};
 use tokio::sync::mpsc;
 use tokio::time::Instant;
 
+use super::archive::Archive;
 use super::channel::{Barrier, Item, Receiver, Sender, closed, fan_out};
 use super::coordinator::Report;
 use super::errors::Reasons;
@@ -34,6 +35,8 @@ pub struct DecodeStage {
     pub to: Vec<Sender<Item>>,
     /// The channel of the source's quarantine.
     pub quarantine: Sender<Item>,
+    /// Where the records go as they came, if they are archived.
+    pub archive: Option<Archive>,
     /// Looks for columns among the fields that no column declares, if these may become columns.
     pub discovery: Option<Discovery>,
     /// The coordinator's ear.
@@ -60,7 +63,8 @@ impl DecodeStage {
                 }
                 Read::Reject { partition, reject } => {
                     counts.bytes += reject.raw.len() as u64;
-                    self.reject(&partition, vec![reject], &mut counts).await?;
+                    let arrived_us = self.clock.now_us();
+                    self.reject(&partition, arrived_us, vec![reject], &mut counts).await?;
                 }
                 Read::Paused(paused) => self.watermark.pause(paused),
                 Read::Barrier { closing, reading, ended, idle } => {
@@ -94,10 +98,16 @@ impl DecodeStage {
             records += decoded.batches.iter().map(|batch| batch.num_rows() as u64).sum::<u64>();
             records += decoded.rejects.len() as u64;
             counts.skipped += decoded.skipped;
+            if let Some(archive) = &self.archive {
+                for records in decoded.archived {
+                    counts.archived += records.num_rows() as u64;
+                    archive.take(records).await?;
+                }
+            }
             for batch in decoded.batches {
                 self.pass(&chunk.partition, batch, counts).await?;
             }
-            self.reject(&chunk.partition, decoded.rejects, counts).await?;
+            self.reject(&chunk.partition, chunk.read_at_us, decoded.rejects, counts).await?;
         }
         Ok(())
     }
@@ -116,7 +126,13 @@ impl DecodeStage {
         fan_out(&self.to, &Item::Batch(batch)).await
     }
 
-    async fn reject(&mut self, partition: &Arc<str>, rejects: Vec<Reject>, counts: &mut SourceCounts) -> Result<()> {
+    async fn reject(
+        &mut self,
+        partition: &Arc<str>,
+        arrived_us: i64,
+        rejects: Vec<Reject>,
+        counts: &mut SourceCounts,
+    ) -> Result<()> {
         if rejects.is_empty() {
             return Ok(());
         }
@@ -129,7 +145,11 @@ impl DecodeStage {
         }
         let rows: Vec<_> = rejects.into_iter().map(|reject| quarantined(&self.name, partition, reject, 0)).collect();
         self.progress.note_quarantined(&self.name, &rows, &self.clock);
-        let batch = quarantine::batch(&self.name, &rows, self.clock.now_us())?;
+        let now_us = self.clock.now_us();
+        if let Some(archive) = &self.archive {
+            archive.refuse(&rows, arrived_us, now_us).await?;
+        }
+        let batch = quarantine::batch(&self.name, &rows, now_us)?;
         self.quarantine.send(Item::Batch(batch)).await
     }
 
@@ -156,7 +176,11 @@ impl DecodeStage {
         self.reports.send(told).map_err(|_| closed())?;
         let watermark_us =
             if ended || closing.end_of_input { Some(WATERMARK_END) } else { (!idle).then_some(passed_us) };
-        let barrier = Item::Barrier(Barrier { epoch: closing.epoch, watermark_us, last: closing.last });
+        let barrier = Barrier { epoch: closing.epoch, watermark_us, last: closing.last };
+        if let Some(archive) = &self.archive {
+            archive.close(barrier).await?;
+        }
+        let barrier = Item::Barrier(barrier);
         self.quarantine.send(barrier.clone()).await?;
         fan_out(&self.to, &barrier).await
     }
@@ -298,6 +322,7 @@ mod tests {
             from,
             to: Vec::new(),
             quarantine,
+            archive: None,
             discovery: None,
             reports,
             watermark: watermark(),

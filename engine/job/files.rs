@@ -2,7 +2,8 @@
 
 use arrow::datatypes::SchemaRef;
 use nexus_operators::sink::parquet::{
-    BloomFilter, OrderBy, ParquetCompression, ParquetLayout, ParquetSettings, ParquetStatistics, PartitionBy,
+    BloomFilter, FileContent, OrderBy, ParquetCompression, ParquetLayout, ParquetSettings, ParquetStatistics,
+    PartitionBy,
 };
 use nexus_operators::{Error, Result};
 
@@ -53,6 +54,7 @@ fn layout(spec: &model::Table) -> Result<ParquetLayout> {
         distinct: *bloom_distinct,
     });
     Ok(ParquetLayout {
+        content: FileContent::Parquet,
         order_by: spec.order_by.iter().map(order).collect::<Result<_>>()?,
         bloom: bloom.collect(),
         statistics: match statistics {

@@ -24,7 +24,8 @@ use tokio::sync::watch;
 use tokio::task::{JoinError, JoinSet};
 use tokio::time::Instant;
 
-pub mod budget;
+pub mod archive;
+mod budget;
 pub mod channel;
 pub mod compact;
 pub mod coordinator;

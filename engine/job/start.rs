@@ -15,7 +15,6 @@ use tokio::sync::watch;
 use tokio::time::Instant;
 
 use super::ledger::{Ledger, OpenEpoch};
-use super::place::PARQUET;
 use super::progress::Progress;
 use super::redrive::{self, Portion, Redrive};
 use super::wiring::{Restored, wire};
@@ -114,13 +113,9 @@ async fn nothing_to_do(plan: &Plan, settings: &RunSettings, store: &StateStore) 
         return Ok(false);
     }
     let (_, undone) = undone(store, &state).await?;
-    let is_done = undone.is_empty() && !plan.tables.iter().any(|table| waits(&state, &table.name()));
+    // What waits for a larger file is written by the end of a run.
+    let is_done = undone.is_empty() && !state.waiting.values().any(|waiting| !waiting.is_empty());
     Ok(is_done && !has_input(plan, &settings.surroundings.clock, &state).await?)
-}
-
-/// Tells whether rows of a table wait for a larger file: the end of a run writes it.
-fn waits(state: &State, table: &str) -> bool {
-    state.waiting.get(&format!("{table}/{PARQUET}")).is_some_and(|waiting| !waiting.is_empty())
 }
 
 /// Tells whether no quarantined row can be sent again, and every sink has committed all.

@@ -43,6 +43,8 @@ pub struct DescribedSource {
     pub columns: Vec<DescribedColumn>,
     /// The column that carries event time.
     pub event_time: Option<String>,
+    /// Where its records are kept as they came, by the hour.
+    pub archive: Option<String>,
 }
 
 /// A table.
@@ -96,6 +98,7 @@ impl Described {
                 kind: kind(source, spec).to_owned(),
                 columns: columns(&source.schema, |_, name| mask.iter().any(|masked| masked == name)),
                 event_time: time_name(&source.schema, source.event_time),
+                archive: plan.loaded.archive_places(&source.name).map(|[records, _]| records),
             }
         });
         let masks = masks(plan);

@@ -276,6 +276,7 @@ async fn read(settings: &ReferenceSettings, schema: &SchemaRef, clock: &SharedCl
         offsets: OffsetKind::Number,
         batch_rows_max: BATCH_ROWS_MAX,
         record_bytes_max: settings.record_bytes_max,
+        archives: false,
     })?;
     let files = FileSettings {
         name: settings.name.clone(),

@@ -78,6 +78,7 @@ impl SourcePlan {
             offsets,
             batch_rows_max: BATCH_ROWS_MAX,
             record_bytes_max: record_bytes_max(loaded),
+            archives: false,
         };
         let event_time = source.event_time.as_ref();
         let mut plan = Self::of_decoder(name, settings, event_time.map(|time| time.column.as_str()))?;
@@ -129,6 +130,11 @@ impl SourcePlan {
     /// Makes the decoder.
     pub fn decoder(&self) -> Result<Box<dyn Decoder>> {
         decode::decoder(self.decoder.clone())
+    }
+
+    /// Makes a decoder that gives the records as they came, too.
+    pub fn archiving_decoder(&self) -> Result<Box<dyn Decoder>> {
+        decode::decoder(DecoderSettings { archives: true, ..self.decoder.clone() })
     }
 
     /// Makes the operator that the file describes.

@@ -144,6 +144,12 @@ codes! {
     BAD_CONSUMER = "N0412", "consumer does not fit",
         "With `mode: fan_out` a Kinesis stream pushes its records to a registered consumer, which is named by 1 to 128 \
          letters, digits and `_.-`, or by its ARN. A stream that is polled has none.";
+    /// An archive that cannot be made so.
+    BAD_ARCHIVE = "N0413", "archive cannot be made so",
+        "An `archive` keeps the records of a source below `path`, a folder or `s3://bucket/prefix`, in which no tables, no \
+         state and no other archive lie. `prefix` has a slash behind each folder, and no expressions: \
+         `yyyy/MM/dd/HH/` always follows it. Records of Avro and Parquet cannot be archived: files of theirs hold a schema \
+         each, and single records nothing that keeps them apart.";
     /// None or several of from, sql and `sql_file`.
     TABLE_INPUT = "N0501", "exactly one of `from`, `sql` and `sql_file`",
         "A table takes its rows from one source or table, or from one query.";

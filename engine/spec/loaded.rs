@@ -245,6 +245,19 @@ impl Loaded {
         }
     }
 
+    /// Gives where the archive of a source lies: an absolute folder or an `s3://` URL.
+    pub fn archive_root(&self, source: &str) -> Option<String> {
+        let archive = self.spec.sources.get(source)?.archive.as_ref()?;
+        Some(self.resolve(&["sources", source, "archive", "path"], &archive.path))
+    }
+
+    /// Gives the two folders of a source's archive: that of its records, and that of what is told of bad ones.
+    pub fn archive_places(&self, source: &str) -> Option<[String; 2]> {
+        let (root, prefix) = (self.archive_root(source)?, &self.spec.sources.get(source)?.archive.as_ref()?.prefix);
+        let below = |folder: &str| format!("{}/{folder}{prefix}", root.trim_end_matches('/'));
+        Some([below(""), below("errors/")].map(|place| place.trim_end_matches('/').to_owned()))
+    }
+
     /// Gives where commit records and positions are kept: an absolute folder or an `s3://` URL.
     pub fn state_root(&self) -> String {
         match &self.spec.state {

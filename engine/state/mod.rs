@@ -12,7 +12,7 @@
 //! snapshots/<table>/...            state of windows and rows of joins, as Arrow IPC, and remembered keys
 //! spool/<sink>/...                 rows on their way to Postgres
 //! notes/<sink>/...                 uploads that have been begun
-//! rolls/<table>/...                rows that wait for a larger file of the lake
+//! rolls/<table or sink>/...        rows that wait for a larger file of the lake, or of an archive
 //! ```
 
 use std::collections::BTreeMap;

@@ -21,6 +21,12 @@ pub const POSTGRES: &str = "postgres";
 /// The kind of sink that takes what could not be used.
 pub const QUARANTINE: &str = "quarantine";
 
+/// The kind of sink that keeps a source's records as they came.
+pub const ARCHIVE: &str = "archive";
+
+/// The kind of sink that tells, beside the archive, of records that do not decode.
+pub const ERRORS: &str = "errors";
+
 /// All that has to be known of one epoch.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct CommitRecord {
@@ -140,6 +146,9 @@ pub struct SourceCounts {
     /// they arrive.
     #[serde(default, skip_serializing_if = "is_zero")]
     pub skipped: u64,
+    /// Records that went to the archive as they came. One of them may hold several of those that are decoded.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub archived: u64,
 }
 
 /// A table's part of an epoch.
@@ -251,6 +260,7 @@ impl SourceCounts {
         self.quarantined = self.quarantined.saturating_add(other.quarantined);
         self.redriven = self.redriven.saturating_add(other.redriven);
         self.skipped = self.skipped.saturating_add(other.skipped);
+        self.archived = self.archived.saturating_add(other.archived);
     }
 }
 
@@ -302,7 +312,7 @@ impl CommitRecord {
             }
         }
         for (name, source) in &self.sources {
-            let SourceCounts { records, rows, quarantined, redriven, .. } = source.counts;
+            let SourceCounts { records, rows, quarantined, redriven, archived, .. } = source.counts;
             if records.saturating_add(redriven) != rows.saturating_add(quarantined) {
                 let counts =
                     format!("{records} records + {redriven} redriven = {rows} rows + {quarantined} quarantined");
@@ -311,6 +321,14 @@ impl CommitRecord {
             for (sink, prepared) in self.sinks_of(name) {
                 if sink == QUARANTINE && prepared.rows != quarantined {
                     return Some((name, format!("{quarantined} quarantined, but {} prepared", prepared.rows)));
+                }
+                if sink == ARCHIVE && prepared.rows != archived {
+                    return Some((name, format!("{archived} archived, but {} prepared", prepared.rows)));
+                }
+                // What fails again has been told of.
+                let told = if redriven > 0 { 0 } else { quarantined };
+                if sink == ERRORS && prepared.rows != told {
+                    return Some((name, format!("{told} refused, but {} told of in the archive", prepared.rows)));
                 }
                 if sink == QUARANTINE && prepared.removed != redriven {
                     return Some((name, format!("{redriven} redriven, but {} removed", prepared.removed)));

@@ -10,6 +10,14 @@ pub(super) fn decode(text: &[u8], out: &mut Vec<u8>) -> Option<()> {
     decoded
 }
 
+/// Gives `bytes` in the standard alphabet, with padding.
+pub(crate) fn encoded(bytes: &[u8]) -> String {
+    let mut out = Vec::with_capacity(bytes.len().div_ceil(3) * 4);
+    encode(bytes, &mut out);
+    // All digits are ASCII.
+    String::from_utf8(out).unwrap_or_default()
+}
+
 /// Appends `bytes` in the standard alphabet, with padding.
 pub(super) fn encode(bytes: &[u8], out: &mut Vec<u8>) {
     const DIGITS: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";

@@ -5,10 +5,11 @@ use std::sync::Arc;
 use arrow::array::{ArrayRef, RecordBatch, new_null_array};
 use arrow::datatypes::DataType;
 
-use super::Decoded;
+use super::archiving::Archiving;
 use super::column::type_name;
 use super::provenance::{Place, Places};
 use super::settings::Plan;
+use super::{Decoded, FormatSettings};
 use crate::batch::Chunk;
 use crate::error::{Error, Result};
 
@@ -26,15 +27,25 @@ pub(super) fn decode<'a>(
         for row in start..start + len {
             places.push(Place::Offset(offset + row as u64))?;
         }
-        let mut arrays: Vec<ArrayRef> = rows.slice(start, len).columns().to_vec();
+        let slice = rows.slice(start, len);
+        let archived = if plan.settings.archives { archived(&slice, chunk)? } else { None };
+        let archived = archived.into_iter().collect();
+        let mut arrays: Vec<ArrayRef> = slice.columns().to_vec();
         if plan.rescues {
             arrays.push(new_null_array(&DataType::Utf8View, len));
         }
         arrays.extend(places.finish(plan, chunk, len)?);
         let batch = RecordBatch::try_new(Arc::clone(&plan.schema), arrays)?;
-        Ok(Decoded { batches: vec![batch], ..Decoded::default() })
+        Ok(Decoded { batches: vec![batch], archived, ..Decoded::default() })
     });
     Ok(slices)
+}
+
+/// Gives rows for an archive.
+fn archived(rows: &RecordBatch, chunk: &Chunk) -> Result<Option<RecordBatch>> {
+    let Some(mut archiving) = Archiving::of(&FormatSettings::Batch) else { return Ok(None) };
+    archiving.push_rows(rows)?;
+    archiving.take(chunk.read_at_us)
 }
 
 fn check(plan: &Plan, rows: &RecordBatch) -> Result<()> {

@@ -6,8 +6,9 @@
 //! the rows before: there is no tree of a document in between, and a record
 //! that does not fit costs neither its neighbours nor a second try.
 
+mod archiving;
 mod avro;
-mod base64;
+pub(crate) mod base64;
 mod batch;
 mod cloudwatch;
 mod column;
@@ -83,6 +84,8 @@ pub struct Decoded {
     pub rejects: Vec<Reject>,
     /// Records that hold no row by their nature, such as one that only tries whether its destination can be reached.
     pub skipped: u64,
+    /// The records as they came, with the columns of [`crate::archive::schema`], where they are archived.
+    pub archived: Vec<RecordBatch>,
 }
 
 /// What becomes of a chunk's records, a step at a time and in their order. After an error there is no further step.
@@ -118,6 +121,7 @@ pub fn decode_whole(decoder: &dyn Decoder, chunk: &Chunk) -> Result<Decoded> {
         whole.batches.extend(step.batches);
         whole.rejects.extend(step.rejects);
         whole.skipped += step.skipped;
+        whole.archived.extend(step.archived);
     }
     Ok(whole)
 }

@@ -55,7 +55,7 @@ fn push(rows: &mut Rows<'_>, place: Place<'_>, raw: &[u8]) -> Result<()> {
     }
     let pushed = rows.columns.iter_mut().try_for_each(|column| column.push(raw, Form::Field));
     match pushed {
-        Ok(()) => rows.keep(place, raw.len()),
+        Ok(()) => rows.keep(place, raw),
         Err(reason) => {
             rows.reject(place, raw, reason);
             Ok(())

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use arrow::array::{ArrayRef, RecordBatch};
 use bytes::Bytes;
 
+use super::archiving::Archiving;
 use super::column::{Column, Misfit, Texts};
 use super::provenance::{Place, Places};
 use super::settings::Plan;
@@ -43,6 +44,8 @@ pub(super) struct Rows<'a> {
     /// Bytes of the rejects in the open step.
     reject_bytes: usize,
     decoded: Decoded,
+    /// Takes the records as they came, where they are archived.
+    archiving: Option<Archiving>,
 }
 
 impl<'a> Rows<'a> {
@@ -58,6 +61,7 @@ impl<'a> Rows<'a> {
             rows: 0,
             reject_bytes: 0,
             decoded: Decoded::default(),
+            archiving: if plan.settings.archives { Archiving::of(&plan.settings.format) } else { None },
         })
     }
 
@@ -78,9 +82,16 @@ impl<'a> Rows<'a> {
         rescued.push(fields).map_err(|_: Misfit| "the rescued fields make the batch too large".into())
     }
 
-    /// Keeps the row whose values all columns have taken, from a record of `record_bytes`.
+    /// Keeps the row whose values all columns have taken, from the record `raw`.
     #[inline]
-    pub(super) fn keep(&mut self, place: Place<'_>, record_bytes: usize) -> Result<()> {
+    pub(super) fn keep(&mut self, place: Place<'_>, raw: &[u8]) -> Result<()> {
+        self.archive(raw);
+        self.keep_apart(place, raw.len())
+    }
+
+    /// Keeps the row whose values all columns have taken; the record of `record_bytes` is archived otherwise.
+    #[inline]
+    pub(super) fn keep_apart(&mut self, place: Place<'_>, record_bytes: usize) -> Result<()> {
         self.places.push(place)?;
         self.rows += 1;
         self.bytes += record_bytes;
@@ -93,6 +104,13 @@ impl<'a> Rows<'a> {
     /// Removes what has been appended of the row that is being decoded, and rejects its record.
     #[cold]
     pub(super) fn reject(&mut self, place: Place<'_>, raw: &[u8], reason: String) {
+        self.archive(raw);
+        self.reject_apart(place, raw, reason);
+    }
+
+    /// The same for a record that is not to stand in an archive, where it would take what follows along.
+    #[cold]
+    pub(super) fn reject_apart(&mut self, place: Place<'_>, raw: &[u8], reason: String) {
         for column in &mut self.columns {
             column.truncate(self.rows);
         }
@@ -108,6 +126,14 @@ impl<'a> Rows<'a> {
             header: self.header.clone(),
             redrivable: true,
         });
+    }
+
+    /// Has a record archived as it came.
+    #[inline]
+    pub(super) fn archive(&mut self, raw: &[u8]) {
+        if let Some(archiving) = &mut self.archiving {
+            archiving.push(self.header.as_deref(), raw);
+        }
     }
 
     /// Counts a record that holds no row by its nature.
@@ -130,7 +156,7 @@ impl<'a> Rows<'a> {
     /// Rejects what is broken, with its first bytes.
     #[cold]
     pub(super) fn reject_damaged(&mut self, place: Place<'_>, raw: &[u8], reason: String) {
-        self.reject(place, raw.get(..TOO_LONG_RAW_BYTES_MAX).unwrap_or(raw), reason);
+        self.reject_apart(place, raw.get(..TOO_LONG_RAW_BYTES_MAX).unwrap_or(raw), reason);
         if let Some(reject) = self.decoded.rejects.last_mut() {
             (reject.redrivable, reject.header) = (false, None);
         }
@@ -147,9 +173,12 @@ impl<'a> Rows<'a> {
     }
 
     /// Gives what is there; the open batch stays open.
-    pub(super) fn take(&mut self) -> Decoded {
+    pub(super) fn take(&mut self) -> Result<Decoded> {
         self.reject_bytes = 0;
-        std::mem::take(&mut self.decoded)
+        if let Some(archiving) = &mut self.archiving {
+            self.decoded.archived.extend(archiving.take(self.chunk.read_at_us)?);
+        }
+        Ok(std::mem::take(&mut self.decoded))
     }
 
     /// Gives what is left behind the last record.
@@ -157,7 +186,7 @@ impl<'a> Rows<'a> {
         if self.rows > 0 {
             self.close_batch()?;
         }
-        Ok(self.take())
+        self.take()
     }
 
     fn close_batch(&mut self) -> Result<()> {

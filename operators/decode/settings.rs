@@ -39,6 +39,8 @@ pub struct DecoderSettings {
     pub batch_rows_max: usize,
     /// Longest record; a longer one is a reject. At most [`RECORD_BYTES_LIMIT`].
     pub record_bytes_max: usize,
+    /// Whether the records are also given as they came, for an archive. Records of Avro and Parquet never are.
+    pub archives: bool,
 }
 
 /// How the bytes of a source read.

@@ -30,7 +30,7 @@ impl<R: Records> Iterator for Stepped<'_, R> {
 
     fn next(&mut self) -> Option<Self::Item> {
         match self.records.as_mut()?.read(&mut self.rows) {
-            Ok(true) => Some(Ok(self.rows.take())),
+            Ok(true) => Some(self.rows.take()),
             ended => {
                 self.records = None;
                 Some(ended.and_then(|_| self.rows.finish()))

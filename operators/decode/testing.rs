@@ -20,6 +20,7 @@ pub(super) fn settings(format: FormatSettings, columns: Vec<Field>) -> DecoderSe
         offsets: OffsetKind::Number,
         batch_rows_max: 8192,
         record_bytes_max: 1 << 20,
+        archives: false,
     }
 }
 

@@ -6,6 +6,7 @@ pub const EVENTS: &str = "sources:
     format: json
     columns: { n: int64 not null, site: string, ts: timestamp, v: float64 }
     event_time: { column: ts, lateness: {lateness}, idle: 1h }
+    archive: { path: {kept}, prefix: raw/, buffer: { size: 2KiB, every: 1h } }
 bronze:
   events:
     from: events
@@ -84,6 +85,7 @@ pub const GENERATED: &str = "sources:
         ts: { time: { start: \"2026-11-01T00:00:00Z\", step: 100ms } }
         site: { choice: [reno, yuma, bend] }
     event_time: { column: ts, lateness: 1s }
+    archive: { path: {kept}, prefix: raw/, buffer: { size: 2KiB, every: 1h } }
 table_format: delta
 bronze:
   ticks:

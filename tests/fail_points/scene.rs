@@ -13,6 +13,7 @@ use super::pipelines::{
     EVENTS, EVENTS_LAKE_SQL, EVENTS_POSTGRES_SQL, GENERATED, GENERATED_LAKE_SQL, GENERATED_POSTGRES_SQL,
     REFUSED_LAKE_SQL, REFUSING_SQL, SITES, without_postgres,
 };
+use crate::archive::archived;
 use crate::servers::unique;
 use crate::world::{Finished, Random, Running, World, ask, files, table_files};
 
@@ -76,6 +77,8 @@ pub struct Tables {
     postgres: Vec<String>,
     /// What Postgres has refused, as the quarantine has it.
     refused: Vec<String>,
+    /// The records as they came, and what is told of those that do not decode.
+    archive: Vec<String>,
 }
 
 /// A world with a pipeline of a kind.
@@ -238,6 +241,7 @@ impl Scene {
         let commit = format!("commit: {{ every: {every}, bytes: {bytes}B{rows} }}");
         let head =
             format!("name: crash\nlake: {lake}\n{commit}\nlimits: {{ memory: {memory_mib}MiB, record: 1MiB }}\n");
+        let kept = format!("{lake}/kept");
         let tables = match self.kind.source {
             Source::Generated => GENERATED.to_owned(),
             _ => EVENTS.replace("{source}", &self.source).replace("{lateness}", self.kind.source.lateness()),
@@ -247,6 +251,7 @@ impl Scene {
             Kind { source: Source::Generated, .. } => tables,
             _ => tables.replace("secrets:", &format!("{SITES}secrets:")),
         };
+        let tables = tables.replace("{kept}", &kept);
         self.world.file("crash.yaml", &(head + &tables))
     }
 
@@ -400,6 +405,9 @@ impl Scene {
         if self.kind.postgres && found.refused != expected.refused {
             return Err(format!("the refused rows differ:\n{}", differences(&found.refused, &expected.refused)));
         }
+        if found.archive != expected.archive {
+            return Err(format!("the archive differs:\n{}", differences(&found.archive, &expected.archive)));
+        }
         self.nothing_is_left(&lake)
     }
 
@@ -408,7 +416,8 @@ impl Scene {
         let state = files(&lake.join("_nexus/crash"));
         let passing =
             |path: &&PathBuf| ["rolls", "spool", "staging", "notes"].iter().any(|folder| path.starts_with(folder));
-        let left: Vec<_> = state.keys().filter(passing).collect();
+        let staged = files(&lake.join("kept/_nexus"));
+        let left: Vec<_> = state.keys().filter(passing).chain(staged.keys()).collect();
         if !left.is_empty() {
             return Err(format!("files are left: {left:?}"));
         }
@@ -430,7 +439,8 @@ impl Scene {
         let postgres = if self.kind.postgres { self.world.ask_postgres(postgres) } else { Vec::new() };
         let refuses = self.kind.postgres && self.kind.source != Source::Generated;
         let refused = if refuses { ask(lake, REFUSED_LAKE_SQL) } else { Vec::new() };
-        Tables { lake: texts(ask(lake, sql)), postgres: texts(postgres), refused: texts(refused) }
+        let archive = archived(&lake.join("kept"));
+        Tables { lake: texts(ask(lake, sql)), postgres: texts(postgres), refused: texts(refused), archive }
     }
 
     /// Gives a folder with the lake.

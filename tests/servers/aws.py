@@ -80,6 +80,11 @@ def download(args):
             s3.download_file(args.bucket, found["Key"], path)
 
 
+def remove(args):
+    """Removes an object of a bucket."""
+    boto3.client("s3").delete_object(Bucket=args.bucket, Key=args.key)
+
+
 def uploads(args):
     """Prints how many multipart uploads of a bucket are neither completed nor aborted."""
     print(len(boto3.client("s3").list_multipart_uploads(Bucket=args.bucket).get("Uploads", [])))
@@ -260,6 +265,7 @@ def main():
     verb(depth, "url")
     verb(drained, "url")
     verb(download, "bucket", "prefix", "folder")
+    verb(remove, "bucket", "key")
     verb(uploads, "bucket")
     verb(parts, "bucket")
     verb(secret, "name", "value")

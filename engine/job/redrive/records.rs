@@ -13,6 +13,7 @@ use nexus_operators::transform::window::{WATERMARK_END, WATERMARK_START};
 use nexus_operators::{ErrorKind, Result};
 use tokio::sync::mpsc;
 
+use super::super::archive::Archive;
 use super::super::channel::{Barrier, Item, Sender, closed, fan_out};
 use super::super::coordinator::Report;
 use super::super::decode::quarantined;
@@ -33,6 +34,8 @@ pub struct RecordStage {
     pub to: Vec<Sender<Item>>,
     /// The channel of the source's quarantine.
     pub quarantine: Sender<Item>,
+    /// The source's archive, which has these records.
+    pub archive: Option<Archive>,
     /// The coordinator's orders. When the coordinator is gone, the stage ends.
     pub commands: mpsc::UnboundedReceiver<Command>,
     /// The coordinator's ear.
@@ -147,7 +150,11 @@ impl RecordStage {
         self.reports.send(told).map_err(|_| closed())?;
         let ended = self.ends && closing.end_of_input;
         let passed_us = if ended { WATERMARK_END } else { watermark_us.unwrap_or(WATERMARK_START) };
-        let barrier = Item::Barrier(Barrier { epoch, watermark_us: Some(passed_us), last: closing.last });
+        let barrier = Barrier { epoch, watermark_us: Some(passed_us), last: closing.last };
+        if let Some(archive) = &self.archive {
+            archive.close(barrier).await?;
+        }
+        let barrier = Item::Barrier(barrier);
         self.quarantine.send(barrier.clone()).await?;
         fan_out(&self.to, &barrier).await
     }

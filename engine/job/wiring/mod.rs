@@ -185,8 +185,15 @@ pub async fn wire(
     Ok(Wired { cpu: CpuRuntime::start()?, stages, commits, coordinator })
 }
 
-/// Refuses to start without a sink that has yet to commit what is recorded: its rows would never be seen.
+/// Refuses to start without a sink that has yet to write or to commit what is recorded: its rows would never be seen.
 fn check_owed(restored: &Restored, queues: &BTreeMap<String, CommitQueue>) -> Result<()> {
+    let mut waiting = restored.state.waiting.iter().filter(|(_, files)| !files.is_empty());
+    if let Some((sink, _)) = waiting.find(|(sink, _)| !queues.contains_key(*sink)) {
+        return Err(Error::config(format!(
+            "the file has no sink {sink} any more, for which rows wait that are not written yet; run the old file until \
+             it ends by itself or is told to stop, then take the sink out"
+        )));
+    }
     for record in &restored.undone {
         let committed = |sink: &String| restored.ledger.committed.get(sink).copied().unwrap_or(0) >= record.epoch;
         let owed = |(sink, prepared): &(&String, &Prepared)| prepared.handle.is_some() && !committed(sink);
@@ -233,16 +240,18 @@ impl Wiring<'_> {
         let positions = positions.cloned().unwrap_or_else(Cut::default);
         source.open(&positions).await.map_err(|e| e.while_doing(format!("could not open source {name}")))?;
         let quarantine = self.quarantine(name, false).await?;
+        let archive = self.archive(name).await?;
         let (read, reads) = self.channel(format!("decode {name}"));
         let (command, commands) = mpsc::unbounded_channel();
         self.commands.insert(name.to_owned(), command);
         let has_budget = self.plan.loaded.spec.sources.get(name).is_some_and(|source| source.errors.is_some());
         let decode = DecodeStage {
             name: name.to_owned(),
-            decoder: plan.decoder()?.into(),
+            decoder: if archive.is_some() { plan.archiving_decoder()? } else { plan.decoder()? }.into(),
             from: reads,
             to: self.takers.remove(name).unwrap_or_default(),
             quarantine,
+            archive,
             discovery: plan.evolves.then(|| Discovery::new(&plan.decoder.format, &plan.schema)),
             reports: self.reports.clone(),
             watermark: Watermark::new(
@@ -275,6 +284,7 @@ impl Wiring<'_> {
         let plan = self.plan.sources.get(name);
         let plan = plan.ok_or_else(|| Error::internal(format!("source {name} is not planned")))?;
         let quarantine = self.quarantine(name, false).await?;
+        let archive = self.archive(name).await?;
         let (command, commands) = mpsc::unbounded_channel();
         self.commands.insert(name.to_owned(), command);
         let stage = RecordStage {
@@ -283,6 +293,7 @@ impl Wiring<'_> {
             taken: self.portion.as_mut().and_then(|portion| portion.taken.remove(name)),
             to: self.takers.remove(name).unwrap_or_default(),
             quarantine,
+            archive,
             commands,
             reports: self.reports.clone(),
             watermark_us: self.restored.state.watermarks_us.get(name).copied(),

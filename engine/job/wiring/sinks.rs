@@ -9,11 +9,11 @@ use arrow::array::{Array, AsArray, BooleanArray, RecordBatch};
 use arrow::compute::prep_null_mask_filter;
 #[cfg(feature = "postgres")]
 use datafusion::physical_expr::PhysicalExpr;
-use nexus_operators::quarantine;
 use nexus_operators::sink::delta::{DeltaSettings, DeltaSink};
 use nexus_operators::sink::parquet::audit::TableFolder;
 use nexus_operators::sink::parquet::{
-    ParquetCompression, ParquetLayout, ParquetSettings, ParquetSink, RemovedFile, Roll, RollingPlace, RollingSink,
+    FileContent, ParquetCompression, ParquetLayout, ParquetSettings, ParquetSink, RemovedFile, Roll, RollingPlace,
+    RollingSink,
 };
 #[cfg(feature = "postgres")]
 use nexus_operators::sink::postgres::{PostgresSettings, PostgresSink};
@@ -22,15 +22,16 @@ use nexus_operators::sink::{EpochId, RefusedRows, RefusedUpto, Sink};
 use nexus_operators::store::Store;
 #[cfg(feature = "postgres")]
 use nexus_operators::transform::query::failed;
-use nexus_operators::{Error, Result, fail};
+use nexus_operators::{Error, Result, archive, fail, quarantine};
 use tokio::sync::mpsc;
 
 use super::{Restored, Wiring};
+use crate::job::archive::Archive;
 use crate::job::channel::{Item, Receiver, Sender};
 use crate::job::files::parquet_settings;
 #[cfg(feature = "postgres")]
 use crate::job::place::spool_place;
-use crate::job::place::{PARQUET, POSTGRES, ParquetPlace, parquet_place};
+use crate::job::place::{PARQUET, POSTGRES, ParquetPlace, file_stem, parquet_place};
 use crate::job::sink::{CommitStage, Order, SinkStage, Takeover};
 use crate::job::start::handles_of;
 #[cfg(feature = "postgres")]
@@ -38,7 +39,14 @@ use crate::plan::Plan;
 use crate::plan::changes::stored_schema;
 use crate::plan::table::TablePlan;
 use crate::spec::model::{self, TableFormat};
-use crate::state::record::{CommitRecord, QUARANTINE};
+use crate::state::record::{ARCHIVE, CommitRecord, ERRORS, QUARANTINE};
+
+/// The least memory of a sink that archives: a part of an upload in the making, and another that is being sent. With less, an
+/// object would end where its part no longer fits, whatever `buffer` says.
+const ARCHIVE_BYTES_MIN: usize = 16 << 20;
+
+/// Objects of an archive that are open at once: those of an hour and of the next, of a few headers.
+const ARCHIVE_OPEN_MAX: usize = 8;
 
 /// A sink, and the rows that its service refuses, if it can keep them.
 type Refusing = (Box<dyn Sink>, Option<Arc<dyn RefusedRows>>);
@@ -123,6 +131,34 @@ impl Wiring<'_> {
             self.takers_of_refused.insert(name, sender.clone());
         }
         Ok(sender)
+    }
+
+    /// Makes the sinks of a source's archive, if it has one.
+    pub(super) async fn archive(&mut self, source: &str) -> Result<Option<Archive>> {
+        let spec = self.plan.loaded.spec.sources.get(source).and_then(|source| source.archive.clone());
+        let Some(spec) = spec.filter(|_| self.stores) else { return Ok(None) };
+        let records = self.archived(source, ARCHIVE, &spec).await?;
+        let errors = self.archived(source, ERRORS, &spec).await?;
+        Ok(Some(Archive { records, errors }))
+    }
+
+    async fn archived(&mut self, source: &str, kind: &str, spec: &model::Archive) -> Result<Sender<Item>> {
+        let sink = format!("{source}/{kind}");
+        let settings = ParquetSettings {
+            pipeline: file_stem(self.plan, &sink),
+            tier: kind.to_owned(),
+            table: source.to_owned(),
+            schema: archive::schema(),
+            partition_by: Vec::new(),
+            compression: ParquetCompression::default(),
+            layout: ParquetLayout { content: FileContent::Records { gzip: spec.gzip }, ..ParquetLayout::default() },
+            open_partitions_max: ARCHIVE_OPEN_MAX,
+            buffer_bytes: self.budget.sink.max(ARCHIVE_BYTES_MIN),
+        };
+        let place = parquet_place(self.plan, &self.restored.store, &self.restored.access, &sink).await?;
+        let roll = model::Roll { size: spec.buffer.size, age: spec.buffer.every };
+        let operator = self.files(&sink, settings, place, Some(&roll))?;
+        self.sink(&sink, operator, SinkSettings::default()).await
     }
 
     async fn parquet(

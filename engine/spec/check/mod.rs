@@ -1,6 +1,7 @@
 //! What can be checked of a pipeline file without planning its SQL: names,
 //! references between its parts, and values that only mean something together.
 
+mod archive;
 mod aws;
 mod names;
 mod pipeline;
@@ -33,6 +34,7 @@ pub(super) fn check(loaded: &Loaded) -> Vec<(Vec<String>, Diagnostic)> {
     aws::check(&mut check);
     pipeline::check(&mut check);
     sources::check(&mut check);
+    archive::check(&mut check);
     tables::check(&mut check);
     check.found
 }

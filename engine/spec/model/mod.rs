@@ -6,11 +6,13 @@ use std::collections::BTreeMap;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+mod archive;
 mod aws;
 mod parquet;
 mod source;
 mod test_case;
 
+pub use archive::*;
 pub use aws::*;
 pub use parquet::*;
 pub use source::*;

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::{ErrorBudget, Roles};
+use super::{Archive, ErrorBudget, Roles};
 use crate::spec::units::Span;
 
 /// Where records come from, and how they read. Exactly one of `file`, `kinesis`, `s3` and `generate` is given.
@@ -36,6 +36,9 @@ pub struct Source {
     /// Which column tells when a row happened, and how late rows may come.
     #[serde(default)]
     pub event_time: Option<EventTime>,
+    /// Also keep the records as they came.
+    #[serde(default)]
+    pub archive: Option<Archive>,
     /// How many records may go to the quarantine before the run stops; any number if not given.
     #[serde(default)]
     pub errors: Option<ErrorBudget>,

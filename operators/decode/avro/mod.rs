@@ -210,7 +210,7 @@ impl Unpacked {
             }
             Err(Failure::Value(why)) => why,
             Ok(()) => match json::decode_document(rows, plan, json) {
-                Ok(()) => return rows.keep(place, raw.len()),
+                Ok(()) => return rows.keep(place, raw),
                 Err(why) => why,
             },
         };
@@ -316,7 +316,7 @@ impl Records for Singles<'_> {
                 rows.reject_too_long(place, raw);
             } else {
                 match self.write(raw).and_then(|()| json::decode_document(rows, self.plan, &self.json)) {
-                    Ok(()) => rows.keep(place, raw.len())?,
+                    Ok(()) => rows.keep(place, raw)?,
                     Err(reason) => rows.reject(place, raw, reason),
                 }
             }

@@ -161,9 +161,9 @@ impl<'a> LogEvents<'a> {
         let text = envelope.events.as_bytes().get(event).unwrap_or_default();
         let written = write_event(text, self.plan, self.message_is_json, &mut self.json);
         match written.and_then(|()| decode_document(rows, self.plan, &self.json)) {
-            Ok(()) => rows.keep(place, text.len())?,
+            Ok(()) => rows.keep_apart(place, text.len())?,
             // Again an envelope, of one event.
-            Err(reason) => rows.reject(place, &[&envelope.around, text, b"]}"].concat(), reason),
+            Err(reason) => rows.reject_apart(place, &[&envelope.around, text, b"]}"].concat(), reason),
         }
         Ok(true)
     }
@@ -175,7 +175,7 @@ impl<'a> LogEvents<'a> {
         cursor.move_to(open.at);
         let Some(start) = next_document(&mut cursor) else {
             if let (0, Some(record)) = (open.found, open.record) {
-                rows.reject(Place::Record(record), &record.data, "the record holds no JSON document".into());
+                rows.reject_apart(Place::Record(record), &record.data, "the record holds no JSON document".into());
             }
             self.open = None;
             return false;
@@ -186,11 +186,14 @@ impl<'a> LogEvents<'a> {
         let place = open.place();
         open.at = if whole { cursor.at() } else { open.text.len() };
         let text = open.text.get(start..open.at).unwrap_or_default();
+        if whole {
+            rows.archive(text);
+        }
         let read = Envelope::parse(text).map_err(|why| format!("it is no envelope: {why}"));
         match read.and_then(|envelope| OpenEnvelope::new(self.plan, &envelope)) {
             Ok(Some(envelope)) => open.envelope = Some(envelope),
             Ok(None) => rows.skip(),
-            Err(why) => rows.reject(place, text, format!("the record is not of CloudWatch Logs: {why}")),
+            Err(why) => rows.reject_apart(place, text, format!("the record is not of CloudWatch Logs: {why}")),
         }
         true
     }
@@ -208,7 +211,7 @@ impl Records for LogEvents<'_> {
             self.left = behind;
             match unpacked(&record.data) {
                 Ok(text) => self.open = Some(Open::new(Some(record), text)),
-                Err(why) => rows.reject(Place::Record(record), &record.data, why),
+                Err(why) => rows.reject_apart(Place::Record(record), &record.data, why),
             }
         }
     }

@@ -77,7 +77,7 @@ impl Records for Lines<'_> {
                         if lines.found == 0 {
                             rows.header = None;
                             let what = if dialect.header { "no line behind its header" } else { "no line" };
-                            rows.reject(place, &record.data, format!("the record holds {what}"));
+                            rows.reject_apart(place, &record.data, format!("the record holds {what}"));
                         }
                     }
                     (*left, *open) = (behind, None);
@@ -98,6 +98,8 @@ pub(super) struct Layout {
     missing: Vec<usize>,
     /// The line that names the columns; nothing if the declaration does.
     header: Option<Bytes>,
+    /// Whether that line ends where it seems to.
+    closed: bool,
 }
 
 enum Target {
@@ -141,15 +143,16 @@ impl<'a> Stretch<'a> {
             return self.header();
         }
         let targets = (0..self.plan.declared.len()).map(Target::Column).collect();
-        Layout { targets, missing: Vec::new(), header: None }
+        Layout { targets, missing: Vec::new(), header: None, closed: true }
     }
 
     /// Reads the next line as the names of the columns. Of a name that comes twice, the last counts.
     fn header(&mut self) -> Layout {
         let mut names = Vec::new();
-        let mut header = Bytes::new();
+        let (mut header, mut closed) = (Bytes::new(), true);
         if let Some(line) = self.splitter.next_line(&mut self.fields) {
             header = Bytes::copy_from_slice(self.splitter.bytes_of(&line));
+            closed = line.closed;
             for field in &self.fields {
                 let name = self.splitter.text(field, &mut self.text);
                 names.push(String::from_utf8_lossy(name).into_owned());
@@ -170,7 +173,7 @@ impl<'a> Stretch<'a> {
             }
         }
         let missing = sources.iter().enumerate().filter(|(_, source)| source.is_none()).map(|(column, _)| column);
-        Layout { targets, missing: missing.collect(), header: Some(header) }
+        Layout { targets, missing: missing.collect(), header: Some(header), closed }
     }
 
     /// Decodes lines into `rows` until these are full; tells whether there may be more.
@@ -186,8 +189,9 @@ impl<'a> Stretch<'a> {
                     Err("the record has a quote that is never closed".into())
                 };
                 match decoded {
-                    Ok(()) => rows.keep(place(line.start), raw.len())?,
-                    Err(reason) => rows.reject(place(line.start), raw, reason),
+                    Ok(()) => rows.keep(place(line.start), raw)?,
+                    Err(reason) if line.closed && layout.closed => rows.reject(place(line.start), raw, reason),
+                    Err(reason) => rows.reject_apart(place(line.start), raw, reason),
                 }
             }
             self.found += 1;

@@ -87,7 +87,7 @@ impl Records for Documents<'_> {
                             return Ok(true);
                         }
                         if documents.found == 0 {
-                            rows.reject(place, &record.data, "the record holds no JSON document".into());
+                            rows.reject_apart(place, &record.data, "the record holds no JSON document".into());
                         }
                     }
                     (*left, *open) = (behind, None);
@@ -141,8 +141,10 @@ impl<'a> Stretch<'a> {
             let raw = self.bytes.get(start..end).unwrap_or_default().trim_ascii_end();
             match failure {
                 _ if rows.is_too_long(raw.len()) => rows.reject_too_long(place(start), raw),
-                None => rows.keep(place(start), raw.len())?,
-                Some(failure) => rows.reject(place(start), raw, self.reason(start, raw, failure)),
+                None => rows.keep(place(start), raw)?,
+                Some(Failure::Misfit(reason)) => rows.reject(place(start), raw, reason),
+                // In an archive it might take the lines behind it for its own.
+                Some(failure) => rows.reject_apart(place(start), raw, self.reason(start, raw, failure)),
             }
             self.found += 1;
             if rows.is_full() {

@@ -162,12 +162,11 @@ impl<'a> Messages<'a> {
             None => Err("the record ends within the message whose length it begins with".into()),
         };
         match written.and_then(|()| json::decode_document(rows, self.plan, &self.json)) {
-            Ok(()) => rows.keep(place, raw.len()),
-            Err(reason) => {
-                rows.reject(place, raw, reason);
-                Ok(())
-            }
+            Ok(()) => rows.keep(place, raw)?,
+            Err(reason) if bytes.is_some() => rows.reject(place, raw, reason),
+            Err(reason) => rows.reject_apart(place, raw, reason),
         }
+        Ok(())
     }
 }
 

@@ -102,13 +102,26 @@ pub struct TableFolder {
     table: Store,
     staged: Store,
     on_disk: bool,
+    /// The name that the files of an archive begin with; nothing for a table of Parquet files.
+    archived_as: Option<String>,
 }
 
 impl TableFolder {
     /// Looks at the folders of a sink.
     pub fn new(table: Store, staging: Store, notes: Store) -> Self {
         let on_disk = matches!(table.backend(), Backend::Local(_));
-        Self { table, staged: if on_disk { staging } else { notes }, on_disk }
+        Self { table, staged: if on_disk { staging } else { notes }, on_disk, archived_as: None }
+    }
+
+    /// Says that the files are those of an archive, which begin with this name. Others may lie beside them.
+    #[must_use]
+    pub fn archived_as(self, name: String) -> Self {
+        Self { archived_as: Some(name), ..self }
+    }
+
+    /// Tells whether the files tell how many rows they hold.
+    pub fn tells_rows(&self) -> bool {
+        self.archived_as.is_none()
     }
 
     /// Gives the table's folder.
@@ -121,10 +134,13 @@ impl TableFolder {
         &self.staged
     }
 
-    /// Lists the Parquet files of the table.
+    /// Lists the files of the table.
     pub async fn list(&self) -> Result<Vec<Entry>> {
         let mut found = self.table.list("").await?;
-        found.retain(|entry| entry.name.ends_with(".parquet") && !is_hidden(&entry.name));
+        found.retain(|entry| match &self.archived_as {
+            None => entry.name.ends_with(".parquet") && !is_hidden(&entry.name),
+            Some(name) => is_in_hour(&entry.name) && Self::written_by(name, &entry.name).is_some(),
+        });
         Ok(found)
     }
 
@@ -179,6 +195,15 @@ impl TableFolder {
 fn is_hidden(path: &str) -> bool {
     let folders = path.rsplit_once('/').map_or("", |(folders, _)| folders);
     folders.split('/').any(|folder| folder.starts_with(['_', '.']) && !folder.contains('='))
+}
+
+/// Tells whether a path lies in the folder of an hour, `yyyy/MM/dd/HH`, and in no folder of that.
+fn is_in_hour(path: &str) -> bool {
+    let mut parts = path.split('/');
+    let is_number = |part: Option<&str>, digits: usize| {
+        part.is_some_and(|part| part.len() == digits && part.bytes().all(|byte| byte.is_ascii_digit()))
+    };
+    [4, 2, 2, 2].into_iter().all(|digits| is_number(parts.next(), digits)) && parts.count() == 1
 }
 
 /// Reads pieces of one file.

@@ -394,9 +394,10 @@ pub(super) fn read(handle: &Handle) -> Result<Files> {
     Files::deserialize(handle).map_err(|e| Error::internal("could not read the handle of a Parquet sink").because(e))
 }
 
-/// Gives the epoch in `<pipeline>-<generation>-<epoch>-<n>.parquet`.
+/// Gives the epoch in `<pipeline>-<generation>-<epoch>-<n>`, with the ending of any content.
 pub(super) fn epoch_of_file(pipeline: &str, name: &str) -> Option<EpochId> {
-    epoch_of(name.strip_suffix(".parquet")?.strip_prefix(pipeline)?.strip_prefix('-')?)
+    let name = name.strip_suffix(".parquet").or_else(|| name.strip_suffix(".gz")).unwrap_or(name);
+    epoch_of(name.strip_prefix(pipeline)?.strip_prefix('-')?)
 }
 
 /// Gives the epoch in `<generation>-<epoch>-<n>.json`.

@@ -1,4 +1,4 @@
-//! One Parquet file in the making.
+//! One file in the making.
 
 use std::fs::File;
 use std::io::{self, Write};
@@ -8,13 +8,12 @@ use std::sync::Arc;
 use arrow::array::RecordBatch;
 use arrow::datatypes::SchemaRef;
 use bytes::Bytes;
-use parquet::arrow::ArrowWriter;
-use parquet::arrow::arrow_writer::{ArrowRowGroupWriterFactory, ArrowWriterOptions};
+use parquet::arrow::arrow_writer::ArrowWriterOptions;
 use parquet::errors::ParquetError;
 use parquet::file::metadata::KeyValue;
-use parquet::file::writer::SerializedFileWriter;
 
-use super::columns::RowGroup;
+use super::records::RecordWriter;
+use super::writer::ParquetWriter;
 use crate::error::{Error, Result};
 
 /// Size of each part of an upload but the last. Some stores demand equal parts,
@@ -24,12 +23,7 @@ pub(super) const PART_BYTES: usize = 8 << 20;
 
 /// A file that takes rows.
 pub(super) struct OpenFile {
-    writer: SerializedFileWriter<Output>,
-    schema: SchemaRef,
-    /// Makes the columns of row groups.
-    columns: ArrowRowGroupWriterFactory,
-    /// The row group that takes rows.
-    open: Option<RowGroup>,
+    writer: Writer,
     /// The file's number in its epoch.
     pub(super) number: u64,
     /// Path relative to the table's folder.
@@ -41,6 +35,12 @@ pub(super) struct OpenFile {
     pub(super) encoder_bytes: usize,
     /// When it last took rows, in calls of `write`.
     pub(super) used_at: u64,
+}
+
+/// What makes bytes of rows.
+enum Writer {
+    Parquet(Box<ParquetWriter>),
+    Records(Box<RecordWriter>),
 }
 
 /// A file that is complete, but perhaps not yet durable.
@@ -55,7 +55,7 @@ pub(super) struct FinishedFile {
 
 /// Where a file's bytes go.
 pub(super) enum Output {
-    /// To a file on this machine; [`SerializedFileWriter`] buffers the writes.
+    /// To a file on this machine; what writes to it buffers.
     Disk(File),
     /// To memory, and from there in parts to an object store.
     Parts(Parts),
@@ -71,7 +71,8 @@ pub(super) struct Parts {
 }
 
 impl OpenFile {
-    pub(super) fn new(
+    /// Starts a Parquet file.
+    pub(super) fn parquet(
         output: Output,
         schema: SchemaRef,
         options: ArrowWriterOptions,
@@ -79,64 +80,59 @@ impl OpenFile {
         path: String,
         target: String,
     ) -> Result<Self> {
-        let writer = ArrowWriter::try_new_with_options(output, schema.clone(), options);
-        let parts = writer.and_then(ArrowWriter::into_serialized_writer);
-        let (writer, columns) = parts.map_err(|e| failed("start", &target, e))?;
-        Ok(Self { writer, schema, columns, open: None, number, path, target, rows: 0, encoder_bytes: 0, used_at: 0 })
+        let writer = ParquetWriter::start(output, schema, options).map_err(|e| failed("start", &target, e))?;
+        Ok(Self::new(Writer::Parquet(Box::new(writer)), number, path, target))
+    }
+
+    /// Starts a file of records, which begins with these.
+    pub(super) fn records(
+        output: Output,
+        gzip: bool,
+        rows: &RecordBatch,
+        number: u64,
+        path: String,
+        target: String,
+    ) -> Result<Self> {
+        let writer = RecordWriter::start(output, gzip, rows).map_err(|e| failed("start", &target, e.into()))?;
+        Ok(Self::new(Writer::Records(Box::new(writer)), number, path, target))
+    }
+
+    fn new(writer: Writer, number: u64, path: String, target: String) -> Self {
+        Self { writer, number, path, target, rows: 0, encoder_bytes: 0, used_at: 0 }
     }
 
     /// Encodes rows.
     pub(super) async fn write(&mut self, rows: &RecordBatch) -> Result<()> {
-        self.encode(rows).await.map_err(|e| failed("write to", &self.target, e))?;
+        let written = match &mut self.writer {
+            Writer::Parquet(writer) => writer.write(rows).await,
+            Writer::Records(writer) => writer.write(rows).map_err(ParquetError::from),
+        };
+        written.map_err(|e| failed("write to", &self.target, e))?;
         self.rows += rows.num_rows() as u64;
-        self.encoder_bytes = self.open.as_ref().map_or(0, RowGroup::memory_bytes);
-        Ok(())
-    }
-
-    async fn encode(&mut self, rows: &RecordBatch) -> parquet::errors::Result<()> {
-        let properties = self.writer.properties();
-        let rows_max = properties.max_row_group_row_count().unwrap_or(usize::MAX);
-        let bytes_max = properties.max_row_group_bytes().unwrap_or(usize::MAX);
-        let mut left = rows.clone();
-        while left.num_rows() > 0 {
-            let group = match &mut self.open {
-                Some(group) => group,
-                none => {
-                    let place = self.writer.flushed_row_groups().len();
-                    none.insert(RowGroup::new(self.columns.create_column_writers(place)?))
-                }
-            };
-            let now = left.slice(0, group.room(rows_max, bytes_max).min(left.num_rows()));
-            left = left.slice(now.num_rows(), left.num_rows() - now.num_rows());
-            group.write(self.schema.fields(), &now).await?;
-            if group.room(rows_max, bytes_max) == 0 {
-                self.end_row_group().await?;
-            }
-        }
-        Ok(())
-    }
-
-    async fn end_row_group(&mut self) -> parquet::errors::Result<()> {
-        let Some(group) = self.open.take() else { return Ok(()) };
-        let chunks = group.close().await?;
-        let mut written = self.writer.next_row_group()?;
-        for chunk in chunks {
-            chunk.append_to_row_group(&mut written)?;
-        }
-        written.close()?;
+        self.count_encoder();
         Ok(())
     }
 
     /// Ends the row group that is being encoded, so that its memory is free.
     pub(super) async fn flush(&mut self) -> Result<()> {
-        self.end_row_group().await.map_err(|e| failed("write to", &self.target, e))?;
-        self.encoder_bytes = 0;
+        if let Writer::Parquet(writer) = &mut self.writer {
+            writer.end_row_group().await.map_err(|e| failed("write to", &self.target, e))?;
+        }
+        self.count_encoder();
         Ok(())
+    }
+
+    /// Counts what the encoder holds and can be made to let go.
+    fn count_encoder(&mut self) {
+        self.encoder_bytes = match &self.writer {
+            Writer::Parquet(writer) => writer.memory_bytes(),
+            Writer::Records(_) => 0,
+        };
     }
 
     /// Gives the bytes that wait in memory to become a part.
     pub(super) fn part_bytes(&self) -> usize {
-        match self.writer.inner() {
+        match self.writer.output() {
             Output::Disk(_) => 0,
             Output::Parts(parts) => parts.last.capacity(),
         }
@@ -144,7 +140,7 @@ impl OpenFile {
 
     /// Takes the parts that are full.
     pub(super) fn take_parts(&mut self) -> Vec<Bytes> {
-        match self.writer.inner_mut() {
+        match self.writer.output_mut() {
             Output::Disk(_) => Vec::new(),
             Output::Parts(parts) => {
                 parts.sent_bytes += (parts.full.len() * PART_BYTES) as u64;
@@ -155,16 +151,10 @@ impl OpenFile {
 
     /// Writes the footer, with `metadata` and the number of rows.
     pub(super) async fn finish(mut self, metadata: Vec<KeyValue>) -> Result<FinishedFile> {
-        self.flush().await?;
         let (number, rows) = (self.number, self.rows);
         let (path, target) = (std::mem::take(&mut self.path), std::mem::take(&mut self.target));
-        for pair in metadata {
-            self.writer.append_key_value_metadata(pair);
-        }
-        self.writer.append_key_value_metadata(KeyValue::new("nexus.rows".into(), rows.to_string()));
-        // Not `into_inner`, which tells of a full disk as if it were a mistake of the encoder.
-        self.writer.finish().map_err(|e| failed("finish", &target, e))?;
-        let (bytes, parts) = match self.writer.inner_mut() {
+        self.writer.finish(metadata, rows).await.map_err(|e| failed("finish", &target, e))?;
+        let (bytes, parts) = match self.writer.output_mut() {
             Output::Disk(file) => {
                 let size = file.metadata().map(|meta| meta.len());
                 (size.map_err(|e| Error::from(e).while_doing(format!("could not look at {target}")))?, Vec::new())
@@ -180,6 +170,32 @@ impl OpenFile {
             }
         };
         Ok(FinishedFile { number, path, rows, bytes, parts })
+    }
+}
+
+impl Writer {
+    fn output(&self) -> &Output {
+        match self {
+            Self::Parquet(writer) => writer.output(),
+            Self::Records(writer) => writer.output(),
+        }
+    }
+
+    fn output_mut(&mut self) -> &mut Output {
+        match self {
+            Self::Parquet(writer) => writer.output_mut(),
+            Self::Records(writer) => writer.output_mut(),
+        }
+    }
+
+    async fn finish(&mut self, metadata: Vec<KeyValue>, rows: u64) -> Result<(), ParquetError> {
+        match self {
+            Self::Parquet(writer) => {
+                let rows = KeyValue::new("nexus.rows".into(), rows.to_string());
+                writer.finish(metadata.into_iter().chain([rows])).await
+            }
+            Self::Records(writer) => writer.finish().map_err(ParquetError::from),
+        }
     }
 }
 
@@ -212,6 +228,12 @@ impl Parts {
     fn write(&mut self, bytes: &[u8]) -> usize {
         let fits = bytes.len().min(PART_BYTES - self.last.len());
         let (now, _) = bytes.split_at(fits);
+        // What doubles might take twice a part.
+        let wanted = self.last.len() + now.len();
+        if wanted > self.last.capacity() {
+            let capacity = wanted.max(self.last.capacity() * 2).min(PART_BYTES);
+            self.last.reserve_exact(capacity - self.last.len());
+        }
         self.last.extend_from_slice(now);
         if self.last.len() == PART_BYTES {
             self.full.push(std::mem::take(&mut self.last).into());
@@ -222,7 +244,7 @@ impl Parts {
 
 /// Turns an error of the encoder into ours: of the disk, or of Nexus.
 fn failed(what: &str, path: &str, error: ParquetError) -> Error {
-    let doing = format!("could not {what} the Parquet file {path}");
+    let doing = format!("could not {what} the file {path}");
     match error {
         ParquetError::External(cause) => match cause.downcast::<io::Error>() {
             Ok(disk) => Error::from(*disk).while_doing(doing),

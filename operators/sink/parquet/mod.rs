@@ -17,7 +17,8 @@
 //! itself stays in the file.
 //!
 //! Files hold plain Parquet types: microseconds for all times, no dictionaries
-//! of Arrow, no Arrow schema in the footer.
+//! of Arrow, no Arrow schema in the footer. With [`FileContent::Records`] they
+//! hold the bytes of records instead: an archive.
 //!
 //! ```
 //! # use std::sync::Arc;
@@ -69,6 +70,7 @@ mod file;
 mod layout_tests;
 mod partition;
 mod place;
+mod records;
 mod rewrite;
 mod roll;
 mod schema;
@@ -78,6 +80,7 @@ mod sort;
 #[cfg(feature = "testing")]
 mod tests;
 mod upload;
+mod writer;
 
 use std::collections::HashMap;
 use std::ops::Range;
@@ -100,7 +103,8 @@ pub use self::roll::{Roll, RollingPlace, RollingSink, Waiting, is_over};
 use self::schema::StoredSchema;
 pub use self::schema::stored_columns;
 pub use self::settings::{
-    BloomFilter, OrderBy, ParquetCompression, ParquetLayout, ParquetSettings, ParquetStatistics, is_ordered,
+    BloomFilter, FileContent, OrderBy, ParquetCompression, ParquetLayout, ParquetSettings, ParquetStatistics,
+    is_ordered,
 };
 use self::settings::{metadata, properties};
 use self::sort::Sorter;
@@ -165,7 +169,10 @@ impl ParquetSink {
     /// bloom filter of columns that have none.
     pub fn new(settings: ParquetSettings, table: Store, staging: Store, notes: Store) -> Result<Self> {
         let stored = StoredSchema::of(&settings.schema, &settings.table)?;
-        let router = Router::new(&settings.partition_by, stored.schema(), &settings.table)?;
+        let router = match settings.layout.content {
+            FileContent::Parquet => Router::new(&settings.partition_by, stored.schema(), &settings.table)?,
+            FileContent::Records { .. } => Router::of_records(stored.schema(), &settings.table)?,
+        };
         let place = Place::new(&table, &staging, notes)?;
         let uploads = match &place {
             Place::Disk { .. } => None,
@@ -234,7 +241,8 @@ impl ParquetSink {
         }
         let number = self.files;
         self.files += 1;
-        let name = file_name(&self.settings.pipeline, id, number);
+        let content = self.settings.layout.content;
+        let name = file_name(&self.settings.pipeline, id, number, content);
         let folder_path = self.router.folder(folder);
         let path = if folder_path.is_empty() { name.clone() } else { format!("{folder_path}/{name}") };
         let (output, target) = match &self.place {
@@ -255,11 +263,15 @@ impl ParquetSink {
                 (Output::Parts(Parts::default()), target.to_string())
             }
         };
-        let options = ArrowWriterOptions::new()
-            .with_skip_arrow_metadata(true)
-            .with_properties(encoding::fitting(&self.properties, rows)?);
-        let schema = self.router.file_schema().clone();
-        let file = OpenFile::new(output, schema, options, number, path, target)?;
+        let file = match content {
+            FileContent::Records { gzip } => OpenFile::records(output, gzip, rows, number, path, target)?,
+            FileContent::Parquet => {
+                let options = ArrowWriterOptions::new()
+                    .with_skip_arrow_metadata(true)
+                    .with_properties(encoding::fitting(&self.properties, rows)?);
+                OpenFile::parquet(output, self.router.file_schema().clone(), options, number, path, target)?
+            }
+        };
         self.open.insert(folder, file);
         Ok(())
     }
@@ -479,8 +491,8 @@ fn send_parts(uploads: &mut Uploads, file: &mut OpenFile) {
     }
 }
 
-fn file_name(pipeline: &str, id: EpochId, number: u64) -> String {
-    format!("{pipeline}-{}-{}-{number}.parquet", id.generation, id.epoch)
+fn file_name(pipeline: &str, id: EpochId, number: u64, content: FileContent) -> String {
+    format!("{pipeline}-{}-{}-{number}{}", id.generation, id.epoch, content.ending())
 }
 
 fn note_name(id: EpochId, number: u64) -> String {

@@ -71,6 +71,10 @@ enum Unit {
     Value,
     Date,
     Hour,
+    /// The hour in folders within one another, without the name of a column.
+    HourPath,
+    /// No folder: other values stand in other files of the same one.
+    Apart,
 }
 
 /// Rows of one folder.
@@ -84,12 +88,24 @@ pub(super) struct Group {
 impl Router {
     /// Checks the columns that name folders against the stored schema.
     pub(super) fn new(partition_by: &[PartitionBy], schema: &SchemaRef, table: &str) -> Result<Self> {
-        let levels: Vec<Level> = partition_by.iter().map(|by| Level::new(by, schema, table)).collect::<Result<_>>()?;
+        let levels = partition_by.iter().map(|by| Level::new(by, schema, table)).collect::<Result<_>>()?;
+        Self::of_levels(levels, schema, table)
+    }
+
+    /// Tells records of an archive apart: by the hour in which they arrived, and by the header that they share. There may be
+    /// any number of headers: they are input.
+    pub(super) fn of_records(schema: &SchemaRef, archive: &str) -> Result<Self> {
+        let level = |column, unit| Level { column, name: String::new(), unit };
+        let router = Self::of_levels(vec![level(0, Unit::HourPath), level(1, Unit::Apart)], schema, archive)?;
+        Ok(Self { folders_max: usize::MAX, ..router })
+    }
+
+    fn of_levels(levels: Vec<Level>, schema: &SchemaRef, table: &str) -> Result<Self> {
         let fields = levels
             .iter()
             .map(|level| match level.unit {
-                Unit::Value => SortField::new(schema.field(level.column).data_type().clone()),
-                Unit::Date | Unit::Hour => SortField::new(DataType::Int64),
+                Unit::Value | Unit::Apart => SortField::new(schema.field(level.column).data_type().clone()),
+                Unit::Date | Unit::Hour | Unit::HourPath => SortField::new(DataType::Int64),
             })
             .collect::<Vec<_>>();
         let converter = if fields.is_empty() { None } else { Some(RowConverter::new(fields)?) };
@@ -189,9 +205,16 @@ impl Router {
         }
         let mut path = String::new();
         for (level, values) in self.levels.iter().zip(keys) {
+            if level.unit == Unit::Apart {
+                continue;
+            }
             let start = if path.is_empty() { 0 } else { path.len() + 1 };
             if start > 0 {
                 path.push('/');
+            }
+            if level.unit == Unit::HourPath {
+                path.push_str(&level.text(values, row)?.unwrap_or_default());
+                continue;
             }
             path.push_str(&level.name);
             path.push('=');
@@ -232,15 +255,15 @@ impl Level {
         };
         let data_type = field.data_type();
         let fits = match unit {
-            Unit::Value => is_plain(data_type),
+            Unit::Value | Unit::Apart => is_plain(data_type),
             Unit::Date => matches!(data_type, DataType::Timestamp(..) | DataType::Date32),
-            Unit::Hour => matches!(data_type, DataType::Timestamp(..)),
+            Unit::Hour | Unit::HourPath => matches!(data_type, DataType::Timestamp(..)),
         };
         if !fits {
             let wanted = match unit {
-                Unit::Value => "a boolean, a whole number, a decimal, text, a date or a timestamp",
+                Unit::Value | Unit::Apart => "a boolean, a whole number, a decimal, text, a date or a timestamp",
                 Unit::Date => "a timestamp or a date",
-                Unit::Hour => "a timestamp",
+                Unit::Hour | Unit::HourPath => "a timestamp",
             };
             return Err(Error::config(format!(
                 "the table {table} cannot be partitioned by `{column}`: it is {data_type}, and must be {wanted}"
@@ -260,10 +283,10 @@ impl Level {
     /// Gives the values that tell folders of this level apart.
     fn key(&self, column: &ArrayRef) -> Result<ArrayRef> {
         let length = match self.unit {
-            Unit::Value => return Ok(column.clone()),
+            Unit::Value | Unit::Apart => return Ok(column.clone()),
             Unit::Date if *column.data_type() == DataType::Date32 => return Ok(cast(column, &DataType::Int64)?),
             Unit::Date => DAY_US,
-            Unit::Hour => HOUR_US,
+            Unit::Hour | Unit::HourPath => HOUR_US,
         };
         // The stored schema has microseconds everywhere.
         let micros = cast(column, &DataType::Int64)?;
@@ -277,12 +300,13 @@ impl Level {
             return Ok(None);
         }
         let (length, pattern) = match self.unit {
-            Unit::Value => {
+            Unit::Value | Unit::Apart => {
                 let text = ArrayFormatter::try_new(values, &FormatOptions::default())?.value(row).try_to_string()?;
                 return Ok(Some(text).filter(|text| !text.is_empty()));
             }
             Unit::Date => (DAY_US, "%Y-%m-%d"),
             Unit::Hour => (HOUR_US, "%Y-%m-%d-%H"),
+            Unit::HourPath => (HOUR_US, "%Y/%m/%d/%H"),
         };
         let count = values.as_primitive::<Int64Type>().value(row);
         let time = count.checked_mul(length).and_then(chrono::DateTime::from_timestamp_micros);

@@ -42,6 +42,31 @@ pub enum ParquetCompression {
     Uncompressed,
 }
 
+/// What the files of a sink are.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum FileContent {
+    /// Parquet.
+    #[default]
+    Parquet,
+    /// Records byte for byte, one behind the other, in folders by the hour of their arrival, `yyyy/MM/dd/HH`. The rows are
+    /// those of [`crate::archive::schema`]; nothing else of the settings tells what the files look like.
+    Records {
+        /// Whether they are packed by gzip.
+        gzip: bool,
+    },
+}
+
+impl FileContent {
+    /// Gives how the names of files end.
+    pub(super) fn ending(self) -> &'static str {
+        match self {
+            Self::Parquet => ".parquet",
+            Self::Records { gzip: true } => ".gz",
+            Self::Records { gzip: false } => "",
+        }
+    }
+}
+
 /// What a [`ParquetSink`](super::ParquetSink) is told.
 #[derive(Debug, Clone)]
 pub struct ParquetSettings {
@@ -68,6 +93,8 @@ pub struct ParquetSettings {
 /// How rows lie in the files, and what helps readers to skip them.
 #[derive(Debug, Clone, PartialEq)]
 pub struct ParquetLayout {
+    /// What the files are.
+    pub content: FileContent,
     /// The columns that the rows of each file are sorted by, the first one first; as they come if there are none.
     pub order_by: Vec<OrderBy>,
     /// Columns with a bloom filter.
@@ -117,6 +144,7 @@ pub enum ParquetStatistics {
 impl Default for ParquetLayout {
     fn default() -> Self {
         Self {
+            content: FileContent::default(),
             order_by: Vec::new(),
             bloom: Vec::new(),
             statistics: ParquetStatistics::default(),

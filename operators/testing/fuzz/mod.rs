@@ -4,6 +4,7 @@
 //! libFuzzer calls them (`make fuzz`), and a plain test calls them with the kept inputs of `tests/fuzz/corpus` and
 //! seeded mutations of these.
 
+mod archive;
 mod binary;
 mod content;
 mod events;
@@ -20,6 +21,7 @@ pub type Target = fn(&[u8]);
 
 /// All targets, by the name that their corpus has.
 pub const TARGETS: &[(&str, Target)] = &[
+    ("archive", archive::archive),
     ("avro", binary::avro),
     ("cloudwatch", binary::cloudwatch),
     ("content", content::content),

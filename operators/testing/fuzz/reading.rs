@@ -49,6 +49,7 @@ pub(in crate::testing) fn settings(
         offsets: OffsetKind::Number,
         batch_rows_max: BATCH_ROWS_MAX,
         record_bytes_max: RECORD_BYTES_MAX,
+        archives: false,
     }
 }
 
