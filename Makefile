@@ -24,7 +24,7 @@ COMPARE ?= $(CURDIR)/target/compare
 COMPARE_FLAGS ?= --rounds 5
 RELEASE := $${CARGO_TARGET_DIR:-target}/release/nexus
 
-.PHONY: help run check build test test-env test-rust api-fuzz docs test-suites soak soak-hour fuzz bombs state nexmark objects restart reshard compare latency startup profile instructions golden readers lint fmt fmt-check doc book bench deny clean
+.PHONY: help run check build test test-env test-rust api-fuzz docs test-suites soak soak-hour fuzz bombs state nexmark objects restart reshard screenshots features compare latency startup profile instructions golden readers lint fmt fmt-check doc book bench deny clean
 
 help: ## Lists these targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -80,6 +80,10 @@ api-fuzz: test-env ## Sends what schemathesis makes up to the API of a run: API_
 docs: ## Makes the pages anew that are made from the code: docs/metrics.md
 	NEXUS_TEST_DOCS=make $(CARGO) test --workspace --all-features --locked --lib the_page_about_metrics
 
+screenshots: test-env ## Takes the pictures of the book anew: the console and `nexus top` while telemetry.yaml runs on generated load
+	NEXUS_TEST_PICTURES=docs/book/src/images $(CARGO) test --workspace --all-features --locked --test nexus \
+		pictures:: -- --nocapture
+
 bombs: test-env ## Unpacks bombs of 10 GiB within 128 MiB
 	NEXUS_TEST_BOMB_MIB=10240 $(CARGO) test --release --workspace --all-features --locked --test nexus \
 		memory::an_endless_line -- --nocapture
@@ -134,6 +138,17 @@ readers: test-env ## Has Spark read the tables too, beside the readers of `make 
 	"$(NEXUS_TEST_ENV)/python/bin/pip" install --quiet --disable-pip-version-check pyspark==4.3.0
 	NEXUS_TEST_SPARK=1 $(CARGO) test --workspace --all-features --locked --test nexus readers::
 
+features: ## Lints each feature alone, and none, and pairs of them
+	@for features in "" cli kinesis otel postgres s3 cli,kinesis cli,otel cli,postgres cli,s3 kinesis,s3 otel,s3; do \
+		echo "nexus: $${features:-none}"; \
+		$(CARGO) clippy --quiet --locked --package nexus --no-default-features --features "$$features" -- -D warnings; \
+	done
+	@for features in "" aws kinesis postgres s3 sql; do \
+		echo "nexus-operators: $${features:-none}"; \
+		$(CARGO) clippy --quiet --locked --package nexus-operators --no-default-features --features "$$features" -- \
+			-D warnings; \
+	done
+
 lint: ## Runs clippy; a warning is an error
 	$(CARGO) clippy --workspace --all-targets --all-features --locked -- -D warnings
 
@@ -146,8 +161,8 @@ fmt-check:
 doc: ## Builds the documentation; a warning is an error
 	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --workspace --all-features --locked --no-deps
 
-book: ## Makes pages of the book, in docs/book/book (needs `cargo install mdbook`)
-	mdbook build docs/book
+book: test-env ## Makes pages of the book, in docs/book/book
+	"$(NEXUS_TEST_ENV)/python/bin/mdbook" build docs/book
 
 bench: build ## Runs the benchmarks
 	$(CARGO) bench --package nexus-benches --locked

@@ -9,10 +9,12 @@ use arrow::array::RecordBatch;
 use arrow::datatypes::SchemaRef;
 use bytes::Bytes;
 use parquet::arrow::ArrowWriter;
-use parquet::arrow::arrow_writer::ArrowWriterOptions;
+use parquet::arrow::arrow_writer::{ArrowRowGroupWriterFactory, ArrowWriterOptions};
 use parquet::errors::ParquetError;
 use parquet::file::metadata::KeyValue;
+use parquet::file::writer::SerializedFileWriter;
 
+use super::columns::RowGroup;
 use crate::error::{Error, Result};
 
 /// Size of each part of an upload but the last. Some stores demand equal parts,
@@ -22,7 +24,12 @@ pub(super) const PART_BYTES: usize = 8 << 20;
 
 /// A file that takes rows.
 pub(super) struct OpenFile {
-    writer: ArrowWriter<Output>,
+    writer: SerializedFileWriter<Output>,
+    schema: SchemaRef,
+    /// Makes the columns of row groups.
+    columns: ArrowRowGroupWriterFactory,
+    /// The row group that takes rows.
+    open: Option<RowGroup>,
     /// The file's number in its epoch.
     pub(super) number: u64,
     /// Path relative to the table's folder.
@@ -48,7 +55,7 @@ pub(super) struct FinishedFile {
 
 /// Where a file's bytes go.
 pub(super) enum Output {
-    /// To a file on this machine; [`ArrowWriter`] buffers the writes.
+    /// To a file on this machine; [`SerializedFileWriter`] buffers the writes.
     Disk(File),
     /// To memory, and from there in parts to an object store.
     Parts(Parts),
@@ -72,23 +79,58 @@ impl OpenFile {
         path: String,
         target: String,
     ) -> Result<Self> {
-        let writer =
-            ArrowWriter::try_new_with_options(output, schema, options).map_err(|e| failed("start", &target, e))?;
-        Ok(Self { writer, number, path, target, rows: 0, encoder_bytes: 0, used_at: 0 })
+        let writer = ArrowWriter::try_new_with_options(output, schema.clone(), options);
+        let parts = writer.and_then(ArrowWriter::into_serialized_writer);
+        let (writer, columns) = parts.map_err(|e| failed("start", &target, e))?;
+        Ok(Self { writer, schema, columns, open: None, number, path, target, rows: 0, encoder_bytes: 0, used_at: 0 })
     }
 
     /// Encodes rows.
-    pub(super) fn write(&mut self, rows: &RecordBatch) -> Result<()> {
-        self.writer.write(rows).map_err(|e| failed("write to", &self.target, e))?;
+    pub(super) async fn write(&mut self, rows: &RecordBatch) -> Result<()> {
+        self.encode(rows).await.map_err(|e| failed("write to", &self.target, e))?;
         self.rows += rows.num_rows() as u64;
-        self.encoder_bytes = self.writer.memory_size();
+        self.encoder_bytes = self.open.as_ref().map_or(0, RowGroup::memory_bytes);
+        Ok(())
+    }
+
+    async fn encode(&mut self, rows: &RecordBatch) -> parquet::errors::Result<()> {
+        let properties = self.writer.properties();
+        let rows_max = properties.max_row_group_row_count().unwrap_or(usize::MAX);
+        let bytes_max = properties.max_row_group_bytes().unwrap_or(usize::MAX);
+        let mut left = rows.clone();
+        while left.num_rows() > 0 {
+            let group = match &mut self.open {
+                Some(group) => group,
+                none => {
+                    let place = self.writer.flushed_row_groups().len();
+                    none.insert(RowGroup::new(self.columns.create_column_writers(place)?))
+                }
+            };
+            let now = left.slice(0, group.room(rows_max, bytes_max).min(left.num_rows()));
+            left = left.slice(now.num_rows(), left.num_rows() - now.num_rows());
+            group.write(self.schema.fields(), &now).await?;
+            if group.room(rows_max, bytes_max) == 0 {
+                self.end_row_group().await?;
+            }
+        }
+        Ok(())
+    }
+
+    async fn end_row_group(&mut self) -> parquet::errors::Result<()> {
+        let Some(group) = self.open.take() else { return Ok(()) };
+        let chunks = group.close().await?;
+        let mut written = self.writer.next_row_group()?;
+        for chunk in chunks {
+            chunk.append_to_row_group(&mut written)?;
+        }
+        written.close()?;
         Ok(())
     }
 
     /// Ends the row group that is being encoded, so that its memory is free.
-    pub(super) fn flush(&mut self) -> Result<()> {
-        self.writer.flush().map_err(|e| failed("write to", &self.target, e))?;
-        self.encoder_bytes = self.writer.memory_size();
+    pub(super) async fn flush(&mut self) -> Result<()> {
+        self.end_row_group().await.map_err(|e| failed("write to", &self.target, e))?;
+        self.encoder_bytes = 0;
         Ok(())
     }
 
@@ -112,7 +154,8 @@ impl OpenFile {
     }
 
     /// Writes the footer, with `metadata` and the number of rows.
-    pub(super) fn finish(mut self, metadata: Vec<KeyValue>) -> Result<FinishedFile> {
+    pub(super) async fn finish(mut self, metadata: Vec<KeyValue>) -> Result<FinishedFile> {
+        self.flush().await?;
         let (number, rows) = (self.number, self.rows);
         let (path, target) = (std::mem::take(&mut self.path), std::mem::take(&mut self.target));
         for pair in metadata {
