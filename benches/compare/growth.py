@@ -8,20 +8,23 @@ from works import HERE, Contestant, Telemetry
 
 
 class Growth(Telemetry):
-    """W1 and W1 with `--times` the rows, which are removed afterwards."""
+    """W1 and W1 with `--times` the rows, which are removed afterwards if they were not there before."""
 
     peers = ()
     answers = ("rows",)
     rows_default = 2_000_000
     title = None
+    # Data that were not there before.
     larger = None
 
     def make(self):
         super().make()
         many = self.rows * self.options.times
-        self.larger = os.path.join(self.folder, f"data-{many}")
-        make_data.make(self.larger, many, files=20 * self.options.times)
-        self.events_of = {"once": self.events, f"{self.options.times} times": os.path.join(self.larger, "*.jsonl")}
+        data = os.path.join(self.folder, f"data-{many}")
+        if not os.path.exists(data):
+            self.larger = data
+        make_data.make(data, many)
+        self.events_of = {"once": self.events, f"{self.options.times} times": os.path.join(data, "*.jsonl")}
 
     def contestants(self):
         for name, events in self.events_of.items():
