@@ -8,7 +8,7 @@ import socket
 import subprocess
 import time
 
-from measure import text_of
+from measure import resident_bytes, text_of
 
 HERE = os.path.dirname(os.path.abspath(__file__))
 TESTS = os.path.join(HERE, "..", "tests", "servers")
@@ -122,6 +122,13 @@ class Emulators:
     def aws(self, *arguments):
         """What `tests/servers/aws.py` answers."""
         return text_of([self.python, os.path.join(TESTS, "aws.py"), *arguments], self.environment)
+
+    def cpu_seconds(self):
+        """What they have taken so far."""
+        cpu_of = {}
+        for server in self.servers:
+            resident_bytes(server.pid, cpu_of)
+        return sum(cpu_of.values())
 
     def stop(self):
         for server in self.servers:

@@ -40,15 +40,16 @@ class Growth(Telemetry):
         return [found]
 
     def table(self, results):
-        yield "| million rows | s | CPU s | million rows/s | peak MiB | s, to so many times the smaller | peak, to the smaller's |"
+        yield "| million rows | s | CPU s | million rows/s | peak MiB | s, CPU s a row to the smaller's | peak to the smaller's |"
         yield "|---|---|---|---|---|---|---|"
         first = results["rows"][0]
         for row in results["rows"]:
             rows = self.rows_of(row["group"])
-            linear = row["seconds"] / first["seconds"] / (rows / self.rows)
+            times = rows / self.rows
+            linear = ", ".join(f"{row[unit] / first[unit] / times:.2f}" for unit in ("seconds", "cpu_seconds"))
             yield (
                 f"| {rows / 1e6:g} | {row['seconds']:.2f} | {row['cpu_seconds']:.1f} | {row['rows_per_second'] / 1e6:.2f} "
-                f"| {row['peak_mib']} | {linear:.2f} | {row['peak_mib'] / first['peak_mib']:.2f} |"
+                f"| {row['peak_mib']} | {linear} | {row['peak_mib'] / first['peak_mib']:.2f} |"
             )
 
     def close(self):
