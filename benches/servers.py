@@ -6,6 +6,7 @@ import shutil
 import signal
 import socket
 import subprocess
+import threading
 import time
 
 from measure import resident_bytes, text_of
@@ -22,15 +23,25 @@ def free_port():
         return free.getsockname()[1]
 
 
-def share_priority(pid):
-    """Gives a server, which has a session of its own, the priority that this session was given among others."""
+def priority():
+    """The priority that this session was given among others, as the kernel writes it; nothing where it has none."""
     try:
         with open("/proc/self/autogroup", encoding="ascii") as own:
-            nice = own.read().split()[-1]
-        with open(f"/proc/{pid}/autogroup", "w", encoding="ascii") as its:
-            its.write(nice)
+            return own.read().split()[-1]
     except OSError:
-        # A kernel without autogroups, or a user who may not.
+        return "0"
+
+
+def share_priority(pid):
+    """Gives a server and its children, which have sessions of their own, the priority of this one."""
+    try:
+        with open(f"/proc/{pid}/autogroup", "w", encoding="ascii") as its:
+            its.write(priority())
+        with open(f"/proc/{pid}/task/{pid}/children", encoding="ascii") as children:
+            for child in children.read().split():
+                share_priority(int(child))
+    except OSError:
+        # It has just ended, or this user may not.
         pass
 
 
@@ -52,8 +63,16 @@ class Postgres:
         pinned = ["taskset", "-c", cores] if cores else []
         log = os.path.join(folder, "postgres.log")
         self.run("pg_ctl", "-D", self.data, "-w", "-l", log, "-o", flags, "start", before=pinned)
+        if priority() != "0":
+            threading.Thread(target=self.keep_priority, daemon=True).start()
+
+    def keep_priority(self):
+        """Each connection has a process of its own, and thus a session."""
         with open(os.path.join(self.data, "postmaster.pid"), encoding="ascii") as running:
-            share_priority(int(running.readline()))
+            pid = int(running.readline())
+        while os.path.exists(f"/proc/{pid}"):
+            share_priority(pid)
+            time.sleep(0.1)
 
     def run(self, program, *arguments, before=()):
         command = [*before, *self.owner, os.path.join(self.bin, program), *arguments]
