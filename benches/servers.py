@@ -24,7 +24,7 @@ def free_port():
 
 
 def priority():
-    """The priority that this session was given among others, as the kernel writes it; nothing where it has none."""
+    """The priority of this program's autogroup, as the kernel writes it."""
     try:
         with open("/proc/self/autogroup", encoding="ascii") as own:
             return own.read().split()[-1]
@@ -33,7 +33,7 @@ def priority():
 
 
 def share_priority(pid):
-    """Gives a server and its children, which have sessions of their own, the priority of this one."""
+    """Gives a server and its children, each of which the kernel puts into an autogroup of its own, the priority of this program."""
     try:
         with open(f"/proc/{pid}/autogroup", "w", encoding="ascii") as its:
             its.write(priority())
@@ -67,7 +67,7 @@ class Postgres:
             threading.Thread(target=self.keep_priority, daemon=True).start()
 
     def keep_priority(self):
-        """Each connection has a process of its own, and thus a session."""
+        """Each connection has a process of its own, and thus an autogroup."""
         with open(os.path.join(self.data, "postmaster.pid"), encoding="ascii") as running:
             pid = int(running.readline())
         while os.path.exists(f"/proc/{pid}"):
