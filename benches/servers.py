@@ -6,9 +6,10 @@ import shutil
 import signal
 import socket
 import subprocess
+import threading
 import time
 
-from measure import text_of
+from measure import resident_bytes, text_of
 
 HERE = os.path.dirname(os.path.abspath(__file__))
 TESTS = os.path.join(HERE, "..", "tests", "servers")
@@ -22,15 +23,25 @@ def free_port():
         return free.getsockname()[1]
 
 
-def share_priority(pid):
-    """Gives a server, which has a session of its own, the priority that this session was given among others."""
+def priority():
+    """The priority of this program's autogroup, as the kernel writes it."""
     try:
         with open("/proc/self/autogroup", encoding="ascii") as own:
-            nice = own.read().split()[-1]
-        with open(f"/proc/{pid}/autogroup", "w", encoding="ascii") as its:
-            its.write(nice)
+            return own.read().split()[-1]
     except OSError:
-        # A kernel without autogroups, or a user who may not.
+        return "0"
+
+
+def share_priority(pid):
+    """Gives a server and its children, each of which the kernel puts into an autogroup of its own, the priority of this program."""
+    try:
+        with open(f"/proc/{pid}/autogroup", "w", encoding="ascii") as its:
+            its.write(priority())
+        with open(f"/proc/{pid}/task/{pid}/children", encoding="ascii") as children:
+            for child in children.read().split():
+                share_priority(int(child))
+    except OSError:
+        # It has just ended, or this user may not.
         pass
 
 
@@ -52,8 +63,16 @@ class Postgres:
         pinned = ["taskset", "-c", cores] if cores else []
         log = os.path.join(folder, "postgres.log")
         self.run("pg_ctl", "-D", self.data, "-w", "-l", log, "-o", flags, "start", before=pinned)
+        if priority() != "0":
+            threading.Thread(target=self.keep_priority, daemon=True).start()
+
+    def keep_priority(self):
+        """Each connection has a process of its own, and thus an autogroup."""
         with open(os.path.join(self.data, "postmaster.pid"), encoding="ascii") as running:
-            share_priority(int(running.readline()))
+            pid = int(running.readline())
+        while os.path.exists(f"/proc/{pid}"):
+            share_priority(pid)
+            time.sleep(0.1)
 
     def run(self, program, *arguments, before=()):
         command = [*before, *self.owner, os.path.join(self.bin, program), *arguments]
@@ -122,6 +141,13 @@ class Emulators:
     def aws(self, *arguments):
         """What `tests/servers/aws.py` answers."""
         return text_of([self.python, os.path.join(TESTS, "aws.py"), *arguments], self.environment)
+
+    def cpu_seconds(self):
+        """What they have taken so far."""
+        cpu_of = {}
+        for server in self.servers:
+            resident_bytes(server.pid, cpu_of)
+        return sum(cpu_of.values())
 
     def stop(self):
         for server in self.servers:

@@ -8,20 +8,23 @@ from works import HERE, Contestant, Telemetry
 
 
 class Growth(Telemetry):
-    """W1 and W1 with `--times` the rows, which are removed afterwards."""
+    """W1 and W1 with `--times` the rows, which are removed afterwards if they were not there before."""
 
     peers = ()
     answers = ("rows",)
     rows_default = 2_000_000
     title = None
+    # Data that were not there before.
     larger = None
 
     def make(self):
         super().make()
         many = self.rows * self.options.times
-        self.larger = os.path.join(self.folder, f"data-{many}")
-        make_data.make(self.larger, many, files=20 * self.options.times)
-        self.events_of = {"once": self.events, f"{self.options.times} times": os.path.join(self.larger, "*.jsonl")}
+        data = os.path.join(self.folder, f"data-{many}")
+        if not os.path.exists(data):
+            self.larger = data
+        make_data.make(data, many)
+        self.events_of = {"once": self.events, f"{self.options.times} times": os.path.join(data, "*.jsonl")}
 
     def contestants(self):
         for name, events in self.events_of.items():
@@ -37,15 +40,16 @@ class Growth(Telemetry):
         return [found]
 
     def table(self, results):
-        yield "| million rows | s | CPU s | million rows/s | peak MiB | s, to so many times the smaller | peak, to the smaller's |"
+        yield "| million rows | s | CPU s | million rows/s | peak MiB | s, CPU s a row to the smaller's | peak to the smaller's |"
         yield "|---|---|---|---|---|---|---|"
         first = results["rows"][0]
         for row in results["rows"]:
             rows = self.rows_of(row["group"])
-            linear = row["seconds"] / first["seconds"] / (rows / self.rows)
+            times = rows / self.rows
+            linear = ", ".join(f"{row[unit] / first[unit] / times:.2f}" for unit in ("seconds", "cpu_seconds"))
             yield (
                 f"| {rows / 1e6:g} | {row['seconds']:.2f} | {row['cpu_seconds']:.1f} | {row['rows_per_second'] / 1e6:.2f} "
-                f"| {row['peak_mib']} | {linear:.2f} | {row['peak_mib'] / first['peak_mib']:.2f} |"
+                f"| {row['peak_mib']} | {linear} | {row['peak_mib'] / first['peak_mib']:.2f} |"
             )
 
     def close(self):

@@ -1,6 +1,7 @@
 """W5: queries of Nexmark, each alone, over 10 million events that lie as Parquet, into nothing and into Parquet.
 
-The events and the pipeline are those of `tests/nexmark`; of the pipeline, each query is cut out with what it reads.
+The events and the pipeline are those of `tests/nexmark`; of the pipeline, each query is cut out with the tables and
+sources that it reads.
 """
 
 import json
@@ -23,6 +24,12 @@ COLUMNS = {
     "q7": "auction, bidder, price, date_time, extra",
     "q8": "id, name, start",
 }
+
+
+def parted(section):
+    """The head of a section of the pipeline file, and what is in it by name."""
+    head, *entries = re.split(r"^(?=  \w)", section, flags=re.MULTILINE)
+    return head, {entry.split(":", 1)[0].strip(): entry.rstrip() + "\n" for entry in entries}
 
 
 class Nexmark(Work):
@@ -53,18 +60,19 @@ class Nexmark(Work):
         """Writes the pipeline of the tests with one query alone, and gives its path."""
         with open(os.path.join(TESTS, "nexmark.yaml"), encoding="utf-8") as text:
             sections = re.split(r"^(?=\w)", text.read(), flags=re.MULTILINE)
-        kept = []
-        for section in sections:
-            tier = section.split(":", 1)[0]
-            if tier == "secrets":
-                continue
-            if tier in ("silver", "gold"):
-                head, *tables = re.split(r"^(?=  \w)", section, flags=re.MULTILINE)
-                wanted = [table for table in tables if self.is_read(table.split(":", 1)[0].strip(), query)]
-                section = head + "".join(self.stored(table, query, into) for table in wanted) if wanted else ""
-            kept.append(section)
+        parts = {section.split(":", 1)[0]: parted(section) for section in sections}
+        for tier in ("silver", "gold"):
+            head, tables = parts[tier]
+            kept = {name: self.stored(table, name == query and into == "nothing") for name, table in tables.items() if self.is_read(name, query)}
+            parts[tier] = (head if kept else "", kept)
+        queries = "".join(text for tier in ("silver", "gold") for text in parts[tier][1].values())
+        read = set(re.findall(r"bronze\.(\w+)", queries))
+        for tier in ("sources", "bronze"):
+            parts[tier] = (parts[tier][0], {name: text for name, text in parts[tier][1].items() if name in read})
+        del parts["reference"], parts["secrets"]
+        text = "".join(head + "".join(tables.values()) for head, tables in parts.values())
         # Epochs as long as those of the other works.
-        text = "".join(kept).replace("bytes: 8MiB", "bytes: 256MiB").replace("memory: 4GiB", "memory: 1GiB")
+        text = text.replace("bytes: 8MiB", "bytes: 256MiB").replace("memory: 4GiB", "memory: 1GiB")
         path = os.path.join(self.folder, f"w5-{query}-{into.lower()}.yaml")
         with open(path, "w", encoding="utf-8") as out:
             out.write(text)
@@ -75,12 +83,12 @@ class Nexmark(Work):
         return table == query or table.startswith(f"{query}_") or table in READS.get(query, ())
 
     @staticmethod
-    def stored(table, query, into):
-        """The last table of a query into nothing is not stored either."""
-        table = table.rstrip() + "\n"
-        if into == "Parquet" or table.split(":", 1)[0].strip() != query:
-            return table
-        return re.sub(r"\{ sql: (.*) \}\n", r"{ store: false, sql: \1 }\n", table).replace("    sql:", "    store: false\n    sql:", 1)
+    def stored(table, nowhere):
+        """A table of a query, which may be stored nowhere."""
+        if nowhere:
+            table = re.sub(r"\{ sql: (.*) \}\n", r"{ store: false, sql: \1 }\n", table)
+            table = table.replace("    sql:", "    store: false\n    sql:", 1)
+        return table
 
     def answer(self, out, name):
         """How many rows, and the sum of the rows' hashes; of nothing, nothing."""

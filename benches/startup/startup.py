@@ -14,15 +14,10 @@ import os
 import select
 import statistics
 import subprocess
-import sys
 import tempfile
 import time
 
 HERE = os.path.dirname(os.path.abspath(__file__))
-sys.path.insert(0, os.path.dirname(HERE))
-
-from measure import resident_bytes  # noqa: E402
-
 ROWS = 1000
 SETTLE_SECONDS = 5
 IN_ACCESS = 1
@@ -44,8 +39,9 @@ def main():
         first, whole = zip(*(start(nexus, path, os.path.join(folder, f"lake-{n}")) for n in range(options.rounds)))
         print(f"from the start to the first read: median {ms(first)}, most {max(first) * 1000:.0f} ms")
         print(f"a run of {ROWS} rows through three tiers, from start to exit: median {ms(whole)}")
-        cpu, resident = idle(nexus, path, os.path.join(folder, "lake-idle"), options.seconds)
-        print(f"idle for {options.seconds} s: {100 * cpu / options.seconds:.2f} % of a core, {resident / (1 << 20):.0f} MiB resident")
+        cpu, resident, own = idle(nexus, path, os.path.join(folder, "lake-idle"), options.seconds)
+        print(f"idle for {options.seconds} s: {100 * cpu / options.seconds:.2f} % of a core")
+        print(f"then {resident / 1024:.0f} MiB resident: {own / 1024:.0f} MiB of its own, the rest pages of the program's file")
         stripped = os.path.join(folder, "nexus")
         subprocess.run(["strip", "-o", stripped, nexus], check=True)
         print(f"the program without symbols: {os.path.getsize(stripped) / 1e6:.0f} MB")
@@ -78,15 +74,17 @@ def start(nexus, path, lake):
 
 
 def idle(nexus, path, lake, seconds):
-    """CPU seconds and memory of a run that has read all there is."""
+    """CPU seconds of a run that has read all there is, what it holds and what of that is its own, in KiB."""
     with subprocess.Popen(command(nexus, path, lake, "true"), stdout=subprocess.DEVNULL) as process:
         time.sleep(SETTLE_SECONDS)
         before = cpu_seconds(process.pid)
         time.sleep(seconds)
-        taken, resident = cpu_seconds(process.pid) - before, resident_bytes(process.pid)
+        taken = cpu_seconds(process.pid) - before
+        with open(f"/proc/{process.pid}/status", encoding="ascii") as status:
+            told = dict(line.split(":", 1) for line in status)
         process.terminate()
         assert process.wait() == 0, "the run failed"
-    return taken, resident
+    return taken, *(int(told[name].split()[0]) for name in ("VmRSS", "RssAnon"))
 
 
 def cpu_seconds(pid):
