@@ -19,12 +19,12 @@ SOAK_CASES ?= 50
 OBJECTS ?= 100000
 API_FUZZ_EXAMPLES ?= 50
 RESHARDS ?= 5
-# Where the data, the peers and the results of comparisons lie: some 5 GB.
+# Where the data, the peers and the results of comparisons lie: some 8 GB with all peers.
 COMPARE ?= $(CURDIR)/target/compare
 COMPARE_FLAGS ?= --rounds 5
 RELEASE := $${CARGO_TARGET_DIR:-target}/release/nexus
 
-.PHONY: help run check build test test-env test-rust api-fuzz docs test-suites soak soak-hour fuzz bombs state nexmark objects restart reshard compare latency profile instructions golden readers lint fmt fmt-check doc book bench deny clean
+.PHONY: help run check build test test-env test-rust api-fuzz docs test-suites soak soak-hour fuzz bombs state nexmark objects restart reshard screenshots features compare latency startup profile instructions golden readers lint fmt fmt-check doc book bench deny clean
 
 help: ## Lists these targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -80,6 +80,10 @@ api-fuzz: test-env ## Sends what schemathesis makes up to the API of a run: API_
 docs: ## Makes the pages anew that are made from the code: docs/metrics.md
 	NEXUS_TEST_DOCS=make $(CARGO) test --workspace --all-features --locked --lib the_page_about_metrics
 
+screenshots: test-env ## Takes the pictures of the book anew: the console and `nexus top` while telemetry.yaml runs on generated load
+	NEXUS_TEST_PICTURES=docs/book/src/images $(CARGO) test --workspace --all-features --locked --test nexus \
+		pictures:: -- --nocapture
+
 bombs: test-env ## Unpacks bombs of 10 GiB within 128 MiB
 	NEXUS_TEST_BOMB_MIB=10240 $(CARGO) test --release --workspace --all-features --locked --test nexus \
 		memory::an_endless_line -- --nocapture
@@ -107,11 +111,14 @@ restart: test-env build ## Measures a restart with 10 000 commit records and 1 G
 reshard: test-env ## Splits and merges a stream RESHARDS times under load, with kills in between
 	NEXUS_TEST_RESHARDS=$(RESHARDS) $(CARGO) test --workspace --all-features --locked --test nexus resharded
 
-compare: build ## Runs Nexus and its peers (DuckDB, Polars, DataFusion, Spark) on the same work; COMPARE_FLAGS="--work w1z --peers duckdb,polars"
+compare: build ## Runs Nexus and its peers on the same work, W1 or COMPARE_FLAGS="--work w1z|w2|w3|w4|w5|growth --peers duckdb,polars" (w4 needs `make test-env`)
 	python3 benches/compare/compare.py --folder "$(COMPARE)" --nexus "$(RELEASE)" $(COMPARE_FLAGS)
 
 latency: build ## Measures how old rows are when readers of PostgreSQL see them, at 20 000 rows a second and commits each second
 	python3 benches/latency/latency.py --nexus "$(RELEASE)"
+
+startup: build ## Measures how soon a run reads, what an idle one takes, and how large the program is
+	python3 benches/startup/startup.py --nexus "$(RELEASE)"
 
 profile: ## Draws target/profile.svg, a flame graph of the comparison's work (needs perf, and `cargo install inferno`)
 	$(CARGO) rustc --release --locked --bin nexus -- -C strip=none
@@ -131,6 +138,17 @@ readers: test-env ## Has Spark read the tables too, beside the readers of `make 
 	"$(NEXUS_TEST_ENV)/python/bin/pip" install --quiet --disable-pip-version-check pyspark==4.3.0
 	NEXUS_TEST_SPARK=1 $(CARGO) test --workspace --all-features --locked --test nexus readers::
 
+features: ## Lints each feature alone, and none, and pairs of them
+	@for features in "" cli kinesis otel postgres s3 cli,kinesis cli,otel cli,postgres cli,s3 kinesis,s3 otel,s3; do \
+		echo "nexus: $${features:-none}"; \
+		$(CARGO) clippy --quiet --locked --package nexus --no-default-features --features "$$features" -- -D warnings; \
+	done
+	@for features in "" aws kinesis postgres s3 sql; do \
+		echo "nexus-operators: $${features:-none}"; \
+		$(CARGO) clippy --quiet --locked --package nexus-operators --no-default-features --features "$$features" -- \
+			-D warnings; \
+	done
+
 lint: ## Runs clippy; a warning is an error
 	$(CARGO) clippy --workspace --all-targets --all-features --locked -- -D warnings
 
@@ -143,8 +161,8 @@ fmt-check:
 doc: ## Builds the documentation; a warning is an error
 	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --workspace --all-features --locked --no-deps
 
-book: ## Makes pages of the book, in docs/book/book (needs `cargo install mdbook`)
-	mdbook build docs/book
+book: test-env ## Makes pages of the book, in docs/book/book
+	"$(NEXUS_TEST_ENV)/python/bin/mdbook" build docs/book
 
 bench: build ## Runs the benchmarks
 	$(CARGO) bench --package nexus-benches --locked

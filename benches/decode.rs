@@ -1,20 +1,43 @@
-//! Decoding on one core: rows of JSON, CSV and raw lines into batches, with arrow-json and arrow-csv beside them.
+//! Decoding on one core: rows of JSON, CSV, Parquet and raw lines into batches, with arrow-json, arrow-csv and the reader
+//! of the parquet crate beside them; and unpacking gzip, as the content of files is, into records that are not decoded yet.
 //!
 //! `cargo bench -p nexus-benches --bench decode`
 
-use std::fmt::Write;
+use std::fmt::Write as _;
 use std::hint::black_box;
+use std::io::{Read, Write as _};
 use std::sync::Arc;
 
+use arrow::array::RecordBatch;
 use arrow::datatypes::{DataType, Field, Schema};
 use bytes::Bytes;
 use criterion::{BenchmarkGroup, Criterion, Throughput, criterion_group, criterion_main, measurement::WallTime};
+use flate2::read::MultiGzDecoder;
+use flate2::write::GzEncoder;
 use nexus_operators::batch::{Chunk, OffsetKind, Payload, timestamp_type};
+use nexus_operators::clock::SystemClock;
 use nexus_operators::decode::{
     BATCH_ROWS_MAX, Decoder, DecoderSettings, FormatSettings, UnknownColumns, decode_whole, decoder,
 };
+use nexus_operators::framing::Framing;
+use nexus_operators::position::Cut;
+use nexus_operators::source::memory::MemorySource;
+use nexus_operators::source::{Source, SourceEvent};
+use parquet::arrow::ArrowWriter;
+use parquet::arrow::arrow_reader::ParquetRecordBatchReaderBuilder;
+use parquet::basic::{Compression, ZstdLevel};
+use parquet::file::properties::WriterProperties;
+use tokio::runtime::Runtime;
 
-const ROWS: usize = 50_000;
+/// The largest record of the sources.
+const RECORD_BYTES_MAX: usize = 10 << 20;
+
+#[path = "shared/size.rs"]
+mod size;
+
+fn rows() -> usize {
+    size::of(50_000, 2_000) as usize
+}
 
 fn columns() -> Vec<Field> {
     let column = |name: &str, data_type| Field::new(name, data_type, true);
@@ -52,7 +75,7 @@ fn row(n: usize) -> [(&'static str, String); 10] {
 
 fn json() -> Bytes {
     let mut content = String::new();
-    for n in 0..ROWS {
+    for n in 0..rows() {
         let fields = row(n).map(|(name, value)| format!("\"{name}\":{value}"));
         writeln!(content, "{{{}}}", fields.join(",")).expect("text in memory can be written");
     }
@@ -61,7 +84,7 @@ fn json() -> Bytes {
 
 fn csv() -> Bytes {
     let mut content = columns().iter().map(|c| c.name().clone()).collect::<Vec<_>>().join(",") + "\n";
-    for n in 0..ROWS {
+    for n in 0..rows() {
         content += &row(n).map(|(_, value)| value.trim_matches('"').to_string()).join(",");
         content.push('\n');
     }
@@ -77,7 +100,7 @@ fn format_decoder(format: FormatSettings) -> Box<dyn Decoder> {
         unknown: UnknownColumns::Rescue,
         offsets: OffsetKind::Number,
         batch_rows_max: BATCH_ROWS_MAX,
-        record_bytes_max: 10 << 20,
+        record_bytes_max: RECORD_BYTES_MAX,
         archives: false,
     };
     decoder(settings).expect("the settings are good")
@@ -88,7 +111,7 @@ fn bench_nexus(group: &mut BenchmarkGroup<'_, WallTime>, name: &str, format: For
     let payload = Payload::Framed { offset: 0, bytes: content.clone(), header: None };
     let chunk = Chunk { partition: "flights".into(), payload, read_at_us: 0, lag_ms: None };
     let decoded = decode_whole(&*decoder, &chunk).expect("the content decodes");
-    assert!(decoded.rejects.is_empty() && decoded.batches.iter().map(|b| b.num_rows()).sum::<usize>() >= ROWS);
+    assert!(decoded.rejects.is_empty() && decoded.batches.iter().map(|b| b.num_rows()).sum::<usize>() >= rows());
     group.bench_function(name, |b| b.iter(|| black_box(decode_whole(&*decoder, &chunk).expect("the content decodes"))));
 }
 
@@ -127,5 +150,89 @@ fn bench_decode(criterion: &mut Criterion) {
     group.finish();
 }
 
-criterion_group!(benches, bench_decode);
+/// Reads content as that of a file, into chunks that are not decoded yet.
+fn chunks(runtime: &Runtime, content: &Bytes, framing: Framing) -> Vec<Chunk> {
+    let partitions = vec![("flights".to_owned(), content.clone())];
+    let mut source = MemorySource::records(partitions, framing, RECORD_BYTES_MAX, Arc::new(SystemClock));
+    runtime.block_on(async {
+        source.open(&Cut::default()).await.expect("memory needs nothing");
+        let mut chunks = Vec::new();
+        loop {
+            match source.next().await.expect("the content can be read") {
+                SourceEvent::Chunk(chunk) => chunks.push(chunk),
+                SourceEvent::End => return chunks,
+                SourceEvent::Idle => {}
+                other => panic!("{other:?}"),
+            }
+        }
+    })
+}
+
+fn bench_gzip(criterion: &mut Criterion) {
+    let runtime = Runtime::new().expect("threads can be started");
+    let json = json();
+    let mut packer = GzEncoder::new(Vec::new(), flate2::Compression::default());
+    packer.write_all(&json).expect("memory can be written");
+    let packed: Bytes = packer.finish().expect("memory can be written").into();
+    let mut group = criterion.benchmark_group("decode/gzip");
+    group.throughput(Throughput::BytesDecimal(json.len() as u64)).sample_size(20);
+    for (name, content) in [("nexus", &packed), ("nexus, not packed", &json)] {
+        let framed = chunks(&runtime, content, Framing::Json);
+        let bytes = framed.iter().map(|chunk| match &chunk.payload {
+            Payload::Framed { bytes, .. } => bytes.len(),
+            other => panic!("{other:?}"),
+        });
+        assert!(bytes.sum::<usize>() + 1 >= json.len(), "all of it comes out");
+        group.bench_function(name, |b| b.iter(|| black_box(chunks(&runtime, content, Framing::Json))));
+    }
+    group.bench_function("flate2", |b| {
+        b.iter(|| {
+            let mut out = Vec::with_capacity(json.len());
+            MultiGzDecoder::new(packed.as_ref()).read_to_end(&mut out).expect("it unpacks");
+            black_box(out)
+        });
+    });
+    group.finish();
+}
+
+fn bench_parquet(criterion: &mut Criterion) {
+    let runtime = Runtime::new().expect("threads can be started");
+    let json = json();
+    let payload = Payload::Framed { offset: 0, bytes: json, header: None };
+    let chunk = Chunk { partition: "flights".into(), payload, read_at_us: 0, lag_ms: None };
+    let decoded = decode_whole(&*format_decoder(FormatSettings::Json), &chunk).expect("the content decodes");
+    let names: Vec<_> = columns().iter().map(|column| column.name().clone()).collect();
+    let batches = decoded.batches.iter().map(|batch| {
+        let at = names.iter().map(|name| batch.schema().index_of(name).expect("the column is there"));
+        batch.project(&at.collect::<Vec<_>>()).expect("the columns are there")
+    });
+    let batches: Vec<RecordBatch> = batches.collect();
+    let memory: usize = batches.iter().map(RecordBatch::get_array_memory_size).sum();
+    let properties = WriterProperties::builder().set_compression(Compression::ZSTD(ZstdLevel::default())).build();
+    let schema = batches.first().expect("there are rows").schema();
+    let mut writer = ArrowWriter::try_new(Vec::new(), schema, Some(properties)).expect("the columns can be written");
+    batches.iter().for_each(|batch| writer.write(batch).expect("memory can be written"));
+    let file: Bytes = writer.into_inner().expect("memory can be written").into();
+
+    let mut group = criterion.benchmark_group("decode/parquet");
+    group.throughput(Throughput::BytesDecimal(memory as u64)).sample_size(20);
+    let decoder = format_decoder(FormatSettings::Parquet);
+    let chunks = chunks(&runtime, &file, Framing::Parquet);
+    let decode = || -> usize {
+        let decoded = chunks.iter().map(|chunk| decode_whole(&*decoder, chunk).expect("the content decodes"));
+        decoded.flat_map(|decoded| decoded.batches).map(|batch| black_box(batch).num_rows()).sum()
+    };
+    assert_eq!(decode(), rows());
+    group.bench_function("nexus", |b| b.iter(decode));
+    group.bench_function("parquet", |b| {
+        b.iter(|| {
+            let builder = ParquetRecordBatchReaderBuilder::try_new(file.clone()).expect("it is Parquet");
+            let batches = builder.with_batch_size(BATCH_ROWS_MAX).build().expect("it can be read");
+            black_box(batches.collect::<Result<Vec<_>, _>>().expect("the content decodes"))
+        });
+    });
+    group.finish();
+}
+
+criterion_group!(benches, bench_decode, bench_gzip, bench_parquet);
 criterion_main!(benches);

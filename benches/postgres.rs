@@ -19,14 +19,11 @@ use nexus_operators::testing::postgres::Postgres;
 use tokio::runtime::Runtime;
 use tokio_postgres::{Client, NoTls};
 
+#[path = "shared/size.rs"]
+mod size;
+
 /// Rows of a batch, as the decoders make them.
 const BATCH_ROWS: i64 = 8192;
-
-/// Rows: 51 MB in the binary format of COPY.
-const ROWS_MEASURED: i64 = 500_000;
-
-/// Rows where the bench is only tried, as the tests do.
-const ROWS_TRIED: i64 = 5_000;
 
 /// One row in so many is refused: by turns it has no site, and a negative value.
 const REFUSED_OF: i64 = 1000;
@@ -37,13 +34,9 @@ const ROUNDS: usize = 5;
 const TABLE: &str = "CREATE TABLE IF NOT EXISTS readings (id bigint, site text NOT NULL, ts timestamptz, \
     v double precision CHECK (v >= 0), note text)";
 
-/// Tells whether times count.
-fn measures() -> bool {
-    std::env::args().any(|argument| argument == "--bench")
-}
-
+/// Rows: 51 MB in the binary format of COPY.
 fn rows() -> i64 {
-    if measures() { ROWS_MEASURED } else { ROWS_TRIED }
+    size::of(500_000, 5_000).cast_signed()
 }
 
 fn batches(refused: bool) -> Vec<RecordBatch> {
@@ -167,7 +160,7 @@ fn postgres(criterion: &mut Criterion) {
         bencher.iter_custom(|times| (0..times).map(|_| runtime.block_on(scene.land(&mixed))).sum());
     });
     group.finish();
-    if !measures() {
+    if !size::measures() {
         return;
     }
     let mut rounds = Vec::new();

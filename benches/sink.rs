@@ -1,22 +1,28 @@
 //! How fast sinks take rows: an epoch written, prepared and committed.
 //!
 //! The rows are like those of flights: few origins, many numbers, some text.
-//! Throughput is in rows and in bytes of Arrow memory.
+//! Throughput is in rows and in bytes of Arrow memory. `postgres.rs` has PostgreSQL.
 
 use std::sync::Arc;
 
 use arrow::array::{ArrayRef, Float64Array, Int64Array, RecordBatch, StringViewArray, TimestampMicrosecondArray};
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
+use nexus_operators::sink::memory::MemorySink;
 use nexus_operators::sink::parquet::{ParquetCompression, ParquetLayout, ParquetSettings, ParquetSink, PartitionBy};
 use nexus_operators::sink::{EpochId, Sink};
 use nexus_operators::store::Store;
 use tokio::runtime::Runtime;
 
+#[path = "shared/size.rs"]
+mod size;
+
 /// Rows of a batch, as the decoders make them.
 const BATCH_ROWS: i64 = 8192;
 
 /// Batches of an epoch.
-const BATCHES: i64 = 32;
+fn batches() -> Vec<RecordBatch> {
+    (0..size::of(32, 2).cast_signed()).map(batch).collect()
+}
 
 fn batch(number: i64) -> RecordBatch {
     let ids = number * BATCH_ROWS..(number + 1) * BATCH_ROWS;
@@ -66,7 +72,7 @@ async fn land(sink: &mut dyn Sink, epoch: u64, batches: &[RecordBatch]) {
 
 fn parquet(criterion: &mut Criterion) {
     let runtime = Runtime::new().expect("a runtime starts");
-    let batches: Vec<_> = (0..BATCHES).map(batch).collect();
+    let batches = batches();
     let bytes: usize = batches.iter().map(RecordBatch::get_array_memory_size).sum();
     let rows: usize = batches.iter().map(RecordBatch::num_rows).sum();
     let tables = [
@@ -96,5 +102,19 @@ fn parquet(criterion: &mut Criterion) {
     group.finish();
 }
 
-criterion_group!(benches, parquet);
+/// The sink of tests and of services that want the rows themselves: what an epoch costs without encoding.
+fn memory(criterion: &mut Criterion) {
+    let runtime = Runtime::new().expect("a runtime starts");
+    let batches = batches();
+    let bytes: usize = batches.iter().map(RecordBatch::get_array_memory_size).sum();
+    let rows: usize = batches.iter().map(RecordBatch::num_rows).sum();
+    let mut group = criterion.benchmark_group("memory");
+    group.throughput(Throughput::ElementsAndBytes { elements: rows as u64, bytes: bytes as u64 });
+    group.bench_function("an epoch", |bencher| {
+        bencher.iter(|| runtime.block_on(land(&mut MemorySink::new(), 1, &batches)));
+    });
+    group.finish();
+}
+
+criterion_group!(benches, parquet, memory);
 criterion_main!(benches);

@@ -55,9 +55,20 @@
 //! **Time** is injected ([`Pipeline::with_clock`]), and [`trial`] runs the cases of a file in process.
 //!
 //! Three examples run as they are: `examples/service.rs` (inside of an axum service), `examples/embed.rs` (a source and a
-//! sink), `examples/functions.rs` (SQL functions). Features cut what is not needed: `cli`, `kinesis`, `postgres` and `s3`
-//! are on by default, and a library that reads files and writes a local lake needs none. What of the API stays as it is,
-//! is told in the book (`docs/book/src/embedding.md`); all of it is listed in `docs/public-api.txt`.
+//! sink), `examples/functions.rs` (SQL functions). What of the API stays as it is, is told in the book
+//! (`docs/book/src/embedding.md`); all of it is listed in `docs/public-api.txt`.
+//!
+//! # Features
+//!
+//! All are on by default; a library that reads files and writes a local lake needs none (`default-features = false`).
+//!
+//! | feature | without it there is no |
+//! |---|---|
+//! | `cli` | module `cli`: the command `nexus`, with its prompt, its completions and its allocator |
+//! | `kinesis` | source `kinesis`, nor the SDK for it |
+//! | `otel` | tracing of epochs by OpenTelemetry |
+//! | `postgres` | table key `postgres`, nor its client; files that have it are refused when they run |
+//! | `s3` | source `s3`, no lake on S3, and no lineage sent to a URL |
 //!
 //! Invariant: the engine wires and drives operators, and never looks into a row.
 

@@ -242,6 +242,10 @@ impl Sink for AlarmSink {
 
     fn end(&mut self) {}
 
+    fn held_bytes(&self) -> usize {
+        self.open.len() * size_of::<f64>()
+    }
+
     fn committer(&self) -> Arc<dyn Committer> {
         Arc::new(self.book.clone())
     }

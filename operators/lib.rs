@@ -6,6 +6,17 @@
 //! folders do not import one another; they share the small modules of types
 //! beside them.
 //!
+//! # Features
+//!
+//! | feature | without it there is no |
+//! |---|---|
+//! | `aws` | credentials, regions and roles of AWS, nor secrets from its Secrets Manager; `kinesis` and `s3` need it |
+//! | `kinesis` | source of Kinesis streams |
+//! | `postgres` | sink to PostgreSQL |
+//! | `s3` | store on S3, and no source of its objects |
+//! | `sql` | module `transform`, nor DataFusion |
+//! | `testing` | module `testing`: contracts as suites, servers, fakes. Off by default |
+//!
 //! Invariant: an operator never decides retry across calls, and never spawns a
 //! task that nobody owns. The engine owns every loop.
 

@@ -23,6 +23,9 @@ const HEADER: &str = "header";
 const REDRIVABLE: &str = "redrivable";
 const ATTEMPTS: &str = "attempts";
 
+/// The metadata of a batch's schema that tells how often its rows have been sent again.
+const ATTEMPTS_OF_BATCH: &str = "nexus.attempts";
+
 /// One record or row that could not be used.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Quarantined {
@@ -65,6 +68,23 @@ pub fn schema() -> SchemaRef {
         Field::new(REDRIVABLE, DataType::Boolean, true),
         Field::new(ATTEMPTS, DataType::Int32, true),
     ]))
+}
+
+/// Notes with rows that are sent again how often they have been, for whoever may refuse them once more.
+pub fn with_attempts(rows: &RecordBatch, attempts: u32) -> Result<RecordBatch> {
+    Ok(rows.clone().with_schema(noting(&rows.schema(), attempts))?)
+}
+
+/// Gives a schema that tells how often its rows have been sent again.
+pub(crate) fn noting(schema: &Schema, attempts: u32) -> SchemaRef {
+    let mut metadata = schema.metadata().clone();
+    metadata.insert(ATTEMPTS_OF_BATCH.to_owned(), attempts.to_string());
+    Arc::new(schema.clone().with_metadata(metadata))
+}
+
+/// Tells how often rows of a schema have been sent again.
+pub(crate) fn attempts_of(schema: &Schema) -> u32 {
+    schema.metadata().get(ATTEMPTS_OF_BATCH).and_then(|attempts| attempts.parse().ok()).unwrap_or(0)
 }
 
 /// Makes a batch of the quarantine table of `table` (a source's or a table's name).

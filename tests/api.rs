@@ -1,12 +1,14 @@
 //! The API of `nexus run --listen`: it follows its document, masks what it is told to mask, takes orders, and lets in
 //! whom it should.
 
+use std::io::Write;
 use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
 
 use serde_json::{Value, json};
 
 use crate::endless::counted;
-use crate::servers::{free_port, script};
+use crate::servers::{free_port, script, test_env};
 use crate::serving::{metrics, request};
 use crate::world::{Running, World};
 
@@ -93,6 +95,8 @@ fn answers_follow_the_document_and_orders_are_obeyed() {
     let checked = script("api.py", &[&format!("http://127.0.0.1:{port}"), "docs/metrics.md"], &[]);
     println!("{checked}");
 
+    promtool_has_nothing_to_say(port);
+
     let pipeline = get(port, "pipeline");
     assert_eq!((&pipeline["name"], &pipeline["state"]), (&json!("watched"), &json!("running")));
     let edge = json!({ "from": "bronze.ticks", "to": "silver.ticks", "channel": "bronze.ticks to silver.ticks" });
@@ -136,6 +140,26 @@ fn answers_follow_the_document_and_orders_are_obeyed() {
     counted(&world.path("lake"));
 }
 
+/// Has the linter of Prometheus look at the metrics, where it could be installed.
+fn promtool_has_nothing_to_say(port: u16) {
+    let own = test_env().join("bin/promtool");
+    let program = if own.exists() { own } else { "promtool".into() };
+    let mut command = Command::new(program);
+    let started =
+        command.args(["check", "metrics"]).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let Ok(mut linter) = started.spawn() else {
+        println!("there is no promtool here");
+        return;
+    };
+    let (_, _, page) = request(port, "GET /metrics", &[]).expect("the metrics are served");
+    let mut to = linter.stdin.take().expect("its input is piped");
+    to.write_all(page.as_bytes()).expect("it reads its input");
+    drop(to);
+    let output = linter.wait_with_output().expect("it ends");
+    let said = [output.stdout, output.stderr].concat();
+    assert!(output.status.success() && said.is_empty(), "promtool says:\n{}", String::from_utf8_lossy(&said));
+}
+
 #[test]
 fn pages_of_other_sites_reach_nothing() {
     let world = World::new();
@@ -164,9 +188,9 @@ fn an_address_that_others_reach_needs_a_token() {
         |path: &str, headers: &[&str]| request(port, &format!("GET {path}"), headers).map(|(status, ..)| status);
     let (refused, _, why) = request(port, "GET /api/v1/tables", &[]).expect("the port is open");
     assert!(refused == 403 && why.contains("--token-file or NEXUS_TOKEN"), "{refused} {why}");
-    assert_eq!(status("/", &[]), Some(403));
-    let open = ["/health", "/ready", "/metrics"].map(|path| status(path, &["Host: nexus.internal"]));
-    assert_eq!(open, [Some(200); 3]);
+    assert_eq!([status("/", &[]), status("/metrics", &[])], [Some(403); 2]);
+    let open = ["/health", "/ready"].map(|path| status(path, &["Host: nexus.internal"]));
+    assert_eq!(open, [Some(200); 2]);
     running.signal("TERM");
     running.wait().expect_code(0);
 
@@ -200,6 +224,8 @@ fn an_address_that_others_reach_needs_a_token() {
     running.wait().expect_code(0);
     let nobody = world.nexus(&["top", &address, "--once"]).expect_code(1).said();
     assert!(nobody.contains("no run answers on"), "{nobody}");
+    let nowhere = world.nexus(&["top", "rubbish", "--once"]).expect_code(1).said();
+    assert!(nowhere.contains("`rubbish` is no address"), "{nowhere}");
     world.set("NEXUS_TOKEN", "short");
     let short = world.nexus(&["top", &address, "--once"]).expect_code(1).said();
     assert!(short.contains("openssl rand"), "{short}");
@@ -214,7 +240,7 @@ fn schemathesis_finds_nothing() {
     let (running, port) = start(&world, "127.0.0.1", &[]);
     let checks = "not_a_server_error,status_code_conformance,content_type_conformance,response_schema_conformance,\
                   unsupported_method";
-    let mut command = std::process::Command::new(program);
+    let mut command = Command::new(program);
     command.args(["run", &format!("http://127.0.0.1:{port}/api/v1/openapi.json"), "--checks", checks]);
     // To drain would end the run.
     command.args(["--exclude-operation-id", "drain", "--max-examples", &examples]).current_dir(world.path(""));

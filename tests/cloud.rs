@@ -128,13 +128,37 @@ fn telemetry(devices: u32, readings: u32) -> String {
     events
 }
 
+/// What `pipelines/telemetry.yaml` reads and writes.
+pub struct Telemetry {
+    /// The stream, of two shards.
+    pub stream: String,
+    /// The bucket whose uploads are announced.
+    pub landing: String,
+    /// The buckets of the four tiers.
+    pub tiers: [String; 4],
+    /// The parameters that say so to the pipeline, as `name=value`.
+    pub sets: Vec<String>,
+}
+
+impl Telemetry {
+    /// Makes all of it.
+    pub fn new(world: &World) -> Self {
+        let (landing, queue, stream) = (world.bucket("landing"), unique("uploads"), unique("intake"));
+        let url = world.aws(&["announce", &landing, &queue, "30"]);
+        let names = ["bronze", "silver", "gold", "vibranium"];
+        let tiers = names.map(|tier| world.bucket(tier));
+        world.aws(&["stream", &stream, "2"]);
+        let mut sets =
+            vec![format!("stream={stream}"), format!("queue={url}"), format!("landing=s3://{landing}/telemetry/")];
+        sets.extend(names.iter().zip(&tiers).map(|(tier, bucket)| format!("{tier}=s3://{bucket}")));
+        Self { stream, landing, tiers, sets }
+    }
+}
+
 #[test]
 fn the_telemetry_pipeline_runs_as_it_is() {
     let world = cloud();
-    let (landing, queue, stream) = (world.bucket("landing"), unique("uploads"), unique("intake"));
-    let url = world.aws(&["announce", &landing, &queue, "30"]);
-    let tiers = ["bronze", "silver", "gold", "vibranium"].map(|tier| world.bucket(tier));
-    world.aws(&["stream", &stream, "2"]);
+    let Telemetry { stream, landing, tiers, sets } = Telemetry::new(&world);
 
     // The stream has all events; half of them come a second time, as an upload of a device that was out of reach.
     let all = telemetry(20, 200);
@@ -142,9 +166,6 @@ fn the_telemetry_pipeline_runs_as_it_is() {
     world.aws(&["put", &stream, "10", &world.file("all.json", &all).display().to_string()]);
     world.aws(&["upload", &landing, "telemetry/", &world.file("half.json", &half).display().to_string()]);
 
-    let mut sets =
-        vec![format!("stream={stream}"), format!("queue={url}"), format!("landing=s3://{landing}/telemetry/")];
-    sets.extend(["bronze", "silver", "gold", "vibranium"].iter().zip(&tiers).map(|(t, b)| format!("{t}=s3://{b}")));
     let mut more = vec!["--until-idle", "5s"];
     more.extend(sets.iter().flat_map(|set| ["--set", set.as_str()]));
     let report = world.run(&repository("pipelines/telemetry.yaml"), &more);

@@ -32,7 +32,7 @@ fn each_object_of_a_flood_counts_once_and_none_blocks_another() {
         "flood.yaml",
         &format!(
             "name: flood\nlake: {}\ncommit: {{ every: 2s }}\nsources:\n  objects:\n    s3: {{ queue: \"{url}\", allow: \
-             [\"s3://{landing}/in/\"], in_flight: {IN_FLIGHT}, visibility: 10s }}\n    columns: {{ object: int64 not null, n: \
+             [\"s3://{landing}/in/\"], in_flight: {IN_FLIGHT}, visibility: 5s }}\n    columns: {{ object: int64 not null, n: \
              int64 not null }}\nbronze:\n  objects: {{ from: objects }}\n",
             lake.display()
         ),

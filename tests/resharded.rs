@@ -20,7 +20,7 @@ fn rounds() -> usize {
 fn put(world: &World, stream: &str, from: usize) -> Child {
     let lines: String = (from..from + RECORDS).map(|n| format!("{{\"n\":{n}}}\n")).collect();
     let file = world.file(&format!("{from}.json"), &lines).display().to_string();
-    world.aws_command(&["put", stream, "1", &file]).spawn().expect("could not put records")
+    world.script("aws.py", &["put", stream, "1", &file]).spawn().expect("could not put records")
 }
 
 /// Fails unless no row of a shard was taken in before all rows of its parents.

@@ -65,6 +65,11 @@ fn a_dead_postgres_makes_a_run_not_ready_until_it_is_back() {
     assert!(before["process_resident_memory_bytes"] > 1e6);
     assert_eq!(before["nexus_memory_limit_bytes"], 512.0 * 1024.0 * 1024.0);
     assert!(before.contains_key("nexus_channel_bytes{channel=\"sink bronze.ticks/postgres\"}"), "{before:?}");
+    for sink in ["parquet", "postgres"] {
+        let held = format!("nexus_sink_buffer_bytes{{table=\"bronze.ticks\",sink=\"{sink}\"}}");
+        running.until("the sink holds rows", || metrics(port)[&held] > 0.0);
+    }
+    running.until("so do all sinks", || metrics(port)["nexus_memory_bytes{component=\"sinks\"}"] > 0.0);
 
     proxy.close();
     running.until("it is not ready", || status("/ready") == Some(503));

@@ -255,6 +255,32 @@ fn a_query_that_is_wrong_is_shown_with_its_place() {
 }
 
 #[test]
+fn a_query_changes_nothing() {
+    let world = World::new();
+    let pipeline = world.file(
+        "made.yaml",
+        "name: made\nlake: ./lake\nsources:\n  made: { generate: { rows: 3, columns: { n: { sequence: {} } } } }\n\
+         silver:\n  made: { sql: SELECT n FROM made }\n",
+    );
+    world.run(&pipeline, &[]);
+    for sql in
+        ["DROP TABLE silver.made", "COPY silver.made TO 'out.csv'", "CREATE VIEW v AS SELECT 1", "SET datafusion.x = 1"]
+    {
+        let said = world.nexus(&["query", text(&pipeline), sql]).expect_code(1).stderr;
+        assert!(said.contains("does more than to read") && said.contains("--output FILE"), "{sql}: {said}");
+    }
+    assert!(!world.path("out.csv").exists(), "a query has written a file");
+    for sql in [
+        "SHOW TABLES",
+        "DESCRIBE silver.made",
+        "EXPLAIN SELECT n FROM silver.made",
+        "WITH a AS (SELECT 1) SELECT * FROM a",
+    ] {
+        world.nexus(&["query", text(&pipeline), sql]).expect_code(0);
+    }
+}
+
+#[test]
 fn queries_are_asked_for_at_a_prompt() {
     let world = World::new();
     let pipeline = world.file(

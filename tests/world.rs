@@ -150,9 +150,9 @@ impl World {
         script("aws.py", args, &self.env).trim().to_owned()
     }
 
-    /// Gives the command that does something on the AWS side, to be run beside the test.
-    pub fn aws_command(&self, args: &[&str]) -> Command {
-        script_command("aws.py", args, &self.env)
+    /// Gives the command that runs a script of `servers/` on this world's servers, beside the test.
+    pub fn script(&self, name: &str, args: &[&str]) -> Command {
+        script_command(name, args, &self.env)
     }
 
     /// Makes a bucket, and gives its name.

@@ -9,14 +9,17 @@ row, over all rows of the run. Python's standard library and PostgreSQL's progra
 """
 
 import argparse
-import glob
 import os
 import shutil
-import socket
 import subprocess
+import sys
 import tempfile
 
 HERE = os.path.dirname(os.path.abspath(__file__))
+sys.path.insert(0, os.path.dirname(HERE))
+
+from servers import Postgres  # noqa: E402
+
 QUERY = """
 SELECT max(rows), string_agg(round(p::numeric, 3)::text, ' ' ORDER BY n)
 FROM (SELECT count(*) AS rows, percentile_cont(ARRAY[0.5, 0.9, 0.99, 1.0]) WITHIN GROUP (
@@ -34,7 +37,7 @@ def main():
     options = parser.parse_args()
     rows = options.rate * options.seconds
     folder = tempfile.mkdtemp(prefix="nexus-latency-")
-    server = Server(folder)
+    server = Postgres(folder, settings=["track_commit_timestamp=on"])
     try:
         command = [os.path.abspath(options.nexus), "run", os.path.join(HERE, "latency.yaml")]
         settings = {"rate": options.rate, "rows": rows, "every": options.every, "lake": os.path.join(folder, "lake")}
@@ -52,36 +55,6 @@ def main():
     finally:
         server.stop()
         shutil.rmtree(folder, ignore_errors=True)
-
-
-class Server:
-    """A PostgreSQL of one run, which does not run as root."""
-
-    def __init__(self, folder):
-        self.bin = sorted(glob.glob("/usr/lib/postgresql/*/bin"))[-1]
-        self.data = os.path.join(folder, "postgres")
-        self.owner = ["runuser", "-u", "postgres", "--"] if os.geteuid() == 0 else []
-        if self.owner:
-            shutil.chown(folder, "postgres", "postgres")
-            os.chmod(folder, 0o755)
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            self.port = free.getsockname()[1]
-        self.url = f"postgresql://postgres@127.0.0.1:{self.port}/postgres?sslmode=disable"
-        self.run("initdb", "-D", self.data, "-U", "postgres", "-A", "trust", "-E", "UTF8", "--locale=C")
-        flags = f"-p {self.port} -c listen_addresses=127.0.0.1 -c unix_socket_directories={folder} -c track_commit_timestamp=on"
-        self.run("pg_ctl", "-D", self.data, "-w", "-l", os.path.join(folder, "postgres.log"), "-o", flags, "start")
-
-    def run(self, program, *arguments):
-        command = [*self.owner, os.path.join(self.bin, program), *arguments]
-        subprocess.run(command, check=True, stdout=subprocess.DEVNULL, cwd="/")
-
-    def ask(self, sql):
-        command = ["psql", "-At", "-c", sql, self.url]
-        return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
-
-    def stop(self):
-        self.run("pg_ctl", "-D", self.data, "-m", "fast", "-w", "stop")
 
 
 if __name__ == "__main__":

@@ -124,6 +124,7 @@ fn report(plan: &Plan) {
             terminal::say(&format!("    {}: {}", field.name(), crate::spec::columns::type_name(field)));
         }
     }
-    let (sources, tables) = (plan.sources.len(), plan.tables.len());
-    terminal::say(&format!("{}: good ({sources} sources, {tables} tables)", plan.loaded.file()));
+    let (sources, tables) = (plan.sources.len() as u64, plan.tables.len() as u64);
+    let (sources, tables) = (terminal::counted(sources, "source"), terminal::counted(tables, "table"));
+    terminal::say(&format!("{}: good ({sources}, {tables})", plan.loaded.file()));
 }

@@ -6,7 +6,9 @@ use std::sync::Arc;
 use arrow::datatypes::SchemaRef;
 use datafusion::catalog::{CatalogProvider, MemorySchemaProvider};
 use datafusion::error::DataFusionError;
+use datafusion::execution::context::SQLOptions;
 use datafusion::execution::object_store::ObjectStoreUrl;
+use datafusion::logical_expr::LogicalPlan;
 use datafusion::prelude::{SessionConfig, SessionContext};
 use futures::stream;
 use nexus_operators::clock::SystemClock;
@@ -24,8 +26,9 @@ use crate::plan::Plan;
 use crate::plan::changes::stored_schema;
 use crate::plan::refused::{Refused, sql_refused};
 use crate::plan::table::TablePlan;
+use crate::plan::wording::Told;
 use crate::spec::model::TableFormat;
-use crate::spec::{Diagnostic, Extent, Tier, codes, suggest};
+use crate::spec::{Diagnostic, Extent, Tier, codes, offset_of, suggest, word_width};
 use crate::{Error, Result};
 
 /// How often a query is run because files are gone that it was about to read: each time, other processes have replaced them.
@@ -82,7 +85,12 @@ pub async fn ask(context: &SessionContext, sql: &str, answer: &Answer) -> Result
     let mut tries = 0;
     let (columns, rows) = loop {
         tries += 1;
-        let frame = match context.sql(sql).await {
+        let planned = match context.state().create_logical_plan(sql).await {
+            Ok(plan) if !only_reads(&plan) => return Ok(Answered::Refused(Box::new(writes()))),
+            Ok(plan) => context.execute_logical_plan(plan).await,
+            Err(error) => Err(error),
+        };
+        let frame = match planned {
             Ok(frame) => frame,
             Err(error) if tries < TRIES_MAX && is_missing(&error) => continue,
             Err(error) => return Ok(Answered::Refused(Box::new(refusal(context, sql, &error)))),
@@ -96,6 +104,17 @@ pub async fn ask(context: &SessionContext, sql: &str, answer: &Answer) -> Result
         }
     };
     Ok(Answered::Rows(answer.write(&columns, stream::iter(rows.into_iter().map(Ok))).await?))
+}
+
+/// Tells whether a statement changes nothing: neither tables nor files nor settings.
+fn only_reads(plan: &LogicalPlan) -> bool {
+    let reading = SQLOptions::new().with_allow_ddl(false).with_allow_dml(false).with_allow_statements(false);
+    reading.verify_plan(plan).is_ok()
+}
+
+fn writes() -> Diagnostic {
+    Diagnostic::error(codes::BAD_SQL, "query", "the statement does more than to read")
+        .with_hint("ask by SELECT, WITH, SHOW, DESCRIBE or EXPLAIN; `--output FILE` writes the answer to a file")
 }
 
 /// Tells whether a file was not there.
@@ -118,15 +137,16 @@ fn refusal(context: &SessionContext, sql: &str, error: &DataFusionError) -> Diag
             let hint = suggest::hint(&input, known.iter().map(String::as_str));
             (codes::UNKNOWN_INPUT, format!("there is no table `{input}`"), hint, at)
         }
-        Refused::Sql { message, at } => (codes::BAD_SQL, message, None, at),
+        Refused::Sql(told) => {
+            let Told { message, hint, at } = told.within(sql);
+            (codes::BAD_SQL, message, hint, at)
+        }
         Refused::Unfit(_) | Refused::Option(..) => (codes::BAD_SQL, error.strip_backtrace(), None, None),
     };
     let wrong = Diagnostic { hint, ..Diagnostic::error(code, "query", message) };
     let Some((line, column)) = at else { return wrong };
     let text = sql.lines().nth(line.saturating_sub(1)).unwrap_or_default();
-    let is_part = |c: &char| c.is_alphanumeric() || matches!(c, '_' | '.' | '"');
-    let width = text.chars().skip(column.saturating_sub(1)).take_while(is_part).count();
-    wrong.at(Extent { line, column, width: width.max(1) }, text)
+    wrong.at(Extent { line, column, width: word_width(sql, offset_of(sql, line, column)) }, text)
 }
 
 fn table_names(context: &SessionContext) -> Vec<String> {

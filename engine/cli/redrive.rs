@@ -8,7 +8,7 @@ use nexus_operators::clock::SystemClock;
 use super::run::{Log, started, write_report};
 use super::signals::Signals;
 use super::table::layout;
-use super::terminal::{self, count};
+use super::terminal::{self, count, counted};
 use super::{Failure, File};
 use crate::Error;
 use crate::job::progress::Report;
@@ -121,11 +121,11 @@ fn summary(report: &Report) -> String {
         vec![name.clone(), count(counts.rows_in), count(counts.rows_out), count(counts.late), count(counts.duplicates)]
     });
     format!(
-        "{}\n\n{}\n\n{}: {} epochs in {:.1} s, generation {}",
+        "{}\n\n{}\n\n{}: {} in {:.1} s, generation {}",
         layout(&["quarantine of", "taken out", "good now", "back again"], &sent),
         layout(&["table", "rows in", "rows out", "late", "duplicates"], &tables.collect::<Vec<_>>()),
         report.pipeline,
-        report.epochs,
+        counted(report.epochs, "epoch"),
         report.elapsed_s,
         report.generation,
     )

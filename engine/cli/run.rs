@@ -9,7 +9,7 @@ use tracing_subscriber::EnvFilter;
 
 use super::signals::Signals;
 use super::table::layout;
-use super::terminal::{self, count, size};
+use super::terminal::{self, count, counted, size};
 use super::{Failure, File, span};
 use crate::job::progress::{Progress, Report};
 use crate::serve::{Pages, PagesSettings, READY_WITHIN, Token};
@@ -38,7 +38,7 @@ pub struct Run {
     #[arg(long, value_name = "PATH")]
     report: Option<PathBuf>,
     /// Serve /health, /ready, /metrics, an API and a console on this address, such as 127.0.0.1:9464. An address that
-    /// others reach needs a token for the API and the console.
+    /// others reach needs a token for all but the first two.
     #[arg(long, value_name = "ADDRESS")]
     listen: Option<String>,
     /// With --listen: ask for the token in this file for all but /health; in the environment it is NEXUS_TOKEN.
@@ -109,8 +109,8 @@ impl Run {
         match pages.has_console() {
             true => tracing::info!("serving a console on http://{0}/, and http://{0}/metrics", pages.address()),
             false => tracing::warn!(
-                "serving http://{}/metrics, /ready and /health only: others reach the address, so the API and the \
-                 console need a token (--token-file or NEXUS_TOKEN)",
+                "serving http://{}/health and /ready only: others reach the address, so metrics, API and console need a \
+                 token (--token-file or NEXUS_TOKEN)",
                 pages.address()
             ),
         }
@@ -245,11 +245,11 @@ fn summary(report: &Report) -> String {
         vec![name.clone(), count(counts.rows_in), count(counts.rows_out), count(left), count(files)]
     });
     format!(
-        "{}\n\n{}\n\n{}: {} epochs in {:.1} s, generation {}",
+        "{}\n\n{}\n\n{}: {} in {:.1} s, generation {}",
         layout(&["source", "records", "rows", "quarantined", "bytes"], &sources.collect::<Vec<_>>()),
         layout(&["table", "rows in", "rows out", "left out", "files"], &tables.collect::<Vec<_>>()),
         report.pipeline,
-        report.epochs,
+        counted(report.epochs, "epoch"),
         report.elapsed_s,
         report.generation,
     )

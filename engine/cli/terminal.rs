@@ -48,6 +48,11 @@ pub fn count(number: u64) -> String {
     grouped
 }
 
+/// Writes how many there are of something: `1 table`, `4 tables`.
+pub fn counted(number: u64, what: &str) -> String {
+    format!("{} {what}{}", count(number), if number == 1 { "" } else { "s" })
+}
+
 /// Writes a size: `12.3 MiB`.
 #[allow(clippy::cast_precision_loss, reason = "shown with one decimal")]
 pub fn size(bytes: u64) -> String {
@@ -70,6 +75,7 @@ mod tests {
         assert_eq!(count(0), "0");
         assert_eq!(count(336_776), "336 776");
         assert_eq!(count(1_000_000), "1 000 000");
+        assert_eq!((counted(1, "epoch"), counted(0, "epoch")), ("1 epoch".to_owned(), "0 epochs".to_owned()));
         assert_eq!(size(512), "512 B");
         assert_eq!(size(1536), "1.5 KiB");
         assert_eq!(size(5 * 1024 * 1024 * 1024), "5.0 GiB");

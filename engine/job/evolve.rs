@@ -79,7 +79,7 @@ impl Again {
             redrive: None,
         };
         tracing::info!("planned anew with the columns that were found");
-        self.progress.forget_channels();
+        self.progress.forget_wiring();
         start::start_anyway(plan, settings, self.progress.clone(), self.stopped.clone()).await
     }
 }

@@ -1,8 +1,8 @@
 //! What a running job tells of itself.
 
 use std::collections::BTreeMap;
-use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use arrow::array::RecordBatch;
@@ -25,9 +25,6 @@ use crate::plan::describe::Described;
 use crate::state::State;
 use crate::state::record::{CommitRecord, SourceCounts};
 
-/// No lag is known.
-const LAG_UNKNOWN: i64 = -1;
-
 /// How often at most rows are shown anew once there are enough: nobody reads faster, and each time costs as much as to
 /// encode a screen of JSON.
 const SHOWN_EVERY: Duration = Duration::from_millis(500);
@@ -46,7 +43,8 @@ pub struct SourceProgress {
     pub caught_up: AtomicBool,
     /// Its watermark.
     pub watermark: Watched,
-    lag_ms: AtomicI64,
+    /// How far it is behind in each partition of which its service tells, in milliseconds. Held for moments.
+    lags_ms: Mutex<BTreeMap<Arc<str>, u64>>,
 }
 
 /// Counters of one table, written by its stage.
@@ -135,6 +133,8 @@ pub struct Progress {
     memory: Mutex<WatchedMemory>,
     /// By name. The lock is held to add one or to look at all, so it need not be async.
     channels: Mutex<Vec<(String, Gauge)>>,
+    /// What sinks hold in memory, by name, written by their stages. The lock is held as that of the channels.
+    sinks: Mutex<Vec<(String, Arc<AtomicUsize>)>>,
 }
 
 /// What the pipeline file allows, as far as a job's progress is held against it.
@@ -166,20 +166,42 @@ impl Default for SourceProgress {
             rows: AtomicU64::new(0),
             caught_up: AtomicBool::new(false),
             watermark: Watched::default(),
-            lag_ms: AtomicI64::new(LAG_UNKNOWN),
+            lags_ms: Mutex::default(),
         }
     }
 }
 
 impl SourceProgress {
-    /// Notes how far the source is behind, in milliseconds.
-    pub fn set_lag_ms(&self, lag_ms: u64) {
-        self.lag_ms.store(i64::try_from(lag_ms).unwrap_or(i64::MAX), Ordering::Relaxed);
+    /// Notes how far the source is behind in a partition, in milliseconds.
+    pub(crate) fn set_lag_ms(&self, partition: &Arc<str>, lag_ms: u64) {
+        self.lags().insert(partition.clone(), lag_ms);
     }
 
-    /// Gives how far the source is behind, in milliseconds, if its service tells.
+    /// Notes that the source is behind nowhere.
+    pub(crate) fn set_no_lag(&self) {
+        self.lags().values_mut().for_each(|lag_ms| *lag_ms = 0);
+    }
+
+    /// Forgets the partitions that are read no more.
+    pub(crate) fn keep_lags_of(&self, reading: &[Arc<str>]) {
+        self.lags().retain(|partition, _| reading.contains(partition));
+    }
+
+    /// Gives how far the source is behind, in milliseconds, where it is most, if its service tells.
     pub fn lag_ms(&self) -> Option<u64> {
-        u64::try_from(self.lag_ms.load(Ordering::Relaxed)).ok()
+        self.lags().values().max().copied()
+    }
+
+    /// Gives the partitions in which the source is most behind, and how far, in milliseconds.
+    pub fn lags_ms(&self) -> Vec<(Arc<str>, u64)> {
+        let mut lags: Vec<_> = self.lags().iter().map(|(partition, lag_ms)| (partition.clone(), *lag_ms)).collect();
+        lags.sort_by_key(|(_, lag_ms)| std::cmp::Reverse(*lag_ms));
+        lags.truncate(PARTITIONS_MAX);
+        lags
+    }
+
+    fn lags(&self) -> MutexGuard<'_, BTreeMap<Arc<str>, u64>> {
+        self.lags_ms.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -369,13 +391,14 @@ impl Progress {
     }
 
     /// Gives what is known of the memory that rows take, in bytes: what waits in channels, what open windows and
-    /// remembered keys take, and what queries build in an epoch.
-    pub fn memory_by_component(&self) -> [(&'static str, u64); 3] {
+    /// remembered keys take, what queries build in an epoch, and what sinks encode.
+    pub fn memory_by_component(&self) -> [(&'static str, u64); 4] {
         let channels = self.channels().iter().map(|(_, fill)| fill.bytes).sum::<usize>();
         let memory = self.memory.lock().unwrap_or_else(PoisonError::into_inner);
         let state = memory.state.as_ref().map_or(0, |state| state.used_bytes());
         let queries = memory.queries.as_ref().map_or(0, |queries| queries.reserved());
-        [("channels", channels as u64), ("state", state as u64), ("queries", queries as u64)]
+        let sinks = self.sinks().iter().map(|(_, bytes)| *bytes).sum::<u64>();
+        [("channels", channels as u64), ("state", state as u64), ("queries", queries as u64), ("sinks", sinks)]
     }
 
     /// Has the fill of a channel told from now on.
@@ -383,9 +406,21 @@ impl Progress {
         self.channels.lock().unwrap_or_else(PoisonError::into_inner).push((name, gauge));
     }
 
-    /// Has no channel told any more: others take their place.
-    pub fn forget_channels(&self) {
+    /// Has what a sink holds in memory told from now on.
+    pub fn watch_sink(&self, name: String, held_bytes: Arc<AtomicUsize>) {
+        self.sinks.lock().unwrap_or_else(PoisonError::into_inner).push((name, held_bytes));
+    }
+
+    /// Has no channel and no sink told any more: others take their place.
+    pub fn forget_wiring(&self) {
         self.channels.lock().unwrap_or_else(PoisonError::into_inner).clear();
+        self.sinks.lock().unwrap_or_else(PoisonError::into_inner).clear();
+    }
+
+    /// Tells how many bytes of memory hold what sinks have taken and not yet prepared, by name.
+    pub fn sinks(&self) -> Vec<(String, u64)> {
+        let sinks = self.sinks.lock().unwrap_or_else(PoisonError::into_inner);
+        sinks.iter().map(|(name, bytes)| (name.clone(), bytes.load(Ordering::Relaxed) as u64)).collect()
     }
 
     /// Tells how full the channels between the stages are, by name.

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use nexus_operators::clock::SharedClock;
@@ -33,6 +34,8 @@ pub struct SinkStage {
     pub open: EpochId,
     /// Whether rows may come behind the last barrier of the table: what another sink's service has refused.
     pub stays: bool,
+    /// What the sink holds in memory, for who looks.
+    pub held_bytes: Arc<AtomicUsize>,
 }
 
 impl SinkStage {
@@ -62,10 +65,12 @@ impl SinkStage {
                     self.reports.send(told).map_err(|_| closed())?;
                     self.open.epoch = barrier.epoch + 1;
                     if barrier.last && !self.stays {
+                        self.held_bytes.store(0, Ordering::Relaxed);
                         return Ok(());
                     }
                 }
             }
+            self.held_bytes.store(self.sink.held_bytes(), Ordering::Relaxed);
         }
         if self.stays { Ok(()) } else { Err(closed()) }
     }
@@ -213,8 +218,6 @@ fn named(name: &str, error: Error) -> Error {
 #[cfg(test)]
 #[cfg(feature = "s3")]
 mod tests {
-    use std::sync::atomic::{AtomicUsize, Ordering};
-
     use arrow::array::{Int64Array, RecordBatch};
     use nexus_operators::sink::parquet::{ParquetCompression, ParquetLayout, ParquetSettings, ParquetSink};
     use nexus_operators::store::Store;
@@ -270,6 +273,7 @@ mod tests {
             reports: reports.clone(),
             open: ID,
             stays: false,
+            held_bytes: Arc::default(),
         };
         let (epochs, from) = mpsc::unbounded_channel();
         tokio::spawn(CommitStage { name: NAME.into(), committer, takeover: None, from, reports }.run());

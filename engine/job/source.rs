@@ -205,6 +205,9 @@ impl SourceStage {
                 let told = Report::Cut { source: self.name.clone(), epoch: closing.epoch, cut };
                 self.reports.send(told).map_err(|_| closed())?;
                 let reading = self.source.reading();
+                if let Some(progress) = self.progress.sources.get(&self.name) {
+                    progress.keep_lags_of(&reading);
+                }
                 let barrier = Read::Barrier { closing, reading, ended: standing.ended, idle };
                 self.deliver(barrier, maintain).await?;
                 standing.stopped |= closing.last;
@@ -228,7 +231,7 @@ impl SourceStage {
             Err(error) => return wait_or_fail(&self.name, error, standing),
             Ok(SourceEvent::Chunk(chunk)) => {
                 if let (Some(progress), Some(lag_ms)) = (progress, chunk.lag_ms) {
-                    progress.set_lag_ms(lag_ms);
+                    progress.set_lag_ms(&chunk.partition, lag_ms);
                 }
                 standing.last_rows = Instant::now();
                 self.send(Read::Chunk(chunk), maintain).await?;
@@ -239,8 +242,8 @@ impl SourceStage {
                 self.send(Read::Reject { partition, reject }, maintain).await?;
             }
             Ok(SourceEvent::Idle) => {
-                if let Some(progress) = progress.filter(|progress| progress.lag_ms().is_some()) {
-                    progress.set_lag_ms(0);
+                if let Some(progress) = progress {
+                    progress.set_no_lag();
                 }
                 standing.retry_at = Instant::now() + IDLE_PAUSE;
                 standing.moved.join(self.source.cut());

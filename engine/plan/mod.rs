@@ -29,6 +29,7 @@ pub mod source;
 pub mod table;
 pub mod warnings;
 mod windows;
+pub(crate) mod wording;
 
 use crate::spec::{self, Diagnostic, Diagnostics, Loaded, Order, Severity, Tier, codes, model};
 use crate::state::record::EvolvedColumn;
@@ -37,6 +38,7 @@ use refused::Refused;
 use session::Functions;
 use source::SourcePlan;
 use table::{Readable, TablePlan, mentioned};
+use wording::Told;
 
 /// The share of `limits.memory` that queries get for what they build in an epoch (joins, groups, sorts).
 const QUERY_SHARE: u64 = 4;
@@ -245,7 +247,7 @@ impl<'a> Planning<'a> {
             let readable = Readable { streams: &streams, references, clock: &self.surroundings.clock };
             let plan = match session() {
                 Ok(state) => TablePlan::new(state, (tier, table), &self.sql(tier, table, spec), spec, &readable).await,
-                Err(error) => Err(Refused::Sql { message: error.to_string(), at: None }),
+                Err(error) => Err(Refused::sql(error.to_string())),
             };
             match plan {
                 Ok(plan) => {
@@ -395,9 +397,24 @@ impl<'a> Planning<'a> {
         self.wrong.push(self.loaded.diagnostic_at(path, code, message, hint));
     }
 
+    /// Refuses a table's query, at a line and column of it if they are known.
+    fn refuse_query(
+        &mut self,
+        (tier, name): (Tier, &str),
+        at: Option<(usize, usize)>,
+        code: &'static str,
+        message: String,
+        hint: Option<String>,
+    ) {
+        let key = if self.loaded.sql_of(tier, name).is_some() { "sql" } else { "from" };
+        match at {
+            Some(at) => self.wrong.push(self.loaded.diagnostic_in_query((tier, name), at, code, message, hint)),
+            None => self.refuse(&[tier.name(), name, key], code, message, hint),
+        }
+    }
+
     fn refuse_table(&mut self, (tier, name): (Tier, &str), why: Refused) {
-        let has_query = self.loaded.sql_of(tier, name).is_some();
-        let key = if has_query { "sql" } else { "from" };
+        let sql = self.loaded.sql_of(tier, name).unwrap_or_default();
         match why {
             Refused::Unknown { input, at } => {
                 let message = format!("there is no source or table `{input}`");
@@ -405,16 +422,16 @@ impl<'a> Planning<'a> {
                 let others = self.loaded.spec.sources.keys().chain(self.loaded.spec.reference.keys()).cloned();
                 let known: Vec<String> = tables.chain(others).collect();
                 let hint = spec::suggest::hint(&input, known.iter().map(String::as_str));
-                let at = at.unwrap_or((1, 1));
-                self.wrong.push(self.loaded.diagnostic_in_query((tier, name), at, codes::UNKNOWN_INPUT, message, hint));
+                let at = at.or_else(|| wording::only_place(sql, &input));
+                self.refuse_query((tier, name), at, codes::UNKNOWN_INPUT, message, hint);
             }
-            Refused::Sql { message, at: Some(at) } if has_query => {
-                self.wrong.push(self.loaded.diagnostic_in_query((tier, name), at, codes::BAD_SQL, message, None));
+            Refused::Sql(told) => {
+                let Told { message, hint, at } = told.within(sql);
+                self.refuse_query((tier, name), at, codes::BAD_SQL, message, hint);
             }
-            Refused::Sql { message, .. } => self.refuse(&[tier.name(), name, key], codes::BAD_SQL, message, None),
             Refused::Unfit(unfit) => {
-                let path = [tier.name(), name, key];
-                self.refuse(&path, codes::NOT_STREAMABLE, unfit.message, Some(unfit.hint));
+                let at = wording::keywords(&unfit.message).find_map(|word| wording::only_place(sql, word));
+                self.refuse_query((tier, name), at, codes::NOT_STREAMABLE, unfit.message, Some(unfit.hint));
             }
             Refused::Option(at, error) => {
                 let mut path = vec![tier.name(), name];

@@ -14,7 +14,8 @@ use nexus_operators::transform::window::Extent;
 use nexus_operators::{Error, Result};
 
 use super::analyze::{EventTimes, WindowShape, without_window};
-use super::refused::{Refused, sql_refused, sql_text};
+use super::refused::{Refused, sql_refused};
+use super::wording::Told;
 use crate::spec::{Partition, model};
 
 /// Checks that the columns of a query can be those of a table.
@@ -23,11 +24,11 @@ pub fn check_columns(schema: &SchemaRef) -> Result<(), Refused> {
     for field in schema.fields() {
         if !seen.insert(field.name()) {
             let message = format!("two columns are named `{}`; give one another name with AS", field.name());
-            return Err(Refused::Sql { message, at: None });
+            return Err(Refused::sql(message));
         }
         if field.data_type() == &DataType::Null {
             let message = format!("column `{}` is always NULL and has no type; write CAST(NULL AS ...)", field.name());
-            return Err(Refused::Sql { message, at: None });
+            return Err(Refused::sql(message));
         }
     }
     Ok(())
@@ -128,7 +129,7 @@ fn condition(
 ) -> Result<Arc<dyn PhysicalExpr>, Refused> {
     let planned = state.create_logical_expr(text, columns);
     let planned = planned.and_then(|expr| state.create_physical_expr(expr, columns));
-    let condition = planned.map_err(|e| Refused::Option(at.clone(), Error::config(sql_text(&e))))?;
+    let condition = planned.map_err(|e| Refused::Option(at.clone(), Error::config(Told::of(&e).text())))?;
     if condition.data_type(columns.as_arrow()).ok() != Some(DataType::Boolean) {
         return Err(Refused::Option(at, Error::config(none)));
     }

@@ -33,6 +33,7 @@ use super::join::JoinPlan;
 use super::options::{check_columns, check_corrected, check_keyed, delete_when, newest_plan, rules, unique_plan};
 use super::reference::{ReferenceTable, ReferenceView};
 use super::refused::{Refused, sql_refused};
+use super::wording::Told;
 use super::{as_of, windows};
 use crate::spec::Tier;
 use crate::spec::model::{self, Keep, Late};
@@ -114,7 +115,7 @@ impl TablePlan {
             let logical = windows::resolve(logical).map_err(|e| sql_refused(&e))?;
             return Self::of_query(state, (tier, name), sql, spec, readable, logical, &known).await;
         }
-        Err(Refused::Sql { message: "a table is a query: it begins with SELECT or WITH".into(), at: Some((1, 1)) })
+        Err(Refused::Sql(Told { at: Some((1, 1)), ..Told::new("a table is a query: it begins with SELECT or WITH") }))
     }
 
     async fn of_query(
@@ -131,7 +132,7 @@ impl TablePlan {
         let inputs: Vec<String> = names.iter().filter(|name| readable.streams.contains_key(*name)).cloned().collect();
         if inputs.is_empty() {
             let message = "the query reads no source and no table; constant rows belong in a `reference` table";
-            return Err(Refused::Sql { message: message.into(), at: None });
+            return Err(Refused::sql(message));
         }
         let times: EventTimes = inputs.iter().map(|name| (name.clone(), time_name(readable, name))).collect();
         let Shape { window, mut keys, join, mut event_time } = analyze(&optimised, &times).map_err(Refused::Unfit)?;
@@ -151,7 +152,7 @@ impl TablePlan {
         let join = join.map(|shape| Arc::new(JoinPlan { plan: optimised, shape, times: times.clone() }));
         let run = Run { state: &state, clock: readable.clock, logical: &logical, inputs: &inputs, leaves: &used };
         let schema = run.schema(join.as_deref()).await;
-        let schema = schema.map_err(|e| Refused::Sql { message: e.to_string(), at: None })?;
+        let schema = schema.map_err(|e| Refused::sql(e.to_string()))?;
         let mut schema = stored_schema(&schema);
         if let Some(keys) = &keys {
             check_keyed(spec, &schema, keys, &times)?;

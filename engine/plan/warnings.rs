@@ -10,6 +10,7 @@ use nexus_operators::source::sample::sample;
 use super::Plan;
 use super::source::SourcePlan;
 use super::table::TablePlan;
+use super::wording::only_place;
 use crate::spec::{Diagnostic, Loaded, codes, model};
 
 /// How much of a file is read to see which columns its header names: more than the longest header has.
@@ -86,7 +87,13 @@ fn never_set(loaded: &Loaded, table: &TablePlan) -> Vec<Diagnostic> {
     let warn = |name: &String| {
         let message = format!("the column `{name}` of {} is never set: it is NULL in every row", table.name());
         let hint = Some("leave it out, or select what it is meant to have".to_owned());
-        loaded.diagnostic_at(&[table.tier.name(), &table.table, "sql"], codes::NEVER_SET, message, hint).as_warning()
+        let query = (table.tier, table.table.as_str());
+        let sql = loaded.sql_of(query.0, query.1).unwrap_or_default();
+        let wrong = match only_place(sql, name) {
+            Some(at) => loaded.diagnostic_in_query(query, at, codes::NEVER_SET, message, hint),
+            None => loaded.diagnostic_at(&[table.tier.name(), &table.table, "sql"], codes::NEVER_SET, message, hint),
+        };
+        wrong.as_warning()
     };
     names.map(warn).collect()
 }

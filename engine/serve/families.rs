@@ -38,7 +38,8 @@ families! {
     "nexus_source_read_rows_total", counter, "source", "Rows decoded, committed or not.";
     "nexus_source_read_bytes_total", counter, "source", "Bytes read, decompressed, committed or not.";
     "nexus_source_caught_up", gauge, "source", "1 if the source has nothing to read at the moment.";
-    "nexus_source_lag_seconds", gauge, "source", "How far the source is behind, if its service tells.";
+    "nexus_source_lag_seconds", gauge, "source", "How far the source is behind, where it is most, if its service tells.";
+    "nexus_source_partition_lag_seconds", gauge, "source, partition", "How far the source is behind in a partition, such as a shard, if its service tells; of the 200 that are most behind.";
     "nexus_source_watermark_timestamp_seconds", gauge, "source", "The event time up to which rows have come, since the Unix epoch, once it is known.";
     "nexus_source_records_total", counter, "source", "Records of recorded epochs.";
     "nexus_source_skipped_total", counter, "source", "Records of recorded epochs that hold no row by their nature.";
@@ -55,8 +56,9 @@ families! {
     "nexus_error_budget_bad_rows", gauge, "of", "Rows that an error budget has counted as bad in its time; `of` is a source or table, `<table>/late` for late rows.";
     "nexus_error_budget_allowed_rows", gauge, "of", "Rows that may be bad in an error budget's time.";
     "nexus_memory_limit_bytes", gauge, "", "What limits.memory allows.";
-    "nexus_memory_bytes", gauge, "component", "What is known of the memory that rows take: channels, state (windows, keys, waiting rows), queries.";
+    "nexus_memory_bytes", gauge, "component", "What is known of the memory that rows take: channels, state (windows, keys, waiting rows), queries, sinks (what they encode, sort, compress or send until the epoch is prepared).";
     "nexus_state_bytes", gauge, "table", "What the windows, keys and waiting rows of a table take in memory.";
+    "nexus_sink_buffer_bytes", gauge, "table, sink", "What a sink of a table holds in memory of rows that are not yet prepared.";
     "nexus_channel_bytes", gauge, "channel", "What waits in a channel between two stages.";
     "nexus_channel_limit_bytes", gauge, "channel", "What a channel between two stages may hold.";
     "nexus_channel_blocked_seconds_total", counter, "channel", "For how long a channel was full and held its sender up.";

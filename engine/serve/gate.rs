@@ -87,7 +87,7 @@ impl Gate {
         Self { loopback: address.ip().is_loopback(), token }
     }
 
-    /// Tells whether nobody may see the API and the console.
+    /// Tells whether nobody may see more than whether the run is alive and ready.
     pub fn is_shut(&self) -> bool {
         !self.loopback && self.token.is_none()
     }
@@ -107,11 +107,11 @@ impl Gate {
         }
         let is_open = path == "/ready" || console::has(path);
         let Some(token) = &self.token else {
-            if self.loopback || matches!(path, "/ready" | "/metrics") {
-                return Ok(Authorised(true));
+            if self.loopback || path == "/ready" {
+                return Ok(Authorised(self.loopback));
             }
-            let text = "others reach this address, so the API and the console need a token: start `nexus run` with \
-                        --token-file or NEXUS_TOKEN, or listen on 127.0.0.1";
+            let text = "others reach this address, so all but /health and /ready needs a token: start `nexus run` \
+                        with --token-file or NEXUS_TOKEN, or listen on 127.0.0.1";
             return Err(Refusal::new(StatusCode::FORBIDDEN, text));
         };
         let shown = headers.get(header::AUTHORIZATION).and_then(|shown| shown.as_bytes().strip_prefix(b"Bearer "));
@@ -198,12 +198,12 @@ mod tests {
     }
 
     #[test]
-    fn where_others_reach_it_the_api_needs_a_token() {
+    fn where_others_reach_it_all_but_health_needs_a_token() {
         let shut = gate("0.0.0.0:9464", None);
         let host = ("host", "nexus.internal:9464");
         let of = |path: &str| status(&shut, "GET", path, &[host]);
-        assert_eq!([of("/health"), of("/ready"), of("/metrics")], [200; 3]);
-        assert_eq!([of("/"), of("/api/v1/tables")], [403; 2]);
+        assert_eq!([of("/health"), of("/ready")], [200; 2]);
+        assert_eq!([of("/"), of("/metrics"), of("/api/v1/tables")], [403; 3]);
         assert!(shut.is_shut());
     }
 

@@ -74,6 +74,10 @@ fn sources(page: &mut Page, progress: &Progress) {
         if let Some(lag_ms) = source.lag_ms() {
             page.value("nexus_source_lag_seconds", &of, float(lag_ms) / 1e3);
         }
+        for (partition, lag_ms) in source.lags_ms() {
+            let of = [("source", name.as_str()), ("partition", &partition)];
+            page.value("nexus_source_partition_lag_seconds", &of, float(lag_ms) / 1e3);
+        }
         if let Some(us) = source.watermark.get() {
             page.value("nexus_source_watermark_timestamp_seconds", &of, timestamp(us));
         }
@@ -146,6 +150,10 @@ fn memory(page: &mut Page, progress: &Progress) {
     page.one("nexus_memory_limit_bytes", progress.limits.memory_bytes);
     for (component, bytes) in progress.memory_by_component() {
         page.value("nexus_memory_bytes", &[("component", component)], bytes);
+    }
+    for (name, bytes) in progress.sinks() {
+        let (table, kind) = name.split_once('/').unwrap_or((&name, "sink"));
+        page.value("nexus_sink_buffer_bytes", &[("table", table), ("sink", kind)], bytes);
     }
     for (name, fill) in progress.channels() {
         let of = [("channel", name.as_str())];

@@ -13,10 +13,9 @@
 //! - On a loopback address without a token: everyone on this machine, everything. Requests that name another host than
 //!   this machine are refused, and so are orders that come from the page of another site: a browser on this machine may
 //!   be made to send either.
-//! - On another address without a token: `/health`, `/ready` and `/metrics`, which tell names, counts and times. The API
-//!   and the console also show rows, and take orders: they are refused, with words.
-//! - With a [`Token`], on any address: `/health` for everyone; `/ready` too, without the reason; the console's page, which
-//!   holds nothing of the run and asks for the token; all else for who sends `Authorization: Bearer <token>`.
+//! - On another address without a token: `/health`, and `/ready` without the reason. All else is refused, with words.
+//! - With a [`Token`], on any address: these two for everyone; the console's page, which holds nothing of the run and asks
+//!   for the token; all else for who sends `Authorization: Bearer <token>`.
 //!
 //! Values of masked columns (`mask` in the pipeline file) are on no page.
 //!
@@ -174,7 +173,7 @@ impl Pages {
         self.address
     }
 
-    /// Tells whether the API and the console are open to some: not on an address that others reach, without a token.
+    /// Tells whether more than `/health` and `/ready` is open to some: not on an address that others reach, without a token.
     pub fn has_console(&self) -> bool {
         !self.shown.gate.is_shut()
     }

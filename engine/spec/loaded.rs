@@ -14,7 +14,7 @@ use super::diagnostic::{Diagnostic, Diagnostics, Severity};
 use super::model::{self, AssumedRole, Given, KinesisSource, Lake, PostgresAuth, PostgresSink, Roles, Secret, Spec};
 use super::params::Params;
 use super::query::Query;
-use super::source::{Extent, SourceText, read_text};
+use super::source::{Extent, SourceText, offset_of, read_text, word_width};
 use super::tier::Tier;
 use super::validate;
 use super::yaml::{self, Node};
@@ -174,7 +174,8 @@ impl Loaded {
         let Some(scalar) = self.node(path).and_then(Node::scalar) else {
             return self.diagnostic_at(path, code, message, hint);
         };
-        let place = scalar.place_of(&self.source, offset_of(&scalar.text, line, column));
+        let offset = offset_of(&scalar.text, line, column);
+        let place = Extent { width: word_width(&scalar.text, offset), ..scalar.place_of(&self.source, offset) };
         let error = Diagnostic::error(code, self.file(), message).at(place, self.source.line(place.line));
         Diagnostic { hint, ..error }
     }
@@ -456,12 +457,4 @@ fn below<'a>(node: &'a Node, step: &str) -> Option<(Option<Extent>, &'a Node)> {
         Node::List { items, .. } => step.parse::<usize>().ok().and_then(|n| items.get(n)).map(|item| (None, item)),
         Node::Scalar(_) => None,
     }
-}
-
-/// Gives the offset in bytes of a line and column, both from 1; the end of the line if it is shorter.
-fn offset_of(text: &str, line: usize, column: usize) -> usize {
-    let mut lines = text.split_inclusive('\n');
-    let before: usize = lines.by_ref().take(line.saturating_sub(1)).map(str::len).sum();
-    let line = lines.next().unwrap_or_default().trim_end_matches('\n');
-    before + line.char_indices().nth(column.saturating_sub(1)).map_or(line.len(), |(at, _)| at)
 }

@@ -54,4 +54,5 @@ pub use order::Order;
 pub use partition::Partition;
 pub use schema::json_schema;
 pub use source::Extent;
+pub(crate) use source::{is_part, offset_of, word_width};
 pub use tier::Tier;

@@ -7,7 +7,7 @@ use saphyr_parser::ScalarStyle;
 use super::codes;
 use super::diagnostic::Diagnostic;
 use super::params::Params;
-use super::source::{Extent, SourceText, read_text};
+use super::source::{Extent, SourceText, read_text, word_width};
 use super::yaml::Scalar;
 
 /// The largest query file in bytes; no query that people write comes near.
@@ -50,6 +50,7 @@ impl Query {
     /// Makes an error at an offset (in bytes) of the text.
     pub(super) fn diagnostic(&self, offset: usize, code: &'static str, message: String) -> Diagnostic {
         let place = self.scalar.place_of(&self.source, offset);
+        let place = Extent { width: word_width(&self.scalar.text, offset), ..place };
         Diagnostic::error(code, self.source.file(), message).at(place, self.source.line(place.line))
     }
 }

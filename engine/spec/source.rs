@@ -172,6 +172,24 @@ pub fn read_bytes(path: &Path, bytes_max: usize) -> Result<Vec<u8>, String> {
     Ok(bytes)
 }
 
+/// Gives the offset in bytes of a line and column, both from 1; the end of the line if it is shorter.
+pub fn offset_of(text: &str, line: usize, column: usize) -> usize {
+    let mut lines = text.split_inclusive('\n');
+    let before: usize = lines.by_ref().take(line.saturating_sub(1)).map(str::len).sum();
+    let line = lines.next().unwrap_or_default().trim_end_matches('\n');
+    before + line.char_indices().nth(column.saturating_sub(1)).map_or(line.len(), |(at, _)| at)
+}
+
+/// Tells whether a character is part of a word of SQL; a name may have several parts.
+pub fn is_part(c: char) -> bool {
+    c.is_alphanumeric() || matches!(c, '_' | '.' | '"')
+}
+
+/// Gives how many characters the word at an offset (in bytes) has, at least one.
+pub fn word_width(text: &str, offset: usize) -> usize {
+    text.get(offset..).unwrap_or_default().chars().take_while(|c| is_part(*c)).count().max(1)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

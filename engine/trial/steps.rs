@@ -167,6 +167,10 @@ impl Sink for Dying {
         self.sink.end();
     }
 
+    fn held_bytes(&self) -> usize {
+        self.sink.held_bytes()
+    }
+
     fn committer(&self) -> Arc<dyn Committer> {
         let (committer, feeds) = (self.sink.committer(), self.feeds.clone());
         Arc::new(DyingCommitter { committer, dies: self.crash == Some(CrashAt::Commit), feeds })

@@ -110,6 +110,10 @@ impl Sink for MemorySink {
 
     fn end(&mut self) {}
 
+    fn held_bytes(&self) -> usize {
+        self.open.iter().map(RecordBatch::get_array_memory_size).sum()
+    }
+
     fn committer(&self) -> Arc<dyn Committer> {
         Arc::new(self.landed.clone())
     }

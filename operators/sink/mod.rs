@@ -93,6 +93,9 @@ pub trait Sink: Send {
     async fn prepare(&mut self, id: EpochId) -> Result<Prepared>;
     /// Tells that no epoch of this process follows the open one.
     fn end(&mut self);
+    /// Gives the bytes of memory that hold what it has taken and not yet prepared. It is asked between calls, and answers
+    /// without waiting.
+    fn held_bytes(&self) -> usize;
     /// Gives the half that publishes; it works beside the writing half.
     fn committer(&self) -> Arc<dyn Committer>;
 }

@@ -65,6 +65,7 @@ pub async fn conforms<T: Target, F: Future<Output = T>>(target: impl Fn() -> F) 
     sweep_removes_what_no_record_names(target().await).await;
     sweep_spares_its_own_generation(target().await).await;
     many_epochs_land_whole(target().await).await;
+    memory_is_told_until_it_is_free(target().await).await;
 }
 
 fn id(generation: u64, epoch: u64) -> EpochId {
@@ -210,4 +211,18 @@ async fn many_epochs_land_whole(target: impl Target) {
     }
     sees(&target, 0..200).await;
     assert_eq!(target.staged().await, 0);
+}
+
+async fn memory_is_told_until_it_is_free(target: impl Target) {
+    let mut sink = target.sink().await;
+    assert_eq!(sink.held_bytes(), 0);
+    let mut last = 0;
+    for (epoch, end) in [(1, 100), (2, 10_000)] {
+        sink.write(id(1, epoch), &rows(0..end)).await.expect("rows are written");
+        let held = sink.held_bytes();
+        assert!(held > last, "{end} rows take {held} bytes, fewer ones {last}");
+        last = held;
+        sink.prepare(id(1, epoch)).await.expect("an epoch is prepared");
+        assert_eq!(sink.held_bytes(), 0, "what is prepared takes no memory");
+    }
 }

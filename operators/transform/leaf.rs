@@ -4,6 +4,7 @@
 //! a batch query. The stage connects a new channel for each epoch.
 
 use std::fmt;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use arrow::array::RecordBatch;
@@ -42,9 +43,9 @@ type Item = Result<RecordBatch, DataFusionError>;
 pub struct Leaf {
     schema: SchemaRef,
     expected_rows: usize,
-    /// The open epoch's streams, one for each scan of this input in the plan.
-    /// The lock is held for a push or a pop only, so it need not be async.
-    open: Mutex<Vec<SendableRecordBatchStream>>,
+    /// The open epoch's streams, one for each scan of this input in the plan, or for each lane of the one scan.
+    /// The lock is held for a push or a look only, so it need not be async.
+    open: Mutex<Vec<Option<SendableRecordBatchStream>>>,
 }
 
 /// Feeds one epoch's rows to the scans of a [`Leaf`]; dropping it ends the epoch.
@@ -55,6 +56,8 @@ pub struct LeafSender(Vec<Feed>);
 enum Feed {
     Bounded(mpsc::Sender<Item>),
     Elastic(mpsc::UnboundedSender<Item>),
+    /// Each batch to the next in turn.
+    Lanes(Vec<mpsc::Sender<Item>>, AtomicUsize),
 }
 
 impl Leaf {
@@ -85,26 +88,38 @@ impl Leaf {
         for _ in 0..scans {
             if elastic {
                 let (feed, rows) = mpsc::unbounded_channel();
-                open.push(self.stream(futures::stream::unfold(rows, async |mut r: mpsc::UnboundedReceiver<Item>| {
-                    r.recv().await.map(|item| (item, r))
-                })));
+                open.push(Some(
+                    self.stream(futures::stream::unfold(rows, async |mut r: mpsc::UnboundedReceiver<Item>| {
+                        r.recv().await.map(|item| (item, r))
+                    })),
+                ));
                 feeds.push(Feed::Elastic(feed));
             } else {
-                let (feed, rows) = mpsc::channel(WAITING_BATCHES_MAX);
-                open.push(self.stream(futures::stream::unfold(rows, async |mut r: mpsc::Receiver<Item>| {
-                    r.recv().await.map(|item| (item, r))
-                })));
+                let (feed, rows) = self.channel();
+                open.push(Some(rows));
                 feeds.push(Feed::Bounded(feed));
             }
         }
         LeafSender(feeds)
     }
 
+    /// Connects a new epoch for a plan whose one scan of this input has so many lanes.
+    pub fn connect_lanes(&self, lanes: usize) -> LeafSender {
+        let (feeds, rows) = (0..lanes).map(|_| self.channel()).map(|(feed, rows)| (feed, Some(rows))).unzip();
+        *self.lock() = rows;
+        LeafSender(vec![Feed::Lanes(feeds, AtomicUsize::new(0))])
+    }
+
+    fn channel(&self) -> (mpsc::Sender<Item>, SendableRecordBatchStream) {
+        let (feed, rows) = mpsc::channel(WAITING_BATCHES_MAX);
+        let rows =
+            futures::stream::unfold(rows, async |mut r: mpsc::Receiver<Item>| r.recv().await.map(|item| (item, r)));
+        (feed, self.stream(rows))
+    }
+
     /// Gives the one scan of this input rows that are at hand.
     pub fn open(&self, rows: SendableRecordBatchStream) {
-        let mut open = self.lock();
-        open.clear();
-        open.push(rows);
+        *self.lock() = vec![Some(rows)];
     }
 
     /// Drops the streams that no scan has taken.
@@ -116,7 +131,7 @@ impl Leaf {
         Box::pin(RecordBatchStreamAdapter::new(self.schema.clone(), rows))
     }
 
-    fn lock(&self) -> MutexGuard<'_, Vec<SendableRecordBatchStream>> {
+    fn lock(&self) -> MutexGuard<'_, Vec<Option<SendableRecordBatchStream>>> {
         self.open.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -141,6 +156,12 @@ impl LeafSender {
             match feed {
                 Feed::Bounded(feed) => drop(feed.send(Ok(batch.clone())).await),
                 Feed::Elastic(feed) => drop(feed.send(Ok(batch.clone()))),
+                Feed::Lanes(lanes, turn) => {
+                    let turn = turn.fetch_add(1, Ordering::Relaxed) % lanes.len();
+                    if let Some(lane) = lanes.get(turn) {
+                        drop(lane.send(Ok(batch.clone())).await);
+                    }
+                }
             }
         }
     }
@@ -186,13 +207,22 @@ impl LeafExec {
             Some(columns) => Arc::new(leaf.schema.project(columns)?),
             None => leaf.schema.clone(),
         };
+        Ok(Self::of(leaf, projection, schema, 1))
+    }
+
+    /// Makes the same scan in so many lanes.
+    pub(super) fn in_lanes(&self, lanes: usize) -> Self {
+        Self::of(self.leaf.clone(), self.projection.clone(), self.schema(), lanes)
+    }
+
+    fn of(leaf: Arc<Leaf>, projection: Option<Vec<usize>>, schema: SchemaRef, lanes: usize) -> Self {
         let properties = PlanProperties::new(
             EquivalenceProperties::new(schema),
-            Partitioning::UnknownPartitioning(1),
+            Partitioning::UnknownPartitioning(lanes),
             EmissionType::Incremental,
             Boundedness::Bounded,
         );
-        Ok(Self { leaf, projection, properties: Arc::new(properties) })
+        Self { leaf, projection, properties: Arc::new(properties) }
     }
 
     /// Gives the input that is scanned.
@@ -240,10 +270,16 @@ impl ExecutionPlan for LeafExec {
         Ok(self)
     }
 
-    fn execute(&self, _: usize, _: Arc<TaskContext>) -> Result<SendableRecordBatchStream> {
-        let Some(rows) = self.leaf.lock().pop() else {
+    fn execute(&self, lane: usize, _: Arc<TaskContext>) -> Result<SendableRecordBatchStream> {
+        let mut open = self.leaf.lock();
+        let waiting = match self.properties.partitioning.partition_count() {
+            1 => open.iter_mut().find(|rows| rows.is_some()),
+            _ => open.get_mut(lane),
+        };
+        let Some(rows) = waiting.and_then(Option::take) else {
             return internal_err!("a plan was run without an open epoch");
         };
+        drop(open);
         let Some(columns) = self.projection.clone() else { return Ok(rows) };
         let projected = rows.map(move |batch| Ok(batch?.project(&columns)?));
         Ok(Box::pin(RecordBatchStreamAdapter::new(self.schema(), projected)))

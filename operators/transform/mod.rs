@@ -18,6 +18,7 @@ mod held;
 pub mod join;
 pub mod keyed;
 pub mod keys;
+mod lanes;
 pub mod leaf;
 pub mod newest;
 mod phases;

@@ -16,6 +16,7 @@ use datafusion::physical_plan::execution_plan::reset_plan_states;
 use datafusion::physical_plan::scalar_subquery::ScalarSubqueryExec;
 use datafusion::physical_plan::{ExecutionPlan, collect, execute_stream};
 
+use super::lanes::in_lanes;
 use super::leaf::LeafExec;
 use super::query::{Query, Running, failed};
 use super::rows::coalesced;
@@ -31,8 +32,9 @@ pub fn state_schema(query: &Query) -> Result<SchemaRef> {
 /// Starts an epoch of a query; what comes out are states.
 pub async fn start(query: &mut Query) -> Result<Running> {
     query.renew().await?;
-    let lower = with_subqueries(query.physical(), partial(find(query.physical())?)?);
-    let inputs = query.connect();
+    let (lower, lanes) = in_lanes(partial(find(query.physical())?)?)?;
+    let lower = with_subqueries(query.physical(), lower);
+    let inputs = query.connect(lanes);
     let rows = execute_stream(lower, query.session().task_ctx()).map_err(failed)?;
     Ok(Running { inputs, rows: vec![rows] })
 }
@@ -95,17 +97,17 @@ fn first_phase(aggregate: &AggregateExec) -> &AggregateExec {
     below.unwrap_or(aggregate)
 }
 
-fn partial(aggregate: &AggregateExec) -> Result<Arc<dyn ExecutionPlan>> {
+fn partial(aggregate: &AggregateExec) -> Result<AggregateExec> {
     let raw = first_phase(aggregate);
-    let lower = AggregateExec::try_new(
+    AggregateExec::try_new(
         AggregateMode::Partial,
         raw.group_expr().clone(),
         raw.aggr_expr().to_vec(),
         raw.filter_expr().to_vec(),
         raw.input().clone(),
         raw.input_schema(),
-    );
-    Ok(Arc::new(lower.map_err(failed)?))
+    )
+    .map_err(failed)
 }
 
 /// Makes a phase of the aggregate that reads states instead of rows.

@@ -90,7 +90,7 @@ impl Query {
     /// Starts an epoch.
     pub async fn start(&mut self) -> Result<Running> {
         self.renew().await?;
-        let inputs = self.connect();
+        let inputs = self.connect(1);
         let rows = execute_stream(self.physical.clone(), self.state.task_ctx()).map_err(failed)?;
         Ok(Running { inputs, rows: vec![rows] })
     }
@@ -107,8 +107,11 @@ impl Query {
         self.leaves.iter().for_each(|leaf| leaf.disconnect());
     }
 
-    /// Connects a new epoch to the inputs.
-    pub fn connect(&self) -> Vec<LeafSender> {
+    /// Connects a new epoch to the inputs; of a plan with one scan, in so many lanes.
+    pub fn connect(&self, lanes: usize) -> Vec<LeafSender> {
+        if let ([leaf], 2..) = (self.leaves.as_slice(), lanes) {
+            return vec![leaf.connect_lanes(lanes)];
+        }
         let elastic = self.scans.iter().sum::<usize>() > 1;
         self.leaves.iter().zip(&self.scans).map(|(leaf, scans)| leaf.connect(*scans, elastic)).collect()
     }

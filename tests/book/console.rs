@@ -65,10 +65,13 @@ fn shell(world: &World, command: &str) -> String {
         .replace(&format!("{}/", world.path("").display()), "")
 }
 
-/// Leaves out counts of one or two digits, and the space around them: a slow machine makes more epochs, and so more files.
+/// Leaves out counts of one or two digits, the space around them, and the difference between one epoch and more: a slow
+/// machine makes more epochs, and so more files.
 fn countless(line: &str) -> String {
     let is_count = |word: &str| word.len() <= 2 && word.bytes().all(|byte| byte.is_ascii_digit());
-    line.split_whitespace().map(|word| if is_count(word) { "#" } else { word }).collect::<Vec<_>>().join(" ")
+    let told = |word| if is_count(word) { "#" } else { word };
+    let words: Vec<&str> = line.split_whitespace().map(told).collect();
+    words.join(" ").replace("# epochs", "# epoch")
 }
 
 /// Leaves out how long something took.

@@ -8,8 +8,10 @@ mod reference;
 use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 
-use crate::world::{World, repository};
+use crate::servers::test_env;
+use crate::world::{World, files, repository};
 
 fn source(page: &str) -> PathBuf {
     repository("docs/book/src").join(page)
@@ -74,17 +76,49 @@ fn links_lead_somewhere_and_every_page_is_in_the_summary() {
     }
 }
 
+/// Where this repository is, for links that lead out of the book.
+const REPOSITORY: &str = concat!(env!("CARGO_PKG_REPOSITORY"), "/");
+
 fn check(page: &Path, link: &str) {
-    if link.contains("://") || link.starts_with("mailto:") {
-        return;
-    }
     let (file, anchor) = link.split_once('#').map_or((link, None), |(file, anchor)| (file, Some(anchor)));
-    let target = if file.is_empty() { page.to_owned() } else { page.parent().expect("it lies in a folder").join(file) };
+    let target = match file.strip_prefix(REPOSITORY) {
+        Some(file) => {
+            let file = ["blob/main/", "tree/main/"].iter().find_map(|branch| file.strip_prefix(branch));
+            repository(file.unwrap_or_else(|| panic!("{}: {link} is of no branch", page.display())))
+        }
+        None if link.contains("://") || link.starts_with("mailto:") => return,
+        None if file.is_empty() => page.to_owned(),
+        None => page.parent().expect("it lies in a folder").join(file),
+    };
     assert!(target.exists(), "{}: the link {link} leads nowhere", page.display());
     if let Some(anchor) = anchor {
         let text = fs::read_to_string(&target).expect("a link with an anchor leads to a page");
         assert!(headings(&text).contains(anchor), "{}: {link}: there is no such heading", page.display());
     }
+}
+
+#[test]
+fn the_book_is_built_and_its_links_stay_in_it() {
+    let world = World::new();
+    let built = world.path("book");
+    let mut command = Command::new(test_env().join("python/bin/mdbook"));
+    command.arg("build").arg(repository("docs/book")).arg("--dest-dir").arg(&built);
+    let output = command.output().unwrap_or_else(|e| panic!("could not run mdbook: {e}; see `make test-env`"));
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(output.status.success() && !said.contains("WARN") && !said.contains("ERROR"), "mdbook says:\n{said}");
+    let html = files(&built);
+    let mut followed = 0;
+    for page in html.keys().filter(|path| path.extension().is_some_and(|e| e == "html")) {
+        let text = fs::read_to_string(built.join(page)).expect("the page is there");
+        let targets = ["href=\"", "src=\""].into_iter().flat_map(|key| text.split(key).skip(1));
+        for target in targets.filter_map(|rest| rest.split(['"', '#']).next()) {
+            let is_elsewhere = target.is_empty() || target.contains(':') || target.starts_with('/');
+            let folder = page.parent().expect("it lies in a folder");
+            assert!(is_elsewhere || built.join(folder).join(target).exists(), "{}: {target}", page.display());
+            followed += usize::from(!is_elsewhere);
+        }
+    }
+    assert!(html.len() > 20 && followed > 200, "{} files and {followed} links", html.len());
 }
 
 /// Gives the targets of the links of a page, those in code left out.

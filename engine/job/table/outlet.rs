@@ -72,6 +72,7 @@ impl Outlet {
                     match &self.postgres {
                         Some(postgres) => {
                             tally.counts.resent += rows;
+                            let batch = quarantine::with_attempts(&batch, first.attempts + 1)?;
                             postgres.send(Item::Batch(batch)).await?;
                         }
                         // The file has no such sink any more: nobody else may have them twice.

@@ -1,6 +1,7 @@
 //! The sinks of a job: of tables, and of what comes to the quarantine.
 
 use std::sync::Arc;
+use std::sync::atomic::AtomicUsize;
 
 #[cfg(feature = "postgres")]
 use arrow::array::{Array, AsArray, BooleanArray, RecordBatch};
@@ -264,7 +265,9 @@ impl Wiring<'_> {
         let open = EpochId { generation: *generation, epoch: state.epoch + 1 };
         let reports = self.reports.clone();
         let SinkSettings { takeover, stays } = settings;
-        let stage = SinkStage { name: name.to_owned(), sink, from, reports: reports.clone(), open, stays };
+        let held_bytes = Arc::<AtomicUsize>::default();
+        self.progress.watch_sink(name.to_owned(), held_bytes.clone());
+        let stage = SinkStage { name: name.to_owned(), sink, from, reports: reports.clone(), open, stays, held_bytes };
         let commit = CommitStage { name: name.to_owned(), committer, takeover, from: epochs, reports };
         self.queues.insert(name.to_owned(), queue);
         self.stages.push((format!("sink {name}"), Box::pin(stage.run())));

@@ -3,9 +3,7 @@
 //! This layout is cut back by two truncations, and Arrow validates the UTF-8 of
 //! a whole batch in one pass before the views are made.
 
-use arrow::array::{
-    Array, BinaryArray, BinaryViewArray, NullBufferBuilder, StringArray, StringViewArray, StringViewBuilder,
-};
+use arrow::array::{BinaryArray, BinaryViewArray, NullBufferBuilder, StringArray, StringViewArray};
 use arrow::buffer::{Buffer, OffsetBuffer};
 
 use super::Misfit;
@@ -76,15 +74,9 @@ impl Texts {
         let (offsets, bytes, nulls) = self.take();
         let texts = StringArray::try_new(offsets, bytes, nulls)
             .map_err(|error| Error::internal("could not make a string column").because(error))?;
-        if !short {
-            return Ok(StringViewArray::from(&texts));
-        }
-        // No view would point into the buffer, so it need not live on.
-        let mut views = StringViewBuilder::with_capacity(texts.len());
-        for text in &texts {
-            views.append_option(text);
-        }
-        Ok(views.finish())
+        let views = StringViewArray::from(&texts);
+        // No view points into the bytes then, so they need not live on.
+        Ok(if short { views.gc() } else { views })
     }
 
     /// Takes the values out as bytes.

@@ -1,6 +1,7 @@
 //! Reading JSON (RFC 8259) token by token from bytes.
 
 use super::Failure;
+use crate::decode::names::Key;
 
 /// How deep values may be nested: no record of people's making comes near, and the stack of a thread holds it
 /// many times over.
@@ -58,12 +59,12 @@ impl<'a> Cursor<'a> {
         is
     }
 
-    /// Takes the next bytes if they are `bytes`.
+    /// Takes the next bytes if they are a field's name and colon.
     #[inline]
-    pub(in crate::decode) fn take_all(&mut self, bytes: &[u8]) -> bool {
-        let are = self.bytes.get(self.at..).is_some_and(|rest| rest.starts_with(bytes));
-        self.at += if are { bytes.len() } else { 0 };
-        are
+    pub(in crate::decode) fn take_key(&mut self, key: &Key) -> bool {
+        let is = self.bytes.get(self.at..).is_some_and(|rest| key.begins(rest));
+        self.at += if is { key.len() } else { 0 };
+        is
     }
 
     #[inline]

@@ -57,7 +57,7 @@ impl<'a> Reader<'a> {
         while more {
             cursor.skip_space();
             // Records mostly keep the declared order: then a field is known by one comparison.
-            let at = if names.key(guess).is_some_and(|key| cursor.take_all(key)) {
+            let at = if names.key(guess).is_some_and(|key| cursor.take_key(key)) {
                 cursor.skip_space();
                 Some(guess)
             } else {

@@ -121,6 +121,10 @@ impl Sink for DeltaSink {
         self.files.end();
     }
 
+    fn held_bytes(&self) -> usize {
+        self.files.held_bytes()
+    }
+
     fn committer(&self) -> Arc<dyn Committer> {
         self.committer.clone()
     }

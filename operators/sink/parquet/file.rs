@@ -9,10 +9,12 @@ use arrow::array::RecordBatch;
 use arrow::datatypes::SchemaRef;
 use bytes::Bytes;
 use parquet::arrow::ArrowWriter;
-use parquet::arrow::arrow_writer::ArrowWriterOptions;
+use parquet::arrow::arrow_writer::{ArrowRowGroupWriterFactory, ArrowWriterOptions};
 use parquet::errors::ParquetError;
 use parquet::file::metadata::KeyValue;
+use parquet::file::writer::SerializedFileWriter;
 
+use super::columns::RowGroup;
 use super::records::RecordWriter;
 use crate::error::{Error, Result};
 
@@ -39,8 +41,18 @@ pub(super) struct OpenFile {
 
 /// What makes bytes of rows.
 enum Writer {
-    Parquet(Box<ArrowWriter<Output>>),
+    Parquet(Box<ParquetWriter>),
     Records(Box<RecordWriter>),
+}
+
+/// Encodes rows as Parquet.
+struct ParquetWriter {
+    writer: SerializedFileWriter<Output>,
+    schema: SchemaRef,
+    /// Makes the columns of row groups.
+    columns: ArrowRowGroupWriterFactory,
+    /// The row group that takes rows.
+    open: Option<RowGroup>,
 }
 
 /// A file that is complete, but perhaps not yet durable.
@@ -80,8 +92,10 @@ impl OpenFile {
         path: String,
         target: String,
     ) -> Result<Self> {
-        let writer =
-            ArrowWriter::try_new_with_options(output, schema, options).map_err(|e| failed("start", &target, e))?;
+        let writer = ArrowWriter::try_new_with_options(output, schema.clone(), options);
+        let parts = writer.and_then(ArrowWriter::into_serialized_writer);
+        let (writer, columns) = parts.map_err(|e| failed("start", &target, e))?;
+        let writer = ParquetWriter { writer, schema, columns, open: None };
         Ok(Self::new(Writer::Parquet(Box::new(writer)), number, path, target))
     }
 
@@ -103,32 +117,28 @@ impl OpenFile {
     }
 
     /// Encodes rows.
-    pub(super) fn write(&mut self, rows: &RecordBatch) -> Result<()> {
+    pub(super) async fn write(&mut self, rows: &RecordBatch) -> Result<()> {
         let written = match &mut self.writer {
-            Writer::Parquet(writer) => writer.write(rows),
+            Writer::Parquet(writer) => writer.encode(rows).await,
             Writer::Records(writer) => writer.write(rows).map_err(ParquetError::from),
         };
         written.map_err(|e| failed("write to", &self.target, e))?;
         self.rows += rows.num_rows() as u64;
-        self.count_encoder();
+        self.encoder_bytes = match &self.writer {
+            Writer::Parquet(writer) => writer.open.as_ref().map_or(0, RowGroup::memory_bytes),
+            // Of what it holds, it lets nothing go before the file ends.
+            Writer::Records(_) => 0,
+        };
         Ok(())
     }
 
     /// Ends the row group that is being encoded, so that its memory is free.
-    pub(super) fn flush(&mut self) -> Result<()> {
+    pub(super) async fn flush(&mut self) -> Result<()> {
         if let Writer::Parquet(writer) = &mut self.writer {
-            writer.flush().map_err(|e| failed("write to", &self.target, e))?;
+            writer.end_row_group().await.map_err(|e| failed("write to", &self.target, e))?;
         }
-        self.count_encoder();
+        self.encoder_bytes = 0;
         Ok(())
-    }
-
-    /// Counts what the encoder holds and can be made to let go.
-    fn count_encoder(&mut self) {
-        self.encoder_bytes = match &self.writer {
-            Writer::Parquet(writer) => writer.memory_size(),
-            Writer::Records(_) => 0,
-        };
     }
 
     /// Gives the bytes that wait in memory to become a part.
@@ -151,7 +161,8 @@ impl OpenFile {
     }
 
     /// Writes the footer, with `metadata` and the number of rows.
-    pub(super) fn finish(mut self, metadata: Vec<KeyValue>) -> Result<FinishedFile> {
+    pub(super) async fn finish(mut self, metadata: Vec<KeyValue>) -> Result<FinishedFile> {
+        self.flush().await?;
         let (number, rows) = (self.number, self.rows);
         let (path, target) = (std::mem::take(&mut self.path), std::mem::take(&mut self.target));
         self.writer.finish(metadata, rows).map_err(|e| failed("finish", &target, e))?;
@@ -177,21 +188,22 @@ impl OpenFile {
 impl Writer {
     fn output(&self) -> &Output {
         match self {
-            Self::Parquet(writer) => writer.inner(),
+            Self::Parquet(writer) => writer.writer.inner(),
             Self::Records(writer) => writer.output(),
         }
     }
 
     fn output_mut(&mut self) -> &mut Output {
         match self {
-            Self::Parquet(writer) => writer.inner_mut(),
+            Self::Parquet(writer) => writer.writer.inner_mut(),
             Self::Records(writer) => writer.output_mut(),
         }
     }
 
     fn finish(&mut self, metadata: Vec<KeyValue>, rows: u64) -> Result<(), ParquetError> {
         match self {
-            Self::Parquet(writer) => {
+            Self::Parquet(parquet) => {
+                let writer = &mut parquet.writer;
                 for pair in metadata {
                     writer.append_key_value_metadata(pair);
                 }
@@ -201,6 +213,42 @@ impl Writer {
             }
             Self::Records(writer) => writer.finish().map_err(ParquetError::from),
         }
+    }
+}
+
+impl ParquetWriter {
+    async fn encode(&mut self, rows: &RecordBatch) -> parquet::errors::Result<()> {
+        let properties = self.writer.properties();
+        let rows_max = properties.max_row_group_row_count().unwrap_or(usize::MAX);
+        let bytes_max = properties.max_row_group_bytes().unwrap_or(usize::MAX);
+        let mut left = rows.clone();
+        while left.num_rows() > 0 {
+            let group = match &mut self.open {
+                Some(group) => group,
+                none => {
+                    let place = self.writer.flushed_row_groups().len();
+                    none.insert(RowGroup::new(self.columns.create_column_writers(place)?))
+                }
+            };
+            let now = left.slice(0, group.room(rows_max, bytes_max).min(left.num_rows()));
+            left = left.slice(now.num_rows(), left.num_rows() - now.num_rows());
+            group.write(self.schema.fields(), &now).await?;
+            if group.room(rows_max, bytes_max) == 0 {
+                self.end_row_group().await?;
+            }
+        }
+        Ok(())
+    }
+
+    async fn end_row_group(&mut self) -> parquet::errors::Result<()> {
+        let Some(group) = self.open.take() else { return Ok(()) };
+        let chunks = group.close().await?;
+        let mut written = self.writer.next_row_group()?;
+        for chunk in chunks {
+            chunk.append_to_row_group(&mut written)?;
+        }
+        written.close()?;
+        Ok(())
     }
 }
 

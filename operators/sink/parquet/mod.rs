@@ -59,6 +59,7 @@
 //! ```
 
 pub mod audit;
+mod columns;
 mod commit;
 mod encoding;
 #[cfg(test)]
@@ -96,7 +97,7 @@ use self::commit::{Files, ParquetCommitter, PreparedFile, Rewrite, Staged, block
 use self::file::{FinishedFile, OpenFile, Output, Parts};
 use self::partition::{Group, Router};
 pub use self::partition::{PartitionBy, folder_values};
-use self::place::Place;
+use self::place::{Place, base_name, file_name, note_name};
 pub use self::roll::{Roll, RollingPlace, RollingSink, Waiting, is_over};
 use self::schema::StoredSchema;
 pub use self::schema::stored_columns;
@@ -206,36 +207,36 @@ impl ParquetSink {
     }
 
     /// Encodes rows. It is all CPU work and writes to the disk's cache.
-    fn encode(&mut self, id: EpochId, groups: Vec<Group>) -> Result<()> {
+    async fn encode(&mut self, id: EpochId, groups: Vec<Group>) -> Result<()> {
         self.writes += 1;
         // To add up what thousands of open files hold for each of them would take the square of their number.
         let mut unseen_bytes = 0;
         for Group { folder, rows } in groups {
             unseen_bytes += rows.get_array_memory_size() + OPEN_FILE_BYTES;
             if !self.open.contains_key(&folder) {
-                self.open_file(id, folder, &rows)?;
+                self.open_file(id, folder, &rows).await?;
             }
             if let Some(file) = self.open.get_mut(&folder) {
                 file.used_at = self.writes;
-                file.write(&rows)?;
+                file.write(&rows).await?;
                 if let Some(uploads) = &mut self.uploads {
                     send_parts(uploads, file);
                 }
             }
-            if unseen_bytes > self.held_bytes_max() / 32 {
+            if unseen_bytes > self.open_bytes_max() / 32 {
                 unseen_bytes = 0;
-                self.shrink(id)?;
+                self.shrink(id).await?;
             }
         }
-        self.shrink(id)
+        self.shrink(id).await
     }
 
     /// Opens a file that begins with `rows`.
-    fn open_file(&mut self, id: EpochId, folder: usize, rows: &RecordBatch) -> Result<()> {
+    async fn open_file(&mut self, id: EpochId, folder: usize, rows: &RecordBatch) -> Result<()> {
         if self.open.len() >= self.settings.open_partitions_max.max(1)
             && let Some(oldest) = self.open.iter().min_by_key(|(_, file)| file.used_at).map(|(folder, _)| *folder)
         {
-            self.finish_file(id, oldest)?;
+            self.finish_file(id, oldest).await?;
         }
         let number = self.files;
         self.files += 1;
@@ -274,9 +275,9 @@ impl ParquetSink {
         Ok(())
     }
 
-    fn finish_file(&mut self, id: EpochId, folder: usize) -> Result<()> {
+    async fn finish_file(&mut self, id: EpochId, folder: usize) -> Result<()> {
         let Some(file) = self.open.remove(&folder) else { return Ok(()) };
-        let mut file = file.finish(metadata(&self.settings, self.router.partition_columns(), id))?;
+        let mut file = file.finish(metadata(&self.settings, self.router.partition_columns(), id)).await?;
         if let Some(uploads) = &mut self.uploads {
             for part in file.parts.drain(..) {
                 uploads.add(file.number, part);
@@ -287,8 +288,8 @@ impl ParquetSink {
     }
 
     /// Brings the memory under its bound by ending row groups, and files where that is not enough.
-    fn shrink(&mut self, id: EpochId) -> Result<()> {
-        while self.held_bytes() > self.held_bytes_max() {
+    async fn shrink(&mut self, id: EpochId) -> Result<()> {
+        while self.open_bytes() > self.open_bytes_max() {
             let by_encoder = self.open.iter().max_by_key(|(_, file)| file.encoder_bytes);
             let by_part = self.open.iter().max_by_key(|(_, file)| file.part_bytes());
             let (Some((&encoding, encoder)), Some((&waiting, part))) = (by_encoder, by_part) else { break };
@@ -298,9 +299,9 @@ impl ParquetSink {
             }
             if encoder_bytes < part_bytes {
                 // Less than a part cannot be sent but as the last one of its file.
-                self.finish_file(id, waiting)?;
+                self.finish_file(id, waiting).await?;
             } else if let Some(file) = self.open.get_mut(&encoding) {
-                file.flush()?;
+                file.flush().await?;
                 if let Some(uploads) = &mut self.uploads {
                     send_parts(uploads, file);
                 }
@@ -312,7 +313,7 @@ impl ParquetSink {
     /// Gives how much open files may hold. Where files are uploaded, half of the
     /// memory is for what is being sent, so that sending goes on while rows are encoded.
     /// Where rows are sorted, a quarter of it is for those.
-    fn held_bytes_max(&self) -> usize {
+    fn open_bytes_max(&self) -> usize {
         let sorted_bytes = if self.sorter.is_some() { self.settings.buffer_bytes / 4 } else { 0 };
         let bytes = self.settings.buffer_bytes - sorted_bytes;
         if self.uploads.is_some() { bytes / 2 } else { bytes }
@@ -324,7 +325,10 @@ impl ParquetSink {
             let Some(sorter) = &mut self.sorter else { return Ok(()) };
             let sorted = sorter.next();
             let Some(rows) = self.breaking(sorted)? else { return Ok(()) };
-            let encoded = self.router.route(rows).and_then(|groups| self.encode(id, groups));
+            let encoded = match self.router.route(rows) {
+                Ok(groups) => self.encode(id, groups).await,
+                Err(error) => Err(error),
+            };
             self.breaking(encoded)?;
             if let Some(uploads) = &mut self.uploads {
                 uploads.advance(self.settings.buffer_bytes / 2).await?;
@@ -333,7 +337,7 @@ impl ParquetSink {
     }
 
     /// Gives the bytes that open files hold.
-    fn held_bytes(&self) -> usize {
+    fn open_bytes(&self) -> usize {
         self.open.values().map(|file| file.encoder_bytes + file.part_bytes()).sum()
     }
 
@@ -403,7 +407,7 @@ impl Sink for ParquetSink {
         let groups = self.router.route(rows.clone())?;
         let taken = match &mut self.sorter {
             Some(sorter) => sorter.push(rows),
-            None => self.encode(id, groups),
+            None => self.encode(id, groups).await,
         };
         self.breaking(taken)
     }
@@ -413,7 +417,7 @@ impl Sink for ParquetSink {
         self.encode_sorted(id).await?;
         let folders: Vec<usize> = self.open.keys().copied().collect();
         for folder in folders {
-            let finished = self.finish_file(id, folder);
+            let finished = self.finish_file(id, folder).await;
             self.breaking(finished)?;
             if let Some(uploads) = &mut self.uploads {
                 uploads.advance(self.settings.buffer_bytes / 2).await?;
@@ -460,6 +464,12 @@ impl Sink for ParquetSink {
 
     fn end(&mut self) {}
 
+    fn held_bytes(&self) -> usize {
+        let sorted = self.sorter.as_ref().map_or(0, Sorter::held_bytes);
+        let unsent = self.uploads.as_ref().map_or(0, Uploads::unsent_bytes);
+        self.open_bytes() + sorted + unsent
+    }
+
     fn committer(&self) -> Arc<dyn Committer> {
         Arc::new(ParquetCommitter { pipeline: self.settings.pipeline.clone(), place: self.place.clone() })
     }
@@ -480,19 +490,7 @@ fn send_parts(uploads: &mut Uploads, file: &mut OpenFile) {
     }
 }
 
-fn file_name(pipeline: &str, id: EpochId, number: u64, content: FileContent) -> String {
-    format!("{pipeline}-{}-{}-{number}{}", id.generation, id.epoch, content.ending())
-}
-
-fn note_name(id: EpochId, number: u64) -> String {
-    format!("{}-{}-{number}.json", id.generation, id.epoch)
-}
-
 /// Gives the folder of a file, relative to the table's; empty if there are no partitions.
 pub fn folder_of(path: &str) -> &str {
     path.rsplit_once('/').map_or("", |(folder, _)| folder)
-}
-
-fn base_name(path: &str) -> &str {
-    path.rsplit('/').next().unwrap_or(path)
 }

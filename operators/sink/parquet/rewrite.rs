@@ -59,7 +59,7 @@ impl ParquetSink {
         while let Some(batch) = self.sorter.as_mut().map(super::Sorter::next).transpose()?.flatten() {
             self.put(id, number, batch).await?;
         }
-        self.finish_file(id, number)?;
+        self.finish_file(id, number).await?;
         let rows = replaced.iter().map(|file| file.rows).sum();
         self.rewrites.push((first..self.files, replaced));
         fail::point("after_rewrite")?;
@@ -67,7 +67,7 @@ impl ParquetSink {
     }
 
     async fn put(&mut self, id: EpochId, folder: usize, rows: RecordBatch) -> Result<()> {
-        self.encode(id, vec![Group { folder, rows }])?;
+        self.encode(id, vec![Group { folder, rows }]).await?;
         match &mut self.uploads {
             Some(uploads) => uploads.advance(self.settings.buffer_bytes / 2).await,
             None => Ok(()),

@@ -7,6 +7,7 @@
 
 use std::collections::{HashSet, VecDeque};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use arrow::array::RecordBatch;
@@ -87,6 +88,8 @@ struct Building {
     taken: Vec<SpooledFile>,
     /// One task, which ends with the sink.
     task: JoinSet<Result<Prepared>>,
+    /// What the task's sink holds, written by the task.
+    held_bytes: Arc<AtomicUsize>,
 }
 
 /// Files that have been built, and what they were built from.
@@ -158,10 +161,13 @@ impl RollingSink {
         sink.router.lift_limit();
         let mut task = JoinSet::new();
         let files = taken.clone();
+        let held_bytes = Arc::new(AtomicUsize::new(0));
+        let held = held_bytes.clone();
         task.spawn(async move {
             fail::point("before_roll")?;
             for file in &files {
                 copy(&spool, file, &mut sink, id).await?;
+                held.store(sink.held_bytes(), Ordering::Relaxed);
             }
             let prepared = sink.prepare(id).await?;
             if prepared.rows != files.iter().map(|file| file.rows).sum::<u64>() {
@@ -170,7 +176,7 @@ impl RollingSink {
             fail::point("after_roll")?;
             Ok(prepared)
         });
-        self.building = Some(Building { taken, task });
+        self.building = Some(Building { taken, task, held_bytes });
         Ok(())
     }
 
@@ -234,6 +240,11 @@ impl Sink for RollingSink {
 
     fn end(&mut self) {
         self.ends = true;
+    }
+
+    fn held_bytes(&self) -> usize {
+        let building = self.building.as_ref().map_or(0, |building| building.held_bytes.load(Ordering::Relaxed));
+        self.direct.held_bytes() + self.spool.held_bytes() + building
     }
 
     fn committer(&self) -> Arc<dyn Committer> {

@@ -111,6 +111,11 @@ impl Sorter {
         self.add_run(0, run)
     }
 
+    /// Gives the bytes of the rows that are neither in a run nor given out.
+    pub(super) fn held_bytes(&self) -> usize {
+        self.held_bytes
+    }
+
     /// Gives the next rows in order; nothing at the end, after which rows can be taken anew.
     pub(super) fn next(&mut self) -> Result<Option<RecordBatch>> {
         if self.giving.is_none() {

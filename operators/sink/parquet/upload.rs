@@ -125,6 +125,11 @@ impl Uploads {
         }
     }
 
+    /// Gives the bytes of parts that are not yet sent.
+    pub(super) fn unsent_bytes(&self) -> usize {
+        self.unsent_bytes
+    }
+
     /// Gives a finished file's upload; every part has been sent.
     pub(super) fn uploaded(&self, file: u64) -> Result<Uploaded> {
         let whole = self.uploads.get(&file).and_then(|upload| {

@@ -27,9 +27,10 @@ pub(super) const EPOCHS_REMEMBERED: i64 = 10_000;
 /// What bounds each transaction. A commit that takes longer than ten minutes
 /// is stuck, and one that waits half a minute for a lock had better make way.
 /// Constraints are checked by each statement, so that a refused row is known
-/// while it can still be left out.
+/// while it can still be left out. Compiling a statement (`jit`) takes a second, where it is run once over little.
 const SETTINGS_SQL: &str = "SET LOCAL statement_timeout = '10min'; SET LOCAL lock_timeout = '30s'; \
-    SET LOCAL idle_in_transaction_session_timeout = '5min'; SET LOCAL TimeZone = 'UTC'; SET CONSTRAINTS ALL IMMEDIATE";
+    SET LOCAL idle_in_transaction_session_timeout = '5min'; SET LOCAL TimeZone = 'UTC'; SET LOCAL jit = off; \
+    SET CONSTRAINTS ALL IMMEDIATE";
 
 /// The spooled rows of an epoch, as they stand in the commit record.
 #[derive(Debug, Serialize, Deserialize)]

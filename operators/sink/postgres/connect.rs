@@ -15,7 +15,7 @@
 //! With `sslcert` and `sslkey` (PEM; the key without a password) the client shows
 //! a certificate of its own. The files are read again with the secret.
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use deadpool_postgres::{Client, Manager, ManagerConfig, Pool, RecyclingMethod};
@@ -25,7 +25,6 @@ use rustls::crypto::{CryptoProvider, ring, verify_tls12_signature, verify_tls13_
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
 use rustls::{ClientConfig, ConfigBuilder, DigitallySignedStruct, RootCertStore, SignatureScheme};
-use tokio::sync::Mutex;
 use tokio::time::Instant;
 use tokio_postgres::config::{Config, Host, SslMode};
 use tokio_postgres_rustls::MakeRustlsConnect;
@@ -56,8 +55,8 @@ const ROTATION_MAX: Duration = Duration::from_secs(15 * 60);
 /// A database, connected to when it is first needed.
 pub(super) struct Database {
     secret: SecretRef,
-    /// Made when it is first needed. An async lock, held while the secret is
-    /// fetched: whoever waits for it wants the same secret.
+    /// Made when it is first needed. Held to look and to put only, never while the secret is fetched: a future that is
+    /// left alone would hold up all others that ask for a connection.
     opened: Mutex<Option<Opened>>,
 }
 
@@ -89,7 +88,7 @@ impl Database {
         if got.as_ref().is_err_and(is_refused) {
             got = self.pool(true).await?.get().await;
         }
-        let mut opened = self.opened.lock().await;
+        let mut opened = self.opened();
         let opened = opened.as_mut().ok_or_else(|| Error::internal("a database was closed while it was used"))?;
         match got {
             Ok(client) => {
@@ -108,24 +107,27 @@ impl Database {
         }
     }
 
-    /// Gives the pool, made of the secret's present value if it is new, old or to be renewed.
+    /// Gives the pool, made of the secret's present value if it is new, old or to be renewed. Of several who fetch the
+    /// secret at the same time, those who find what they want put there take it.
     async fn pool(&self, renew: bool) -> Result<Pool> {
-        let mut opened = self.opened.lock().await;
-        let is_good = |known: &&Opened| !renew && known.fetched_at.elapsed() < self.secret.age_max();
-        if let Some(known) = opened.as_ref().filter(is_good) {
-            return Ok(known.pool.clone());
+        let asked_at = Instant::now();
+        let known = self.opened().as_ref().map(|known| (known.pool.clone(), known.fetched_at));
+        let is_good = |fetched_at: Instant| !renew && fetched_at.elapsed() < self.secret.age_max();
+        if let Some((pool, _)) = known.as_ref().filter(|(_, fetched_at)| is_good(*fetched_at)) {
+            return Ok(pool.clone());
         }
-        let url = match (self.secret.resolve().await, opened.as_ref()) {
+        let url = match (self.secret.resolve().await, known) {
             (Ok(url), _) => url,
-            (Err(error), Some(known)) if !renew && error.kind() == ErrorKind::Unavailable => {
+            (Err(error), Some((pool, _))) if !renew && error.kind() == ErrorKind::Unavailable => {
                 tracing::warn!(%error, "could not look whether a secret has changed; the one that is known may still hold");
-                return Ok(known.pool.clone());
+                return Ok(pool);
             }
             (Err(error), _) => return Err(error),
         };
         let fetched_at = Instant::now();
+        let mut opened = self.opened();
         match opened.as_mut() {
-            Some(known) if known.url == url && !renew => known.fetched_at = fetched_at,
+            Some(known) if known.url == url && (!renew || known.fetched_at > asked_at) => known.fetched_at = fetched_at,
             Some(known) => {
                 (known.pool, known.url, known.fetched_at) = (open(&url)?, url, fetched_at);
             }
@@ -135,6 +137,10 @@ impl Database {
         }
         let pool = opened.as_ref().map(|known| known.pool.clone());
         pool.ok_or_else(|| Error::internal("a database was not opened"))
+    }
+
+    fn opened(&self) -> MutexGuard<'_, Option<Opened>> {
+        self.opened.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

@@ -8,6 +8,14 @@ use tokio_postgres::error::{DbError, SqlState};
 use crate::error::{Error, ErrorKind};
 use crate::probe::{Lack, Lacking};
 
+/// States outside of the classes 22 and 23 by which the server refuses a row, and not what was asked of it: the check
+/// option of a view, a value too long for an index, what a trigger raises, and what it asserts.
+const ROW_STATES: [&str; 4] = ["44000", "54000", "P0001", "P0004"];
+
+/// Gives the conditions by which PL/pgSQL tells that a row is refused.
+pub(super) const ROW_CONDITIONS: &str = "data_exception OR integrity_constraint_violation OR \
+    with_check_option_violation OR program_limit_exceeded OR raise_exception OR assert_failure";
+
 /// Turns an error of the client or the server into ours: `doing: what the server says`.
 pub(super) fn failed(doing: impl Into<String>, error: tokio_postgres::Error) -> Error {
     let doing = doing.into();
@@ -50,6 +58,9 @@ fn kind_of(state: &SqlState) -> ErrorKind {
     // has taken over, or that was put to read-only while its disk is full.
     if code.starts_with("57P") || matches!(code, "25006" | "55P03" | "57014") {
         return ErrorKind::Unavailable;
+    }
+    if ROW_STATES.contains(&code) {
+        return ErrorKind::Data;
     }
     match code.get(..2) {
         Some("08" | "40" | "53" | "58") => ErrorKind::Unavailable,
@@ -114,4 +125,30 @@ fn not_answered(doing: String, error: tokio_postgres::Error) -> Error {
     let text = error.to_string();
     let by_user = ["invalid configuration", "authentication error"].iter().any(|kind| text.starts_with(kind));
     Error::new(if by_user { ErrorKind::Config } else { ErrorKind::Unavailable }, doing).because(error)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_state_tells_what_is_to_be_done() {
+        let of = |codes: &str, kind: ErrorKind| {
+            for code in codes.split(' ') {
+                assert_eq!(kind_of(&SqlState::from_code(code)), kind, "{code}");
+            }
+        };
+        // The server, the network or another session is at fault, and that passes.
+        of("08000 08003 08006 08P01", ErrorKind::Unavailable);
+        of("40001 40002 40003 40P01", ErrorKind::Unavailable);
+        of("53000 53100 53200 53300 53400", ErrorKind::Unavailable);
+        of("57P01 57P02 57P03 57P05 57014 55P03 25006 58000 58030", ErrorKind::Unavailable);
+        // A row is at fault.
+        of("22001 22003 22012 22021 22P02 22P05 23502 23503 23505 23514 23P01", ErrorKind::Data);
+        of("44000 54000 P0001 P0004", ErrorKind::Data);
+        // The file, the table or a right is at fault.
+        of("42501 42601 42703 42804 42P01 42P10 28000 28P01 3D000 3F000 0A000 55000", ErrorKind::Config);
+        // Nobody knows.
+        of("XX000 XX001 54001 P0002 F0000", ErrorKind::Internal);
+    }
 }

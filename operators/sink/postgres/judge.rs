@@ -1,11 +1,11 @@
 //! Finding the rows that the server refuses, and landing all others.
 //!
-//! Rows are copied as fast as the server takes them, until it refuses one (SQLSTATE classes 22 and 23: the data is at
-//! fault). From then on, what can be told of the table's columns and constraints sets aside the rows that it is likely to
-//! refuse. The others are copied as before. Those set aside go into a temporary table, from where the server itself
-//! tries them in ranges, each in a subtransaction: a range that is refused is halved until it is one row, one that is
-//! taken lets the next be twice as large. So the server decides of every row, no row crosses the wire more than twice,
-//! and rows that are good cost little more than a plain COPY of them.
+//! Rows are copied as fast as the server takes them, until it refuses one (SQLSTATE classes 22 and 23, and what a
+//! trigger raises: the data is at fault). From then on, what can be told of the table's columns and constraints sets
+//! aside the rows that it is likely to refuse. The others are copied as before. Those set aside go into a temporary
+//! table, from where the server itself tries them in ranges, each in a subtransaction: a range that is refused is halved
+//! until it is one row, one that is taken lets the next be twice as large. So the server decides of every row, no row
+//! crosses the wire more than twice, and rows that are good cost little more than a plain COPY of them.
 
 use std::sync::Arc;
 
@@ -18,7 +18,7 @@ use tokio_postgres::types::Type;
 
 use super::columns::{Columns, ROW_COLUMN};
 use super::copy;
-use super::failure::failed;
+use super::failure::{ROW_CONDITIONS, failed};
 use super::table::{PROBED, STAGED, Savepoint, Table, quote, run};
 use super::target::{Probe, Target};
 use crate::error::{Error, ErrorKind, Result};
@@ -260,7 +260,7 @@ impl<'a> Judge<'a> {
                BEGIN \
                  {merge}; \
                  nexus_from := nexus_to + 1; nexus_size := least(nexus_size * 2, {RANGE_ROWS}); \
-               EXCEPTION WHEN data_exception OR integrity_constraint_violation THEN \
+               EXCEPTION WHEN {ROW_CONDITIONS} THEN \
                  IF nexus_from < nexus_to THEN nexus_size := (nexus_to - nexus_from + 1) / 2; CONTINUE; END IF; \
                  GET STACKED DIAGNOSTICS nexus_state = RETURNED_SQLSTATE, nexus_message = MESSAGE_TEXT, \
                    nexus_detail = PG_EXCEPTION_DETAIL, nexus_column = COLUMN_NAME, \
@@ -278,7 +278,7 @@ impl<'a> Judge<'a> {
         }
         format!(
             "CREATE INDEX IF NOT EXISTS nexus_rows_row ON {STAGED} ({row}); SET LOCAL enable_seqscan = off; \
-             DO ${tag}$ {body} ${tag}$"
+             DO ${tag}$ {body} ${tag}$; SET LOCAL enable_seqscan TO DEFAULT"
         )
     }
 }

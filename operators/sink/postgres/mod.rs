@@ -263,7 +263,8 @@ impl Sink for PostgresSink {
         let (mut wired, mut unfit) = (Vec::new(), Vec::new());
         self.part(rows, deletes.as_ref(), &mut wired, &mut unfit)?;
         if !wired.is_empty() {
-            self.spool.write(id, &concat_batches(self.table.columns.wire_schema(), &wired)?)?;
+            let wired = concat_batches(self.table.columns.wire_schema(), &wired)?;
+            self.spool.write(id, &quarantine::with_attempts(&wired, quarantine::attempts_of(&rows.schema()))?)?;
         }
         if !unfit.is_empty() {
             self.unfit.write(id, &quarantine::batch(&self.committer.sink, &unfit, 0)?)?;
@@ -288,6 +289,10 @@ impl Sink for PostgresSink {
     }
 
     fn end(&mut self) {}
+
+    fn held_bytes(&self) -> usize {
+        self.spool.held_bytes() + self.unfit.held_bytes()
+    }
 
     fn committer(&self) -> Arc<dyn Committer> {
         self.committer.clone()

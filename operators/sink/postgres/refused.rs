@@ -29,12 +29,12 @@ const PAGE_ROWS: i64 = 1000;
 const PAGE_BYTES: i64 = 4 << 20;
 
 const KEEP_SQL: &str = "INSERT INTO nexus.refused \
-    (pipeline, sink, state, epoch, number, reason, raw, source, partition, place, redrivable) \
-    SELECT $1, $2, $3, $4, $5 + r.ordinality - 1, r.reason, r.raw, r.source, r.partition, r.place, r.redrivable \
-    FROM unnest($6, $7, $8, $9, $10, $11) WITH ORDINALITY \
-    AS r (reason, raw, source, partition, place, redrivable, ordinality)";
+    (pipeline, sink, state, epoch, number, reason, raw, source, partition, place, redrivable, attempts) \
+    SELECT $1, $2, $3, $4, $5 + r.ordinality - 1, r.reason, r.raw, r.source, r.partition, r.place, r.redrivable, r.attempts \
+    FROM unnest($6, $7, $8, $9, $10, $11, $12) WITH ORDINALITY \
+    AS r (reason, raw, source, partition, place, redrivable, attempts, ordinality)";
 
-const NEXT_SQL: &str = "SELECT epoch, reason, raw, source, partition, place, redrivable FROM ( \
+const NEXT_SQL: &str = "SELECT epoch, reason, raw, source, partition, place, redrivable, attempts FROM ( \
     SELECT page.*, sum(octet_length(raw)) OVER (ORDER BY epoch, number) - octet_length(raw) AS bytes_before FROM ( \
     SELECT * FROM nexus.refused WHERE pipeline = $1 AND sink = $2 AND state = $3 AND (epoch, number) >= ($4, $5) \
     ORDER BY epoch, number LIMIT $6) AS page) AS paged WHERE bytes_before < $7 ORDER BY epoch, number";
@@ -47,6 +47,7 @@ fn entries(
     rows: &RecordBatch,
     documents: Vec<Bytes>,
     redrivable: &[bool],
+    attempts: u32,
     reason: impl Fn(usize) -> String,
 ) -> Result<Vec<Quarantined>> {
     let texts = |name: &str| -> Result<Option<ArrayRef>> {
@@ -67,32 +68,37 @@ fn entries(
         key: None,
         header: None,
         redrivable: redrivable.get(row).copied().unwrap_or(false),
-        attempts: 0,
+        attempts,
     };
     Ok(documents.into_iter().enumerate().map(entry).collect())
 }
 
 /// Makes entries of rows that have no wire form: nothing that is sent again would have one.
 pub(super) fn unfit(rows: &RecordBatch, reason: &str) -> Result<Vec<Quarantined>> {
-    entries(rows, documents(rows)?, &[], |_| reason.to_owned())
+    entries(rows, documents(rows)?, &[], quarantine::attempts_of(&rows.schema()), |_| reason.to_owned())
 }
 
 /// Makes entries of the rows of a spooled file that the server has refused, the first of which has the number `first`.
-fn of_file(columns: &Columns, file: &[u8], first: u64, refused: &[Refusal]) -> Result<Vec<Quarantined>> {
+fn of_file(
+    columns: &Columns,
+    batches: &[RecordBatch],
+    attempts: u32,
+    first: u64,
+    refused: &[Refusal],
+) -> Result<Vec<Quarantined>> {
     let mut left = refused;
     let mut before = first;
     let mut found = Vec::with_capacity(refused.len());
-    for rows in copy::rows(columns, file)? {
-        let rows = rows?;
+    for rows in batches {
         let behind = before + rows.num_rows() as u64;
         let (here, later) = left.split_at(left.partition_point(|refusal| refusal.row < behind));
         if !here.is_empty() {
             let indices = UInt64Array::from_iter_values(here.iter().map(|refusal| refusal.row - before));
-            let taken = take_record_batch(&rows, &indices)?;
+            let taken = take_record_batch(rows, &indices)?;
             let documents = columns.documents(&taken)?;
             let redrivable = columns.say_all(&documents, &taken);
             let reason = |row: usize| here.get(row).map(|refusal| refusal.reason.clone()).unwrap_or_default();
-            found.extend(entries(&taken, documents, &redrivable, reason)?);
+            found.extend(entries(&taken, documents, &redrivable, attempts, reason)?);
         }
         (left, before) = (later, behind);
     }
@@ -120,11 +126,12 @@ impl PostgresCommitter {
         let mut before = 0;
         for name in spooled.files.iter().filter(|_| !refused.is_empty()) {
             let file = self.spooled(name).await?;
-            let rows = copy::rows(&self.table.columns, &file)?;
-            let rows = rows.map(|batch| Ok(batch?.num_rows() as u64)).sum::<Result<u64>>()?;
+            let batches: Vec<_> = copy::rows(&self.table.columns, &file)?.collect::<Result<_>>()?;
+            let rows = batches.iter().map(|batch| batch.num_rows() as u64).sum::<u64>();
             let (here, later) = left.split_at(left.partition_point(|refusal| refusal.row < before + rows));
             if !here.is_empty() {
-                self.keep(transaction, id, &mut kept, of_file(&self.table.columns, &file, before, here)?).await?;
+                let entries = of_file(&self.table.columns, &batches, spool::attempts(&file)?, before, here)?;
+                self.keep(transaction, id, &mut kept, entries).await?;
             }
             (left, before) = (later, before + rows);
         }
@@ -157,6 +164,8 @@ impl PostgresCommitter {
             let partitions: Vec<_> = entries.iter().map(|entry| entry.partition.as_deref()).collect();
             let places: Vec<_> = entries.iter().map(|entry| entry.offset.as_deref()).collect();
             let redrivable: Vec<_> = entries.iter().map(|entry| entry.redrivable).collect();
+            let attempts: Vec<_> =
+                entries.iter().map(|entry| i32::try_from(entry.attempts).unwrap_or(i32::MAX)).collect();
             let mut values = self.named();
             values.extend([
                 (&epoch as &(dyn ToSql + Sync), Type::INT8),
@@ -167,6 +176,7 @@ impl PostgresCommitter {
                 (&partitions, Type::TEXT_ARRAY),
                 (&places, Type::TEXT_ARRAY),
                 (&redrivable, Type::BOOL_ARRAY),
+                (&attempts, Type::INT4_ARRAY),
             ]);
             let done = transaction.execute_typed(KEEP_SQL, &values).await;
             done.map_err(|e| failed("could not keep the refused rows in nexus.refused", e))?;
@@ -206,7 +216,7 @@ impl RefusedRows for PostgresCommitter {
                 rule: REFUSED_RULE.to_owned(),
                 key: None,
                 header: None,
-                attempts: 0,
+                attempts: u32::try_from(row.try_get::<_, i32>(7)?).unwrap_or(0),
             })
         };
         let of_epoch = found.iter().take_while(|row| epoch_of(row).is_ok_and(|other| other == epoch));

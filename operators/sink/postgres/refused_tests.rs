@@ -106,6 +106,79 @@ async fn each_kind_of_refusal_tells_its_state_column_and_constraint() {
 }
 
 #[tokio::test]
+async fn what_a_trigger_a_view_and_an_index_refuse_is_told_row_by_row() {
+    let server = Arc::new(Postgres::start());
+    let columns = "id bigint, site text, v float8, UNIQUE (id)";
+    let trigger = |body: &str| {
+        format!(
+            "CREATE FUNCTION check_it() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN {body}; RETURN NEW; END $$; \
+             CREATE TRIGGER checked BEFORE INSERT ON it FOR EACH ROW EXECUTE FUNCTION check_it()"
+        )
+    };
+    let raises = trigger("IF NEW.site = 'yuma' THEN RAISE EXCEPTION 'no reading from %', NEW.site; END IF");
+    let asserts = trigger("ASSERT NEW.site <> 'yuma', 'no reading from there'");
+    let wide = "CREATE FUNCTION wide(text) RETURNS text IMMUTABLE LANGUAGE sql AS \
+                $$ SELECT string_agg(md5($1 || n), '') FROM generate_series(1, 200) n WHERE $1 = 'yuma' $$; \
+                CREATE INDEX ON it (wide(site))";
+    let view = "ALTER TABLE it RENAME TO beneath; \
+                CREATE VIEW it AS SELECT * FROM beneath WHERE site <> 'yuma' WITH CHECK OPTION";
+    let cases: [(&str, &[&str]); 4] = [
+        (&raises, &["no reading from yuma", "P0001"]),
+        (&asserts, &["no reading from there", "P0004"]),
+        (wide, &["index row", "54000"]),
+        (view, &["check option", "44000"]),
+    ];
+    for (change, words) in cases {
+        for key in [&[][..], &["id"]] {
+            // Rows are copied into a table only.
+            if key.is_empty() && change == view {
+                continue;
+            }
+            let table = table(&server, "it", columns, key).await;
+            let client = table.client().await;
+            client.batch_execute(change).await.unwrap();
+            let rows: Vec<_> =
+                (0..700).map(|id| (id, Some(if id % 100 == 7 { "yuma" } else { "reno" }), 1.0)).collect();
+            table.land(id(1, 1), &[readings(&rows)]).await.unwrap();
+            let found = table.refused().await;
+            let expected: Vec<_> = (0..7).map(|n| n * 100 + 7).collect();
+            assert_eq!(told(&found).iter().map(|row| row.0).collect::<Vec<_>>(), expected, "{words:?}");
+            let missing = words.iter().find(|word| !found.iter().all(|row| row.reason.contains(**word)));
+            assert_eq!(missing, None, "{found:?}");
+            assert_eq!(table.texts("id").await.len(), 693);
+            let drop = "DROP VIEW IF EXISTS it; DROP TABLE IF EXISTS beneath; DROP FUNCTION IF EXISTS check_it CASCADE; \
+                        DROP FUNCTION IF EXISTS wide CASCADE; DROP SCHEMA nexus CASCADE";
+            let drop = if change == view { drop.to_owned() } else { drop.replacen("VIEW", "TABLE", 1) };
+            client.batch_execute(&drop).await.unwrap();
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_row_that_is_refused_again_tells_how_often_it_was_sent() {
+    let server = Arc::new(Postgres::start());
+    let table = table(&server, "t", "id bigint, site text NOT NULL, v float8", &[]).await;
+    let sent = |attempts: u32, id: i64, site: Option<&'static str>| {
+        crate::quarantine::with_attempts(&readings(&[(id, site, 1.0)]), attempts).unwrap()
+    };
+    let nul = Some("a\0b");
+    let batches = [
+        sent(0, 1, None),
+        sent(3, 2, None),
+        sent(3, 3, Some("reno")),
+        sent(3, 4, nul),
+        sent(1, 5, None),
+        sent(0, 6, None),
+    ];
+    table.land(id(1, 1), &batches).await.unwrap();
+    assert_eq!(table.texts("id").await, ["3"]);
+    let mut found: Vec<_> = table.refused().await.iter().map(|row| (row.raw.clone(), row.attempts)).collect();
+    found.sort();
+    let attempts: Vec<_> = found.iter().map(|row| row.1).collect();
+    assert_eq!(attempts, [0, 3, 3, 1, 0], "{found:?}");
+}
+
+#[tokio::test]
 async fn a_table_that_is_partitioned_takes_rows_and_refuses_those_of_no_partition() {
     let server = Arc::new(Postgres::start());
     for key in [&[][..], &["id"]] {

@@ -1,7 +1,7 @@
 //! Tests of what stands between the sink and the rows of a table: types of columns that are there already, certificates,
 //! a pooler, and a process that stands still.
 
-use std::os::unix::fs::PermissionsExt;
+use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
@@ -416,4 +416,33 @@ async fn a_newer_process_ends_the_session_of_one_that_stands_still() {
     let late = Database::new(server.clone(), settings).await;
     late.land(id(2, 1), &[rows(0..3)]).await.unwrap();
     newer.batch_execute("COMMIT").await.unwrap();
+}
+
+#[tokio::test]
+async fn a_connection_that_nobody_polls_holds_up_no_other() {
+    let server = Arc::new(Postgres::start());
+    let secret = server.secret("slow", &server.url());
+    let SecretRef::File(path) = &secret else { panic!("it is a file") };
+    // A secret that comes only when its other end is opened.
+    let (pipe, good) = (path.with_extension("pipe"), path.with_extension("good"));
+    std::fs::rename(path, &good).unwrap();
+    assert!(Command::new("mkfifo").arg(&pipe).status().unwrap().success());
+    std::os::unix::fs::symlink(&pipe, path).unwrap();
+    let database = super::connect::Database::new(secret.clone());
+    let mut left_alone = Box::pin(database.client());
+    assert!(futures::poll!(&mut left_alone).is_pending());
+    const O_NONBLOCK: i32 = 0o4000;
+    let writer = std::fs::OpenOptions::new().write(true).custom_flags(O_NONBLOCK).clone();
+    let end = loop {
+        // It opens once somebody reads.
+        match writer.open(&pipe) {
+            Ok(end) => break end,
+            Err(_) => tokio::time::sleep(Duration::from_millis(5)).await,
+        }
+    };
+    std::fs::remove_file(path).unwrap();
+    std::fs::rename(&good, path).unwrap();
+    let other = tokio::time::timeout(Duration::from_secs(30), database.client()).await;
+    other.expect("it is answered").unwrap().simple_query("SELECT 1").await.unwrap();
+    drop(end);
 }

@@ -270,11 +270,12 @@ pub(super) const REFUSED_SQL: &str = "ALTER TABLE nexus.commits ADD COLUMN IF NO
     CREATE TABLE IF NOT EXISTS nexus.refused (\
     pipeline text NOT NULL, sink text NOT NULL, state text NOT NULL, epoch bigint NOT NULL, number bigint NOT NULL, \
     reason text NOT NULL, raw bytea NOT NULL, source text, partition text, place text, redrivable boolean NOT NULL, \
-    refused_at timestamptz NOT NULL DEFAULT now(), PRIMARY KEY (pipeline, sink, state, epoch, number))";
+    refused_at timestamptz NOT NULL DEFAULT now(), PRIMARY KEY (pipeline, sink, state, epoch, number)); \
+    ALTER TABLE nexus.refused ADD COLUMN IF NOT EXISTS attempts integer NOT NULL DEFAULT 0";
 
 const OWN_SQL: &str = "SELECT to_regclass('nexus.commits') IS NOT NULL, \
-    to_regclass('nexus.refused') IS NOT NULL AND EXISTS (SELECT 1 FROM pg_catalog.pg_attribute \
-    WHERE attrelid = to_regclass('nexus.commits') AND attname = 'refused' AND NOT attisdropped)";
+    2 = (SELECT count(*) FROM pg_catalog.pg_attribute WHERE NOT attisdropped \
+    AND (attrelid, attname) IN ((to_regclass('nexus.commits'), 'refused'), (to_regclass('nexus.refused'), 'attempts')))";
 
 /// A point of a transaction to go back to.
 pub(super) struct Savepoint<'a> {

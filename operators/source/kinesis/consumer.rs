@@ -42,7 +42,7 @@ impl Consumer {
         let client = Client::from_conf(config.build());
         let arn = match is_arn(consumer) {
             true => consumer.to_owned(),
-            false => registered(&client, &stream_arn(&client, stream).await?, consumer).await?,
+            false => registered(&client, &stream_arn(&client, stream).await?, consumer, REGISTRATION_MAX).await?,
         };
         Ok(Self { client, arn })
     }
@@ -59,8 +59,8 @@ async fn stream_arn(client: &Client, stream: &str) -> Result<String, Fault> {
 }
 
 /// Gives the ARN of a consumer that is active, and registers it if there is none.
-async fn registered(client: &Client, stream: &str, name: &str) -> Result<String, Fault> {
-    let until = Instant::now() + REGISTRATION_MAX;
+async fn registered(client: &Client, stream: &str, name: &str, within: Duration) -> Result<String, Fault> {
+    let until = Instant::now() + within;
     let doing = |what: &str| format!("could not {what} the consumer {name} of {stream}");
     let mut state = "not there".to_owned();
     while Instant::now() < until {
@@ -148,4 +148,49 @@ fn taken(event: SubscribeToShardEvent) -> Event {
         children: event.child_shards.unwrap_or_default().iter().map(facts_of_child).collect(),
     };
     Event { answer, continuation: Some(event.continuation_sequence_number).filter(|number| !number.is_empty()) }
+}
+
+#[cfg(test)]
+#[cfg(feature = "testing")]
+mod tests {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    use tokio::net::TcpListener;
+
+    use super::*;
+    use crate::testing::kinesis::config_of;
+
+    /// Refuses all calls, each in its own way.
+    async fn refusing(looked_at: &'static str, registered: &'static str) -> Client {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let endpoint = format!("http://{}", listener.local_addr().unwrap());
+        tokio::spawn(async move {
+            while let Ok((mut socket, _)) = listener.accept().await {
+                let mut request = vec![0; 64 * 1024];
+                let read = socket.read(&mut request).await.unwrap();
+                let registers =
+                    String::from_utf8_lossy(&request[..read]).contains("Kinesis_20131202.RegisterStreamConsumer");
+                let body = format!("{{\"__type\":\"{}\"}}", if registers { registered } else { looked_at });
+                let head = "HTTP/1.1 400 X\r\ncontent-type: application/x-amz-json-1.1\r\nconnection: close";
+                let answer = format!("{head}\r\ncontent-length: {}\r\n\r\n{body}", body.len());
+                socket.write_all(answer.as_bytes()).await.unwrap();
+            }
+        });
+        Client::new(&config_of(&endpoint).await)
+    }
+
+    #[tokio::test]
+    async fn a_stream_that_has_all_its_consumers_says_so() {
+        let cases = [
+            ("ResourceNotFoundException", "LimitExceededException", "as many consumers as it can"),
+            ("ResourceNotFoundException", "ResourceInUseException", "it is not there"),
+            ("ResourceNotFoundException", "AccessDeniedException", "could not register the consumer nexus"),
+            ("AccessDeniedException", "", "could not look at the consumer nexus"),
+        ];
+        for (looked_at, register, words) in cases {
+            let client = refusing(looked_at, register).await;
+            let fault = registered(&client, "arn:aws:kinesis:x:1:stream/s", "nexus", Duration::from_millis(100)).await;
+            let Err(Fault::Refused(error)) = fault else { panic!("{fault:?}") };
+            assert!(error.to_string().contains(words), "{error}");
+        }
+    }
 }

@@ -46,7 +46,7 @@ mod shards;
 #[cfg(test)]
 mod tests;
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
@@ -106,6 +106,8 @@ pub struct KinesisSource {
     /// The committed positions that this process began with.
     resumed: BTreeMap<String, Position>,
     readers: BTreeMap<Arc<str>, Reader>,
+    /// The shards whose last chunk told that they are behind.
+    told_behind: BTreeSet<Arc<str>>,
     /// Whether shards may have become readable that have no reader yet.
     readers_due: bool,
     /// Requests of readers and listings. Owned here, so that dropping `next` loses no answer.
@@ -144,6 +146,7 @@ impl KinesisSource {
             shards: Shards::default(),
             resumed: BTreeMap::new(),
             readers: BTreeMap::new(),
+            told_behind: BTreeSet::new(),
             readers_due: false,
             in_flight: FuturesUnordered::new(),
             replies: VecDeque::new(),
@@ -227,6 +230,7 @@ impl KinesisSource {
 
     fn end(&mut self, id: &Arc<str>, children: Vec<ShardFacts>) {
         self.readers.remove(id);
+        self.told_behind.remove(id);
         self.shards.end(id, children, self.now_ms());
         self.readers_due = true;
         self.discovery.want();
@@ -292,7 +296,18 @@ impl KinesisSource {
             End::Closed(children) => self.end(id, children),
             End::Unsure => self.discovery.want(),
         }
-        (!moved.records.is_empty()).then(|| self.chunk(id, moved.records, lag_ms))
+        // That a shard has caught up is told too, once, by a chunk of no records.
+        let has_caught_up = self.told_behind.contains(id) && lag_ms == Some(0);
+        if moved.records.is_empty() && !has_caught_up {
+            return None;
+        }
+        let is_behind = lag_ms.is_some_and(|lag_ms| lag_ms > 0);
+        if is_behind {
+            self.told_behind.insert(id.clone())
+        } else {
+            self.told_behind.remove(id)
+        };
+        Some(self.chunk(id, moved.records, lag_ms))
     }
 
     fn listing_replied(&mut self, listing: Result<Vec<ShardFacts>, Fault>) -> Result<()> {

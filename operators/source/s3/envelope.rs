@@ -47,7 +47,7 @@ impl Announced {
 
     /// Gives a text that sorts the events of one key: sequencers are hexadecimal, of any length.
     pub fn sequence(&self) -> String {
-        format!("{:0>64}", self.sequencer.as_deref().unwrap_or_default())
+        format!("{:0>64}", self.sequencer.as_deref().unwrap_or_default().to_ascii_uppercase())
     }
 
     fn is_folder_mark(&self) -> bool {
@@ -182,6 +182,47 @@ mod tests {
         let bridged = parse(&bridged.to_string());
         assert_eq!(bridged.objects[0].partition(), "s3://b/a+b%20c#e");
         assert!(bridged.faults.is_empty());
+    }
+
+    /// Reads a message of the kind that the documents of its service show (tests/fixtures/notices).
+    macro_rules! documented {
+        ($name:literal) => {
+            parse(include_str!(concat!("../../../tests/fixtures/notices/", $name, ".json")))
+        };
+    }
+
+    #[test]
+    fn the_messages_of_the_documents_are_read() {
+        let direct = documented!("s3");
+        let expected = Announced {
+            bucket: "landing".into(),
+            key: "red flower.jpg".into(),
+            version: Some("096fKKXTRTtl3on89fVO.nfljtsv6qko".into()),
+            etag: Some("d41d8cd98f00b204e9800998ecf8427e".into()),
+            sequencer: Some("0055AED6DCD90281E5".into()),
+            time: "1970-01-01T00:00:00.000Z".into(),
+            size: Some(1024),
+        };
+        assert_eq!(direct, Notice { objects: vec![expected], ..Notice::default() });
+        assert_eq!(documented!("sns"), direct);
+        let bridged = documented!("eventbridge");
+        assert_eq!(bridged.objects[0].partition(), "s3://landing/red flower+50%.jpg#IYV3p45BT0ac8hjHg1houSdS1a.Mro8e");
+        assert_eq!((bridged.objects.len(), bridged.ignored, bridged.faults.len()), (1, 0, 0));
+        for ignored in [documented!("s3-test"), documented!("s3-glacier"), documented!("eventbridge-deleted")] {
+            assert_eq!(ignored, Notice { ignored: 1, ..Notice::default() });
+        }
+    }
+
+    #[test]
+    fn minor_versions_of_events_do_not_matter_and_major_ones_do() {
+        for (version, is_read) in
+            [("2.0", true), ("2.1", true), ("2.3", true), ("2.97", true), ("3.0", false), ("20.1", false)]
+        {
+            let mut event = record("ObjectCreated:Copy", "k");
+            event["eventVersion"] = json!(version);
+            let notice = parse(&json!({"Records": [event]}).to_string());
+            assert_eq!((notice.objects.len(), notice.faults.len()), if is_read { (1, 0) } else { (0, 1) }, "{version}");
+        }
     }
 
     #[test]

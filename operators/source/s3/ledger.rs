@@ -124,10 +124,12 @@ impl Ledger {
         self.ages.push_back((now_ms, Arc::clone(name)));
     }
 
-    /// Gives up an object for now, and with it every message that names it: the queue sends them again.
-    pub fn release(&mut self, name: &Arc<str>) {
+    /// Gives up an object for now, and with it every message that names it: the queue sends them again. Gives their
+    /// receipts.
+    pub fn release(&mut self, name: &Arc<str>) -> Vec<String> {
         self.started.remove(name);
-        self.messages.retain(|_, message| !message.pending.contains(name));
+        let released = self.messages.extract_if(|_, message| message.pending.contains(name));
+        released.map(|(_, message)| message.receipt).collect()
     }
 
     /// Notes that the rows up to a cut are committed.
@@ -253,7 +255,7 @@ mod tests {
     fn a_released_object_is_started_when_its_message_returns() {
         let mut ledger = Ledger::open(&Cut::default(), 0);
         ledger.hold("m", "r", &[name("a"), name("b")], 0);
-        ledger.release(&name("a"));
+        assert_eq!(ledger.release(&name("a")), ["r"]);
         assert_eq!(ledger.held(), 0);
         assert_eq!(ledger.hold("m", "r2", &[name("a"), name("b")], 0), [name("a")], "b is still being read");
     }

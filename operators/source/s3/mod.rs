@@ -12,12 +12,13 @@
 //! sends it again. No object holds up another.
 
 pub(crate) mod envelope;
+mod keys;
 pub(crate) mod ledger;
 mod object;
-mod owner;
 mod probe;
 mod queue;
 mod reconcile;
+mod requests;
 #[cfg(test)]
 #[cfg(feature = "testing")]
 mod tests;
@@ -50,7 +51,6 @@ use crate::fail;
 use crate::framing::Framing;
 use crate::position::{Cut, Position};
 use crate::store::patient::Patient;
-use crate::store::{self, Encryption};
 
 /// How long `next` waits before it says that there is nothing, over all calls that were dropped meanwhile.
 const WAIT: Duration = Duration::from_millis(900);
@@ -104,6 +104,8 @@ pub struct S3Source {
     running: FuturesUnordered<BoxFuture<'static, (Object, Read)>>,
     reading: Vec<Arc<str>>,
     rejects: VecDeque<Rejected>,
+    /// Receipts of messages that are to come again, and how often they have come.
+    released: Vec<(String, u32)>,
     moved: Cut,
     /// When to say that nothing has come. It is kept here, since `next` may be dropped more often than it may wait.
     silent_at: Option<Instant>,
@@ -144,6 +146,7 @@ impl S3Source {
             running: FuturesUnordered::new(),
             reading: Vec::new(),
             rejects: VecDeque::new(),
+            released: Vec::new(),
             moved: Cut::default(),
             silent_at: None,
         })
@@ -271,14 +274,7 @@ impl S3Source {
         }
         let config =
             self.config.as_ref().ok_or_else(|| Error::internal("an S3 source was used before it was opened"))?;
-        let mut builder = store::s3::builder_with(config, name, &Encryption::default())?;
-        if let Some(owner) = &self.settings.bucket_owner {
-            let provider = config.credentials_provider().ok_or_else(|| {
-                Error::config("could not check a bucket's owner: there are no AWS credentials to sign with")
-            })?;
-            let region = config.region().map_or("us-east-1", |region| region.as_ref());
-            builder = owner::expect_owner(builder, owner, region, Arc::new(store::s3::SdkCredentials(provider)));
-        }
+        let builder = requests::bucket(config, name, self.settings.bucket_owner.as_deref())?;
         let built =
             builder.build().map_err(|e| Error::config(format!("could not open the bucket {name}")).because(e))?;
         let store: Arc<dyn ObjectStore> = Arc::new(Patient::new(built));
@@ -305,7 +301,8 @@ impl S3Source {
             Read::Missing(reason) if object.receives < RECEIVES_MAX => {
                 tracing::warn!(source = self.settings.name, reason, "an object is left until its message comes again");
                 self.reading.retain(|name| *name != object.name);
-                self.ledger.release(&object.name);
+                let released = self.ledger.release(&object.name);
+                self.released.extend(released.into_iter().map(|receipt| (receipt, object.receives)));
                 Ok(None)
             }
             Read::Missing(reason) | Read::Unreadable(reason) => {
@@ -359,6 +356,17 @@ impl S3Source {
             self.ledger.deleted(id, receipt);
         }
         failure.map_or(Ok(()), Err)
+    }
+
+    /// Has messages whose objects are missing come again the later, the more often they have come.
+    async fn postpone_released(&mut self) -> Result<()> {
+        for (receipt, receives) in std::mem::take(&mut self.released) {
+            // One that cannot be postponed comes again when its visibility ends.
+            if let Some(error) = self.queue()?.postpone(&[&receipt], receives).await.failure {
+                tracing::warn!(source = self.settings.name, %error, "could not postpone a message");
+            }
+        }
+        Ok(())
     }
 
     /// Keeps the messages that are held from being sent again.
@@ -452,6 +460,7 @@ impl Source for S3Source {
                 self.take(message);
             }
         }
+        self.postpone_released().await?;
         self.extend_due().await?;
         self.delete_finished().await
     }

@@ -3,10 +3,10 @@
 use std::sync::Arc;
 
 use bytes::Bytes;
-use object_store::path::Path;
 use object_store::{Error as StoreError, GetOptions, ObjectStore};
 
 use super::envelope::Announced;
+use super::keys;
 use crate::error::{Error, ErrorKind, Result};
 use crate::source::framed::{Framed, FramedSettings, Input, ObjectInput, Step};
 
@@ -65,10 +65,9 @@ impl Object {
     /// Looks the object up: its length, and whether it still is the content that was announced.
     async fn find(&self, store: Arc<dyn ObjectStore>) -> Result<ObjectInput, Read> {
         let (name, key) = (&self.name, &self.announced.key);
-        // A path drops slashes at both ends; the object it then names would be another one.
-        let path = Path::parse(key).ok().filter(|path| path.as_ref() == key);
-        let Some(path) = path else {
-            return Err(Read::Unreadable(format!("{name}: keys with empty, `.` or `..` parts cannot be read")));
+        let Some(path) = keys::path_of(key) else {
+            let text = format!("{name}: keys with `.` and `..` parts or control characters cannot be read");
+            return Err(Read::Unreadable(text));
         };
         let version = self.announced.version.clone();
         let options = GetOptions { head: true, version: version.clone(), ..GetOptions::default() };
@@ -91,5 +90,67 @@ impl Object {
             return Err(Read::Unreadable(format!("{name} was overwritten before it was read")));
         }
         Ok(ObjectInput { store, path, version, etag: meta.e_tag, size: meta.size })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use aws_config::{Region, SdkConfig};
+    use aws_credential_types::Credentials;
+    use aws_credential_types::provider::SharedCredentialsProvider;
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    use tokio::net::TcpListener;
+
+    use super::super::requests;
+    use super::*;
+    use crate::framing::Framing;
+
+    /// Reads an object whose store answers so.
+    async fn read(key: &str, answer: &'static str) -> Read {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let config = SdkConfig::builder()
+            .region(Region::from_static("eu-west-1"))
+            .credentials_provider(SharedCredentialsProvider::new(Credentials::new("t", "t", None, None, "test")))
+            .endpoint_url(format!("http://{}", listener.local_addr().unwrap()))
+            .build();
+        tokio::spawn(async move {
+            while let Ok((mut socket, _)) = listener.accept().await {
+                let _ = socket.read(&mut vec![0; 64 * 1024]).await;
+                let answer = format!("HTTP/1.1 {answer}\r\nConnection: close\r\n\r\n");
+                let _ = socket.write_all(answer.as_bytes()).await;
+            }
+        });
+        let store = Arc::new(requests::bucket(&config, "b", None).unwrap().build().unwrap());
+        let announced = Announced {
+            bucket: "b".into(),
+            key: key.into(),
+            version: None,
+            etag: Some("e".into()),
+            sequencer: None,
+            time: String::new(),
+            size: None,
+        };
+        let (name, body) = (announced.partition().into(), Bytes::new());
+        let object = Object { name, announced, body, receives: 1, offset: 0, reader: None };
+        object.read(store, FramedSettings { framing: Framing::Json, record_bytes_max: 10, waits: false }).await.1
+    }
+
+    #[tokio::test]
+    async fn what_may_pass_is_told_from_what_never_will() {
+        let may_pass = [
+            ("404 Not Found\r\nContent-Length: 0", "does not exist"),
+            ("403 Forbidden\r\nContent-Length: 0", "may not be read"),
+            ("301 Moved Permanently\r\nx-amz-bucket-region: eu-central-1\r\nContent-Length: 0", "is in another region"),
+        ];
+        for (answer, words) in may_pass {
+            let Read::Missing(reason) = read("k", answer).await else { panic!("{answer}") };
+            assert!(reason.contains(words), "{reason}");
+        }
+        let overwritten =
+            "200 OK\r\nContent-Length: 3\r\nETag: \"other\"\r\nLast-Modified: Thu, 01 Jan 2026 00:00:00 GMT";
+        for (key, answer, words) in [("k", overwritten, "was overwritten"), ("a/../k", overwritten, "cannot be read")] {
+            let Read::Unreadable(reason) = read(key, answer).await else { panic!("{answer}") };
+            assert!(reason.contains(words), "{reason}");
+        }
     }
 }

@@ -1,14 +1,12 @@
 //! Whether a queue and the objects that it announces may be read.
 
-use std::sync::Arc;
-
 use aws_sdk_sqs::types::QueueAttributeName;
 
-use super::{S3Settings, owner};
+use super::{S3Settings, requests};
 use crate::aws::{config, lacking};
 use crate::probe::{Lacking, Probed};
-use crate::store::s3::{SdkCredentials, builder_with, hasty, look_below};
-use crate::store::{Encryption, bucket_of};
+use crate::store::bucket_of;
+use crate::store::s3::{hasty, look_below};
 
 /// Asks how many messages a queue holds. None is received: it would be hidden from others.
 pub async fn probe_queue(settings: &S3Settings) -> Probed {
@@ -25,12 +23,9 @@ pub async fn probe_queue(settings: &S3Settings) -> Probed {
 pub async fn probe_prefix(settings: &S3Settings, prefix: &str) -> Probed {
     let config = config(&settings.aws).await;
     let (bucket, _) = bucket_of(prefix)?;
-    let mut builder = hasty(builder_with(&config, &bucket, &Encryption::BucketDefault)?);
-    if let (Some(expected), Some(provider)) = (&settings.bucket_owner, config.credentials_provider()) {
-        let region = config.region().map_or("us-east-1", |region| region.as_ref());
-        builder = owner::expect_owner(builder, expected, region, Arc::new(SdkCredentials(provider)));
-    }
-    let store = builder.build().map_err(|e| Lacking::thing(format!("could not open the bucket {bucket}: {e}")))?;
+    let builder = requests::bucket(&config, &bucket, settings.bucket_owner.as_deref())?;
+    let store =
+        hasty(builder).build().map_err(|e| Lacking::thing(format!("could not open the bucket {bucket}: {e}")))?;
     // As it is written: a prefix need not end between two parts of a key.
     let below = prefix.trim_start_matches("s3://").split_once('/').map_or("", |(_, key)| key);
     look_below(&store, &bucket, below).await

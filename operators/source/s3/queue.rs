@@ -28,6 +28,9 @@ const CALLS_AT_ONCE: usize = 4;
 /// stays invisible for a while.
 const POLL_SECONDS: i32 = 5;
 
+/// The longest that a message is kept from coming again: a permission that is corrected shows soon after.
+const POSTPONE_SECONDS_MAX: i32 = 15 * 60;
+
 /// How long a connection may take to be made.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 
@@ -103,7 +106,17 @@ impl Queue {
 
     /// Makes messages invisible for another while.
     pub async fn extend(&self, receipts: &[&str]) -> Outcome {
+        self.hide(receipts, self.visibility_seconds()).await
+    }
+
+    /// Has messages that were received so often come again later each time.
+    pub async fn postpone(&self, receipts: &[&str], receives: u32) -> Outcome {
         let seconds = self.visibility_seconds();
+        let factor = 1_i32.checked_shl(receives.saturating_sub(1)).unwrap_or(i32::MAX);
+        self.hide(receipts, seconds.saturating_mul(factor).min(POSTPONE_SECONDS_MAX.max(seconds))).await
+    }
+
+    async fn hide(&self, receipts: &[&str], seconds: i32) -> Outcome {
         self.in_batches(receipts, |batch| async move {
             let mut call = self.client.change_message_visibility_batch().queue_url(&self.url);
             for (at, receipt) in batch {
@@ -180,5 +193,95 @@ fn received(message: SqsMessage) -> Received {
         id: message.message_id.unwrap_or_default(),
         receipt: message.receipt_handle.unwrap_or_default(),
         body: message.body.unwrap_or_default().into(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::{Arc, Mutex};
+
+    use aws_config::Region;
+    use aws_credential_types::Credentials;
+    use aws_credential_types::provider::SharedCredentialsProvider;
+    use serde_json::{Value, json};
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    use tokio::net::TcpListener;
+
+    use super::*;
+
+    /// Answers batches of SQS: of three messages the second is refused for good, and the third for now. Gives a queue,
+    /// and what it was asked.
+    async fn serve() -> (Queue, Arc<Mutex<Vec<Value>>>) {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let endpoint = format!("http://{}", listener.local_addr().unwrap());
+        let asked = Arc::new(Mutex::new(Vec::new()));
+        let heard = asked.clone();
+        tokio::spawn(async move {
+            while let Ok((mut socket, _)) = listener.accept().await {
+                let mut request = Vec::new();
+                let body = loop {
+                    socket.read_buf(&mut request).await.unwrap();
+                    let text = String::from_utf8_lossy(&request);
+                    let body = text.split_once("\r\n\r\n").and_then(|(_, body)| serde_json::from_str(body).ok());
+                    if let Some::<Value>(body) = body {
+                        break body;
+                    }
+                };
+                let id = |entry: &Value| entry["Id"].as_str().unwrap().to_owned();
+                let ids: Vec<_> = body["Entries"].as_array().unwrap().iter().map(id).collect();
+                let of = |rest: u32| ids.iter().filter(move |id| id.parse::<u32>().unwrap() % 3 == rest);
+                let failed =
+                    |id: &String, code: &str, for_good: bool| json!({"Id": id, "SenderFault": for_good, "Code": code});
+                let answer = json!({
+                    "Successful": of(0).map(|id| json!({"Id": id})).collect::<Vec<_>>(),
+                    "Failed": of(1).map(|id| failed(id, "ReceiptHandleIsInvalid", true))
+                        .chain(of(2).map(|id| failed(id, "InternalError", false))).collect::<Vec<_>>(),
+                })
+                .to_string();
+                heard.lock().unwrap().push(body);
+                let head = "HTTP/1.1 200 OK\r\ncontent-type: application/x-amz-json-1.0\r\nconnection: close";
+                let answer = format!("{head}\r\ncontent-length: {}\r\n\r\n{answer}", answer.len());
+                socket.write_all(answer.as_bytes()).await.unwrap();
+            }
+        });
+        let config = SdkConfig::builder()
+            .behavior_version(aws_config::BehaviorVersion::latest())
+            .http_client(aws_smithy_http_client::Builder::new().build_http())
+            .region(Region::from_static("eu-west-1"))
+            .credentials_provider(SharedCredentialsProvider::new(Credentials::new("t", "t", None, None, "test")))
+            .endpoint_url(endpoint)
+            .build();
+        (Queue::new(&config, "http://queue/q", Duration::from_secs(60)), asked)
+    }
+
+    #[tokio::test]
+    async fn what_a_batch_fails_in_part_is_told_apart() {
+        let (queue, asked) = serve().await;
+        let receipts: Vec<_> = (0..23).map(|n| format!("r{n}")).collect();
+        let receipts: Vec<_> = receipts.iter().map(String::as_str).collect();
+        for outcome in [queue.delete(&receipts).await, queue.extend(&receipts).await] {
+            let (mut done, mut refused) = (outcome.done, outcome.refused);
+            done.sort_unstable();
+            refused.sort_unstable();
+            // The others are neither: they are tried again.
+            assert_eq!(done, (0..23).step_by(3).collect::<Vec<_>>());
+            assert_eq!(refused, (1..23).step_by(3).collect::<Vec<_>>());
+            assert!(outcome.failure.is_none());
+        }
+        let asked = asked.lock().unwrap();
+        let sizes: Vec<_> = asked.iter().map(|call| call["Entries"].as_array().unwrap().len()).collect();
+        assert_eq!((sizes.len(), sizes.iter().sum::<usize>(), sizes.iter().max()), (6, 46, Some(&10)));
+    }
+
+    #[tokio::test]
+    async fn a_message_comes_again_the_later_the_more_often_it_came() {
+        let (queue, asked) = serve().await;
+        for receives in [1, 2, 3, 4, 9, 1000] {
+            queue.postpone(&["r"], receives).await;
+        }
+        let asked = asked.lock().unwrap();
+        let seconds: Vec<_> =
+            asked.iter().map(|call| call["Entries"][0]["VisibilityTimeout"].as_i64().unwrap()).collect();
+        assert_eq!(seconds, [60, 120, 240, 480, 900, 900]);
     }
 }

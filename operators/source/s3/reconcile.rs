@@ -15,6 +15,7 @@ use object_store::{GetOptions, ObjectMeta, ObjectStore};
 use tokio::time::Instant;
 
 use super::envelope::Announced;
+use super::keys;
 use crate::error::{Error, Result};
 
 /// Keys that are looked at in one call: what S3 gives at once. A pass over a million keys holds no more of them. In the
@@ -32,11 +33,20 @@ pub(super) enum Found {
     Checked(Vec<Announced>),
 }
 
+/// What is listed.
+#[derive(Debug, Clone)]
+struct Prefix {
+    bucket: String,
+    /// Keys begin so.
+    keys: String,
+    /// The folder that has them all.
+    folder: Path,
+}
+
 /// Where a pass stands.
 pub(super) struct Reconcile {
     every: Duration,
-    /// Buckets and folders.
-    prefixes: Vec<(String, Path)>,
+    prefixes: Vec<Prefix>,
     /// The prefix that is listed, and the last key that was; nothing between two passes.
     at: Option<(usize, Option<Path>)>,
     next_pass: Instant,
@@ -54,8 +64,9 @@ impl Reconcile {
     /// Lists the prefixes, written as `s3://bucket/folder/`, this often.
     pub(super) fn new(every: Duration, allow: &[String]) -> Self {
         let prefixes = allow.iter().filter_map(|prefix| prefix.strip_prefix("s3://")).map(|prefix| {
-            let (bucket, folder) = prefix.split_once('/').unwrap_or((prefix, ""));
-            (bucket.to_owned(), Path::from(folder))
+            let (bucket, keys) = prefix.split_once('/').unwrap_or((prefix, ""));
+            let folder = keys.rsplit_once('/').and_then(|(folder, _)| keys::path_of(folder)).unwrap_or(Path::ROOT);
+            Prefix { bucket: bucket.to_owned(), keys: keys.to_owned(), folder }
         });
         Self { every, prefixes: prefixes.collect(), at: None, next_pass: Instant::now(), calling: None }
     }
@@ -74,7 +85,7 @@ impl Reconcile {
             self.at = Some((0, None));
         }
         let (at, _) = self.at.as_ref()?;
-        let bucket = self.prefixes.get(*at).map(|(bucket, _)| bucket.clone());
+        let bucket = self.prefixes.get(*at).map(|prefix| prefix.bucket.clone());
         if bucket.is_none() {
             self.end_pass();
         }
@@ -84,9 +95,9 @@ impl Reconcile {
     /// Lists the page that is due, of objects that were changed after `oldest_ms`.
     pub(super) fn list(&mut self, store: Arc<dyn ObjectStore>, oldest_ms: i64, now_ms: i64) {
         let Some((at, after)) = self.at.clone() else { return };
-        let Some((bucket, prefix)) = self.prefixes.get(at).cloned() else { return };
+        let Some(prefix) = self.prefixes.get(at).cloned() else { return };
         let youngest_ms = now_ms.saturating_sub(i64::try_from(self.every.as_millis()).unwrap_or(i64::MAX));
-        self.calling = Some(list(store, bucket, prefix, after, oldest_ms..=youngest_ms).boxed());
+        self.calling = Some(list(store, prefix, after, oldest_ms..=youngest_ms).boxed());
     }
 
     /// Asks for the versions of objects.
@@ -120,21 +131,22 @@ impl Reconcile {
 
 async fn list(
     store: Arc<dyn ObjectStore>,
-    bucket: String,
-    prefix: Path,
+    prefix: Prefix,
     after: Option<Path>,
     ages_ms: RangeInclusive<i64>,
 ) -> Result<Answer> {
     let mut listed = match &after {
-        Some(after) => store.list_with_offset(Some(&prefix), after),
-        None => store.list(Some(&prefix)),
+        Some(after) => store.list_with_offset(Some(&prefix.folder), after),
+        None => store.list(Some(&prefix.folder)),
     };
-    let failed = |e| Error::from(e).while_doing(format!("could not list s3://{bucket}/{prefix}"));
+    let failed = |e| Error::from(e).while_doing(format!("could not list s3://{}/{}", prefix.bucket, prefix.keys));
     let (mut found, mut last, mut seen) = (Vec::new(), None, 0);
     while let Some(meta) = listed.try_next().await.map_err(failed)? {
+        let object = announced(&prefix.bucket, &meta);
+        let is_of_age = ages_ms.contains(&meta.last_modified.timestamp_millis());
         // An empty object holds no row, and may be the mark of a folder.
-        if meta.size > 0 && ages_ms.contains(&meta.last_modified.timestamp_millis()) {
-            found.push(announced(&bucket, &meta));
+        if meta.size > 0 && is_of_age && object.key.starts_with(&prefix.keys) {
+            found.push(object);
         }
         seen += 1;
         if seen == PAGE_KEYS {
@@ -150,7 +162,7 @@ async fn check(store: Arc<dyn ObjectStore>, objects: Vec<Announced>) -> Result<A
         let store = Arc::clone(&store);
         async move {
             let options = GetOptions { head: true, ..GetOptions::default() };
-            let Ok(path) = Path::parse(&object.key) else { return Ok(None) };
+            let Some(path) = keys::path_of(&object.key) else { return Ok(None) };
             match store.get_opts(&path, options).await {
                 // Overwritten since: the new content has its own message, or is found in the next pass.
                 Ok(answer) if etag(&answer.meta) != object.etag => Ok(None),
@@ -170,7 +182,7 @@ async fn check(store: Arc<dyn ObjectStore>, objects: Vec<Announced>) -> Result<A
 fn announced(bucket: &str, meta: &ObjectMeta) -> Announced {
     Announced {
         bucket: bucket.to_owned(),
-        key: meta.location.to_string(),
+        key: keys::key_of(&meta.location),
         version: None,
         etag: etag(meta),
         sequencer: None,

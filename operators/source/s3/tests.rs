@@ -3,11 +3,12 @@
 use std::collections::BTreeMap;
 use std::io::Write;
 
+use object_store::ObjectStoreExt;
 use serde_json::json;
 
 use super::*;
 use crate::clock::SystemClock;
-use crate::store::{Backend, Store};
+use crate::store::{self, Backend, Store};
 use crate::testing::clock::ManualClock;
 use crate::testing::ministack::Ministack;
 use crate::testing::source::{conforms, read};
@@ -250,6 +251,54 @@ async fn objects_whose_message_is_lost_are_found_once() {
     let (seen, _) = read(&mut source(), &cut).await;
     let names: Vec<_> = seen.partitions().iter().map(|p| p.split('#').next().unwrap().to_owned()).collect();
     assert_eq!(names, ["s3://landing/in/again.json"]);
+}
+
+/// Keys that people have: with spaces, plus, percent, unicode, two slashes in a row, and one at either end.
+const KEYS: [&str; 9] = [
+    "in/a b.json",
+    "in/a+b.json",
+    "in/100%.json",
+    "in/%2B%20.json",
+    "in/ü/日本.json",
+    "in//twice.json",
+    "in/end/",
+    "in/double//",
+    "in/&<>'\".json",
+];
+
+#[tokio::test]
+async fn every_key_is_read_whether_it_was_announced_or_listed() {
+    let server = Server::start();
+    let queue = server.ministack.queue("keys").await;
+    server.ministack.announce("landing", "keys");
+    let store = requests::bucket(&server.ministack.config(), "landing", None).unwrap().build().unwrap();
+    for (number, key) in KEYS.iter().enumerate() {
+        store.put(&keys::path_of(key).unwrap(), lines(number, 1).into()).await.unwrap();
+    }
+    let every = Duration::from_secs(1);
+    tokio::time::sleep(every).await;
+    let expected: BTreeMap<_, _> = KEYS
+        .iter()
+        .enumerate()
+        .map(|(number, key)| {
+            (format!("s3://landing/{key}"), String::from_utf8(lines(number, 1)).unwrap().replace('\n', " "))
+        })
+        .collect();
+    let listed = server.ministack.queue("nothing").await;
+    for (queue, reconcile) in [(&queue, None), (&listed, Some(every))] {
+        let mut settings = S3Settings { reconcile, ..server.settings(queue, VISIBILITY) };
+        // A prefix need not end between two parts of a key.
+        settings.allow = vec!["s3://landing/i".into()];
+        let mut source = S3Source::new(settings, Arc::new(SystemClock), Some(server.ministack.config())).unwrap();
+        let (seen, _) = read(&mut source, &Cut::default()).await;
+        assert!(seen.rejects.is_empty(), "{:?}", seen.rejects);
+        let texts: BTreeMap<_, _> = seen
+            .partitions()
+            .iter()
+            .map(|name| (name.split_once('#').unwrap().0.to_owned(), seen.text(name).to_owned()))
+            .collect();
+        assert_eq!(texts, expected);
+    }
 }
 
 #[test]

@@ -1,6 +1,6 @@
 //! A stream in memory that keeps the service's rules, and breaks them when told to.
 
-use std::collections::VecDeque;
+use std::collections::{HashMap, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
@@ -19,6 +19,15 @@ const CALLS_PER_SECOND: usize = 5;
 
 /// Records in one answer: few, so that a test sees many.
 const RECORDS_PER_ANSWER: usize = 40;
+
+/// The most records that an answer may be asked for.
+const RECORDS_ASKED_MAX: u32 = 10_000;
+
+/// Bytes in one answer; a record that is larger comes alone.
+const BYTES_PER_ANSWER: usize = 10_000_000;
+
+/// Bytes that a shard gives in a second. What an answer has more of is taken off the seconds behind it.
+const BYTES_PER_SECOND: f64 = 2.0 * 1024.0 * 1024.0;
 
 /// Shards on one page: few, so that every list has several.
 const SHARDS_PER_PAGE: usize = 2;
@@ -62,6 +71,8 @@ pub struct State {
     pub iterators: Vec<(Arc<str>, IteratorFrom)>,
     /// Whether the end of a shard names its children.
     pub names_children: bool,
+    /// Until when a shard gives nothing, since it has given its bytes.
+    paid_until: HashMap<Arc<str>, Instant>,
     /// Calls that were refused because they came too fast.
     pub throttled: usize,
     /// Calls that were refused because their iterator was too old.
@@ -118,6 +129,7 @@ impl FakeStream {
             reads: Vec::new(),
             iterators: Vec::new(),
             names_children: true,
+            paid_until: HashMap::new(),
             throttled: 0,
             expired: 0,
             subscriptions: Vec::new(),
@@ -293,7 +305,9 @@ impl Service for FakeStream {
         let second = |(shard, at): &&(Arc<str>, Instant)| shard.as_ref() == id && now - *at < Duration::from_secs(1);
         let recent = state.reads.iter().filter(second).count();
         state.reads.push((id.into(), now));
-        if recent >= CALLS_PER_SECOND {
+        assert!((1..=RECORDS_ASKED_MAX).contains(&records_max), "{records_max} records were asked for");
+        let has_to_pay = state.paid_until.get(id).is_some_and(|until| now < *until);
+        if recent >= CALLS_PER_SECOND || has_to_pay {
             state.throttled += 1;
             return Err(fault(Break::Busy));
         }
@@ -304,7 +318,12 @@ impl Service for FakeStream {
         }
         let shard = state.shard(id)?;
         let start = index.max(shard.trimmed);
-        let end = shard.records.len().min(start + RECORDS_PER_ANSWER.min(records_max as usize));
+        let mut end = shard.records.len().min(start + RECORDS_PER_ANSWER.min(records_max as usize));
+        let bytes = |end: usize| shard.records[start..end].iter().map(|r| r.data.len()).sum::<usize>();
+        while end > start + 1 && bytes(end) > BYTES_PER_ANSWER {
+            end -= 1;
+        }
+        let paid = Duration::from_secs_f64(bytes(end) as f64 / BYTES_PER_SECOND);
         let token = |index: usize| Some(format!("{id}|{index}|{now_ms}"));
         match broken {
             Some(Break::Gap) => {
@@ -329,6 +348,7 @@ impl Service for FakeStream {
         } else {
             answer.next = token(end);
         }
+        state.paid_until.insert(id.into(), now + paid);
         Ok(answer)
     }
 }

@@ -326,6 +326,21 @@ async fn shards_are_asked_fast_when_behind_and_slowly_at_the_tip() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn large_records_are_read_at_the_pace_of_a_shard() {
+    const MIB: usize = 1024 * 1024;
+    let stream = FakeStream::new(1);
+    for bytes in [1, 1, 10, 3, 10, 10].into_iter().chain([1; 30]) {
+        stream.put_into(SHARD, "k", "x".repeat(bytes * MIB));
+    }
+    let mut consumer = Consumer::new(&stream, settings()).await;
+    let start = Instant::now();
+    consumer.read_to_idle().await;
+    assert_eq!(consumer.rows.iter().map(|row| row.data.len()).sum::<usize>(), 65 * MIB);
+    assert_eq!(stream.state().throttled, 0, "no call may come before the bytes of the last are paid for");
+    assert!(start.elapsed() < Duration::from_secs(65 / 2 + 10), "{:?}", start.elapsed());
+}
+
+#[tokio::test(start_paused = true)]
 async fn the_source_says_that_it_is_idle_though_next_is_dropped_often() {
     let stream = FakeStream::new(2);
     stream.put(0..10).await;

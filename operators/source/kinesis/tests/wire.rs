@@ -48,6 +48,8 @@ async fn failures_are_sorted_by_what_is_to_be_done() {
         (400, r#"{"__type":"ProvisionedThroughputExceededException","message":"Rate exceeded"}"#, "busy"),
         (400, r#"{"__type":"KMSThrottlingException","message":"slow down"}"#, "busy"),
         (400, r#"{"__type":"LimitExceededException","message":"slow down"}"#, "busy"),
+        (400, r#"{"__type":"ResourceInUseException","message":"another subscription"}"#, "busy"),
+        (500, r#"{"__type":"InternalFailureException","message":"oh"}"#, "busy"),
         (400, r#"{"__type":"ThrottlingException","message":"slow down"}"#, "busy"),
         (400, r#"{"__type":"ExpiredTokenException","message":"credentials are renewed"}"#, "busy"),
         (500, r#"{"__type":"InternalFailure","message":"oh"}"#, "busy"),
