@@ -73,7 +73,7 @@ fn prefix(check: &mut Check<'_>, path: &[&str], prefix: &str) {
         return check.error(&place, codes::BAD_ARCHIVE, message, hint);
     }
     let is_allowed = |c: char| c.is_ascii_alphanumeric() || "-_.=".contains(c);
-    let is_folder = |part: &str| !part.is_empty() && part.chars().all(is_allowed) && part.trim_matches('.') != "";
+    let is_folder = |part: &str| !part.is_empty() && part.chars().all(is_allowed) && !part.trim_matches('.').is_empty();
     let folders = prefix.strip_suffix('/');
     let is_good = prefix.is_empty() || folders.is_some_and(|folders| folders.split('/').all(is_folder));
     if !is_good {

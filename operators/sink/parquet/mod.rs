@@ -98,7 +98,7 @@ use self::commit::{Files, ParquetCommitter, PreparedFile, Rewrite, Staged, block
 use self::file::{FinishedFile, OpenFile, Output, Parts};
 use self::partition::{Group, Router};
 pub use self::partition::{PartitionBy, folder_values};
-use self::place::Place;
+use self::place::{Place, base_name, file_name, note_name};
 pub use self::roll::{Roll, RollingPlace, RollingSink, Waiting, is_over};
 use self::schema::StoredSchema;
 pub use self::schema::stored_columns;
@@ -491,19 +491,7 @@ fn send_parts(uploads: &mut Uploads, file: &mut OpenFile) {
     }
 }
 
-fn file_name(pipeline: &str, id: EpochId, number: u64, content: FileContent) -> String {
-    format!("{pipeline}-{}-{}-{number}{}", id.generation, id.epoch, content.ending())
-}
-
-fn note_name(id: EpochId, number: u64) -> String {
-    format!("{}-{}-{number}.json", id.generation, id.epoch)
-}
-
 /// Gives the folder of a file, relative to the table's; empty if there are no partitions.
 pub fn folder_of(path: &str) -> &str {
     path.rsplit_once('/').map_or("", |(folder, _)| folder)
-}
-
-fn base_name(path: &str) -> &str {
-    path.rsplit('/').next().unwrap_or(path)
 }

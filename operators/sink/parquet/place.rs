@@ -7,7 +7,9 @@ use object_store::ObjectStore;
 use object_store::multipart::MultipartStore;
 use object_store::path::Path;
 
+use super::FileContent;
 use crate::error::{Error, Result};
+use crate::sink::EpochId;
 use crate::store::{Backend, Store};
 
 /// The table's folder, and what stands before it.
@@ -47,4 +49,19 @@ impl Place {
             ))),
         }
     }
+}
+
+/// Gives the name of a file.
+pub(super) fn file_name(pipeline: &str, id: EpochId, number: u64, content: FileContent) -> String {
+    format!("{pipeline}-{}-{}-{number}{}", id.generation, id.epoch, content.ending())
+}
+
+/// Gives the name of the note about a file's upload.
+pub(super) fn note_name(id: EpochId, number: u64) -> String {
+    format!("{}-{}-{number}.json", id.generation, id.epoch)
+}
+
+/// Gives the name at the end of a path.
+pub(super) fn base_name(path: &str) -> &str {
+    path.rsplit('/').next().unwrap_or(path)
 }
