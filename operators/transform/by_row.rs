@@ -197,6 +197,7 @@ mod tests {
     #[tokio::test]
     async fn few_rows_of_many_batches_come_together() {
         let mut query = plan("SELECT n FROM numbers WHERE n % 100 = 0").await;
+        assert!(ByRow::of(query.physical()).is_some());
         let found = run(&mut query, &[2000; 50]).await;
         assert_eq!(found.iter().map(RecordBatch::num_rows).collect::<Vec<_>>(), [1000]);
     }

@@ -58,3 +58,40 @@ fn is_orderless(function: &AggregateFunctionExpr) -> bool {
     let known = [avg_udaf(), count_udaf()];
     function.fun().order_sensitivity().is_insensitive() || known.iter().any(|known| **known == *function.fun())
 }
+
+#[cfg(test)]
+mod tests {
+    use arrow::datatypes::{DataType, Field, Schema};
+    use datafusion::prelude::{SessionConfig, SessionContext};
+
+    use super::*;
+    use crate::clock::SystemClock;
+    use crate::transform::leaf::{Leaf, StreamTable};
+    use crate::transform::phases::{find, partial};
+    use crate::transform::query::Query;
+
+    /// Gives the number of lanes of a query.
+    async fn lanes_of(sql: &str) -> usize {
+        let leaf = Leaf::new(Arc::new(Schema::new(vec![
+            Field::new("site", DataType::Utf8View, true),
+            Field::new("n", DataType::Int64, true),
+        ])));
+        let session = SessionContext::new_with_config(SessionConfig::new().with_target_partitions(1));
+        session.register_table("numbers", Arc::new(StreamTable(leaf.clone()))).unwrap();
+        let logical = session.sql(sql).await.unwrap().into_optimized_plan().unwrap();
+        let query = Query::new(session.state(), logical, vec![leaf], Arc::new(SystemClock)).await.unwrap();
+        in_lanes(partial(find(query.physical()).unwrap()).unwrap()).unwrap().1
+    }
+
+    #[tokio::test]
+    async fn what_asks_for_the_order_of_rows_has_one_lane() {
+        let cores = available_parallelism().map_or(1, NonZero::get).min(LANES_MAX);
+        let functions = "count(*), sum(n), avg(n), min(n), max(n)";
+        let lanes = lanes_of(&format!("SELECT site, {functions} FROM numbers WHERE n > 5 GROUP BY site")).await;
+        assert_eq!(lanes, cores);
+        for function in ["first_value(n)", "array_agg(n)", "string_agg(site, ',')", "last_value(n ORDER BY site)"] {
+            let lanes = lanes_of(&format!("SELECT site, sum(n), {function} FROM numbers GROUP BY site")).await;
+            assert_eq!(lanes, 1, "{function}");
+        }
+    }
+}

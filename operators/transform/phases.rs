@@ -97,7 +97,8 @@ fn first_phase(aggregate: &AggregateExec) -> &AggregateExec {
     below.unwrap_or(aggregate)
 }
 
-fn partial(aggregate: &AggregateExec) -> Result<AggregateExec> {
+/// Makes the phase that reads rows and gives states.
+pub(super) fn partial(aggregate: &AggregateExec) -> Result<AggregateExec> {
     let raw = first_phase(aggregate);
     AggregateExec::try_new(
         AggregateMode::Partial,
