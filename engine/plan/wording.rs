@@ -5,6 +5,7 @@ use std::borrow::Cow;
 use datafusion::common::utils::quote_identifier;
 use datafusion::common::{Column, SchemaError};
 use datafusion::error::DataFusionError;
+use nexus_operators::transform::functions::Function;
 
 use crate::spec::{is_part, offset_of, suggest};
 
@@ -177,7 +178,10 @@ fn function(text: &str) -> Option<Told> {
         let hint = nearest.map(|meant| format!("did you mean `{meant}`?"));
         return Some(Told::new(format!("there is no function `{name}`")).with_hint(hint));
     }
-    let (_, rest) = text.split_once("No function matches the given name and argument types '")?;
+    let (said, rest) = text.split_once("No function matches the given name and argument types '")?;
+    if let Some(usage) = own_usage(said) {
+        return Some(Told::new(usage));
+    }
     let (call, rest) = rest.split_once("'. ")?;
     let (name, arguments) = call.split_once('(')?;
     let takes = rest.split_once("Candidate functions:").map_or("", |(_, takes)| takes).split('\n').map(str::trim);
@@ -186,6 +190,14 @@ fn function(text: &str) -> Option<Told> {
     let listed = takes.get(..CALLS_MAX).unwrap_or(&takes).join(", ");
     let hint = (!takes.is_empty()).then(|| format!("cast its arguments; there are {listed}{more}"));
     Some(Told::new(format!("`{name}` does not take ({}", types(arguments))).with_hint(hint))
+}
+
+/// Gives what a function of Nexus says of its arguments.
+fn own_usage(said: &str) -> Option<&str> {
+    let (call, usage) = said.split_once(" user-defined coercion failed with: ")?;
+    let name = call.rsplit('\'').nth(1)?;
+    let is_own = Function::ALL.into_iter().any(|function| function.name() == name);
+    is_own.then(|| plain(usage.trim()))
 }
 
 /// Writes types as a pipeline file does.
