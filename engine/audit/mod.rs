@@ -144,7 +144,13 @@ pub async fn audit(plan: &Plan, settings: AuditSettings) -> Result<Audit> {
     };
     audit.faults = records::check(&plan.loaded.spec.name, &store, &records, &committed).await?;
     sources::check(&records.read, &mut audit);
-    let view = View { plan, store: &store, records: &records, committed: &committed };
+    let view = View {
+        #[cfg(feature = "postgres")]
+        plan,
+        store: &store,
+        records: &records,
+        committed: &committed,
+    };
     for name in &sinks(plan, &records) {
         let (findings, mut faults) = match listed.get(name) {
             Some(listed) => files::check(&view, name, listed).await?,
@@ -159,6 +165,7 @@ pub async fn audit(plan: &Plan, settings: AuditSettings) -> Result<Audit> {
 
 /// What the checks of sinks look at.
 struct View<'a> {
+    #[cfg(feature = "postgres")]
     plan: &'a Plan,
     store: &'a StateStore,
     records: &'a Records,
@@ -167,6 +174,7 @@ struct View<'a> {
 }
 
 impl View<'_> {
+    #[cfg(feature = "postgres")]
     fn pipeline(&self) -> &str {
         &self.plan.loaded.spec.name
     }
