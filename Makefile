@@ -92,7 +92,7 @@ soak-hour: test-env build ## Runs two pipelines under faults for an hour (SOAK_M
 	NEXUS_TEST_SOAK_MINUTES=$(SOAK_MINUTES) NEXUS_TEST_COMMAND="$${CARGO_TARGET_DIR:-target}/release/nexus" \
 		$(CARGO) test --workspace --all-features --locked --test nexus soak:: -- --nocapture
 
-state: test-env build ## Measures ten million remembered keys within 564 MiB, a million open windows within 114 MiB, as many sessions within 230
+state: test-env build ## Measures ten million remembered keys with `limits.memory` of 564 MiB, a million open windows with 114, as many sessions with 230
 	NEXUS_TEST_KEYS=10000000 NEXUS_TEST_WINDOWS=1000000 NEXUS_TEST_COMMAND="$${CARGO_TARGET_DIR:-target}/release/nexus" \
 		$(CARGO) test --workspace --all-features --locked --test nexus outgrow -- --nocapture --test-threads 1
 

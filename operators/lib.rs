@@ -26,6 +26,7 @@ pub mod aws;
 pub mod batch;
 pub mod clock;
 pub mod contained;
+mod cores;
 pub mod decode;
 pub mod error;
 pub mod fail;

@@ -2,7 +2,7 @@
 
 use std::fs;
 use std::io::Write;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use serde_json::{Value, json};
@@ -12,6 +12,17 @@ use crate::world::{World, ask, files, repository};
 
 fn text(path: &Path) -> &str {
     path.to_str().expect("the tests' paths are UTF-8")
+}
+
+/// Runs a pipeline with a table of three numbers; gives its file.
+fn made(world: &World) -> PathBuf {
+    let pipeline = world.file(
+        "made.yaml",
+        "name: made\nlake: ./lake\nsources:\n  made: { generate: { rows: 3, columns: { n: { sequence: {} } } } }\n\
+         silver:\n  made: { sql: SELECT n FROM made }\n",
+    );
+    world.run(&pipeline, &[]);
+    pipeline
 }
 
 /// Drafts a pipeline, which must pass its own check and tests; gives its text.
@@ -234,11 +245,7 @@ fn answers_come_in_four_formats() {
 #[test]
 fn a_query_that_is_wrong_is_shown_with_its_place() {
     let world = World::new();
-    let pipeline = world.file(
-        "made.yaml",
-        "name: made\nlake: ./lake\nsources:\n  made: { generate: { rows: 3, columns: { n: { sequence: {} } } } }\n\
-         silver:\n  made: { sql: SELECT n FROM made }\n",
-    );
+    let pipeline = made(&world);
     let said = |sql: &str| world.nexus(&["query", text(&pipeline), sql]).expect_code(1).stderr;
     let table = said("SELECT n\nFROM silver.mad");
     for part in [
@@ -257,12 +264,7 @@ fn a_query_that_is_wrong_is_shown_with_its_place() {
 #[test]
 fn a_query_changes_nothing() {
     let world = World::new();
-    let pipeline = world.file(
-        "made.yaml",
-        "name: made\nlake: ./lake\nsources:\n  made: { generate: { rows: 3, columns: { n: { sequence: {} } } } }\n\
-         silver:\n  made: { sql: SELECT n FROM made }\n",
-    );
-    world.run(&pipeline, &[]);
+    let pipeline = made(&world);
     for sql in
         ["DROP TABLE silver.made", "COPY silver.made TO 'out.csv'", "CREATE VIEW v AS SELECT 1", "SET datafusion.x = 1"]
     {
@@ -283,12 +285,7 @@ fn a_query_changes_nothing() {
 #[test]
 fn queries_are_asked_for_at_a_prompt() {
     let world = World::new();
-    let pipeline = world.file(
-        "made.yaml",
-        "name: made\nlake: ./lake\nsources:\n  made: { generate: { rows: 3, columns: { n: { sequence: {} } } } }\n\
-         silver:\n  made: { sql: SELECT n FROM made }\n",
-    );
-    world.run(&pipeline, &[]);
+    let pipeline = made(&world);
     let typed = "SELECT sum(n) AS total\nFROM silver.made;\nSELECT broken;\nquit\n";
     let said = on_terminal(&world, &["query", text(&pipeline)], typed);
     for part in ["nexus> ", "| total |", "| 3     |", "1 row", "error[N07"] {

@@ -1,9 +1,7 @@
 //! Queries that take each row by itself, filters and projections: batches are computed on several cores at once, and come
 //! out in the order in which they came.
 
-use std::num::NonZero;
 use std::sync::Arc;
-use std::thread::available_parallelism;
 
 use arrow::array::{ArrayRef, AsArray, RecordBatch, RecordBatchOptions};
 use arrow::compute::{BatchCoalescer, filter_record_batch};
@@ -19,9 +17,7 @@ use datafusion::physical_plan::stream::RecordBatchStreamAdapter;
 use futures::{FutureExt, StreamExt, TryStreamExt, stream};
 
 use super::leaf::LeafExec;
-
-/// The most batches that are computed at once: the rest of the pipeline wants cores too.
-const BATCHES_MAX: usize = 4;
+use crate::cores;
 
 /// The fewest rows of a batch for which a task of its own pays.
 const ROWS_MIN: usize = 1024;
@@ -55,7 +51,7 @@ impl ByRow {
 
     /// Computes the rows that come out.
     pub(super) fn over(self, rows: SendableRecordBatchStream) -> SendableRecordBatchStream {
-        let at_once = available_parallelism().map_or(1, NonZero::get).min(BATCHES_MAX);
+        let at_once = cores::of_a_stage();
         let (schema, filters) = (self.schema.clone(), self.steps.iter().any(|step| matches!(step, Step::Filter(_))));
         let computed = rows.map(move |batch| {
             let this = self.clone();

@@ -3,9 +3,7 @@
 //! States merge, so it does not matter which rows made which state: batches are dealt out to the lanes in turn, each lane
 //! filters, computes and adds up on a thread of its own, and the states of all of them are kept.
 
-use std::num::NonZero;
 use std::sync::Arc;
-use std::thread::available_parallelism;
 
 use datafusion::common::tree_node::{Transformed, TreeNode};
 use datafusion::functions_aggregate::average::avg_udaf;
@@ -19,18 +17,15 @@ use datafusion::physical_plan::projection::ProjectionExec;
 
 use super::leaf::LeafExec;
 use super::query::failed;
+use crate::cores;
 use crate::error::Result;
-
-/// The most lanes of an aggregate. Each has the states of all keys that come its way, and the rest of the pipeline wants
-/// cores too.
-const LANES_MAX: usize = 4;
 
 /// Makes the first phase of an aggregate run in lanes, and gives their number.
 ///
 /// One lane is left where more would change the result or where rows do not pass by one by one: a function that looks at
 /// the order of rows, a join, a subquery below the aggregate.
 pub(super) fn in_lanes(first_phase: AggregateExec) -> Result<(Arc<dyn ExecutionPlan>, usize)> {
-    let lanes = available_parallelism().map_or(1, NonZero::get).min(LANES_MAX);
+    let lanes = cores::of_a_stage();
     if lanes == 1 || !works_by_row(first_phase.input()) || !first_phase.aggr_expr().iter().all(|f| is_orderless(f)) {
         return Ok((Arc::new(first_phase), 1));
     }
@@ -85,10 +80,9 @@ mod tests {
 
     #[tokio::test]
     async fn what_asks_for_the_order_of_rows_has_one_lane() {
-        let cores = available_parallelism().map_or(1, NonZero::get).min(LANES_MAX);
         let functions = "count(*), sum(n), avg(n), min(n), max(n)";
         let lanes = lanes_of(&format!("SELECT site, {functions} FROM numbers WHERE n > 5 GROUP BY site")).await;
-        assert_eq!(lanes, cores);
+        assert_eq!(lanes, cores::of_a_stage());
         for function in ["first_value(n)", "array_agg(n)", "string_agg(site, ',')", "last_value(n ORDER BY site)"] {
             let lanes = lanes_of(&format!("SELECT site, sum(n), {function} FROM numbers GROUP BY site")).await;
             assert_eq!(lanes, 1, "{function}");

@@ -3,9 +3,7 @@
 //! Columns have nothing to do with one another until the row group is written out, so those of a wide batch are encoded
 //! and compressed by as many tasks as there are cores to run them.
 
-use std::num::NonZero;
 use std::panic::resume_unwind;
-use std::thread::available_parallelism;
 
 use arrow::array::RecordBatch;
 use arrow::datatypes::Fields;
@@ -13,8 +11,7 @@ use parquet::arrow::arrow_writer::{ArrowColumnChunk, ArrowColumnWriter, ArrowLea
 use parquet::errors::{ParquetError, Result};
 use tokio::runtime::Handle;
 
-/// The most tasks that encode a row group.
-const TASKS_MAX: usize = 4;
+use crate::cores;
 
 /// The fewest values of a batch for which tasks pay: they cost some microseconds, and so many values hundreds.
 const VALUES_MIN: usize = 32 << 10;
@@ -80,8 +77,7 @@ where
     I: Send + 'static,
     O: Send + 'static,
 {
-    let cores = available_parallelism().map_or(1, NonZero::get);
-    let tasks = cores.min(TASKS_MAX).min(items.len());
+    let tasks = cores::of_a_stage().min(items.len());
     let Some(runtime) = Handle::try_current().ok().filter(|_| tasks > 1 && values >= VALUES_MIN) else {
         return items.into_iter().map(work).collect();
     };
