@@ -13,7 +13,7 @@ use nexus_operators::source::generate::{self, GenerateSettings, GenerateSource, 
 #[cfg(feature = "kinesis")]
 use nexus_operators::source::kinesis::KinesisSettings;
 #[cfg(feature = "s3")]
-use nexus_operators::source::s3::S3Settings;
+use nexus_operators::source::s3::{OnPoison, PoisonPolicy, S3Settings};
 use nexus_operators::{Error, Result};
 
 use super::reference::infer;
@@ -229,6 +229,8 @@ impl SourcePlan {
             in_flight: spec.in_flight,
             framing: self.decoder.format.framing(),
             record_bytes_max: self.decoder.record_bytes_max,
+            object_bytes_max: spec.object.map(|size| size.0),
+            on_poison: poison_policy(&spec.on_poison),
             visibility: spec.visibility.0,
             reconcile: spec.reconcile.map(|every| every.0),
             aws: loaded.aws(spec.role.as_ref()),
@@ -238,6 +240,24 @@ impl SourcePlan {
     #[cfg(not(feature = "s3"))]
     fn s3(&self, _: &model::S3Source, _: &Loaded, _: &SharedClock) -> Result<Box<dyn Source>> {
         Err(not_built_in(&self.name, "s3"))
+    }
+}
+
+#[cfg(feature = "s3")]
+fn poison_policy(spec: &model::PoisonPolicy) -> PoisonPolicy {
+    let on = |on| match on {
+        model::OnPoison::Quarantine => OnPoison::Quarantine,
+        model::OnPoison::Retry => OnPoison::Retry,
+        model::OnPoison::Fail => OnPoison::Fail,
+    };
+    PoisonPolicy {
+        message: on(spec.message),
+        missing: on(spec.missing),
+        denied: on(spec.denied),
+        region: on(spec.region),
+        too_large: on(spec.too_large),
+        unreadable: on(spec.unreadable),
+        receives: spec.receives,
     }
 }
 

@@ -172,6 +172,14 @@ fn s3(check: &mut Check<'_>, path: &[&str], s3: &S3Source) {
         let place = [path, &["in_flight"]].concat();
         check.error(&place, codes::BAD_LIMIT, "no object may be read", "at least 1");
     }
+    if s3.object.is_some_and(|size| size.0 == 0) {
+        let place = [path, &["object"]].concat();
+        check.error(&place, codes::BAD_LIMIT, "no object may be read", "write a size, `5GiB`, or leave it out");
+    }
+    if s3.on_poison.receives == 0 {
+        let place = [path, &["on_poison", "receives"]].concat();
+        check.error(&place, codes::BAD_LIMIT, "no message is received", "at least 1");
+    }
     if !(VISIBILITY_MIN..=VISIBILITY_MAX).contains(&s3.visibility.0) {
         let place = [path, &["visibility"]].concat();
         check.error(&place, codes::BAD_LIMIT, "a message cannot be hidden for this long", "from `2s` to `12h`");

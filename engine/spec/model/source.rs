@@ -6,7 +6,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::{Archive, ErrorBudget, Roles};
-use crate::spec::units::Span;
+use crate::spec::units::{ByteSize, Span};
 
 /// Where records come from, and how they read. Exactly one of `file`, `kinesis`, `s3` and `generate` is given.
 #[derive(Debug, Clone, Deserialize, JsonSchema)]
@@ -142,9 +142,56 @@ pub struct S3Source {
     /// each time.
     #[serde(default)]
     pub reconcile: Option<Span>,
+    /// The largest object that is read, as it is stored; any size if not given.
+    #[serde(default)]
+    pub object: Option<ByteSize>,
+    /// What becomes of messages and objects that cannot be read.
+    #[serde(default)]
+    pub on_poison: PoisonPolicy,
     /// The role that takes the messages and reads the objects; that of `aws` if not given.
     #[serde(default)]
     pub role: Option<Roles>,
+}
+
+/// What becomes of messages and objects that cannot be read, by what is wrong with them. None holds up another.
+#[derive(Debug, Clone, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct PoisonPolicy {
+    /// A message that is no notification, or names an object outside of `allow`.
+    pub message: OnPoison,
+    /// An object that is not there.
+    pub missing: OnPoison,
+    /// An object that may not be read.
+    pub denied: OnPoison,
+    /// An object of a bucket in another region.
+    pub region: OnPoison,
+    /// An object larger than `object`.
+    pub too_large: OnPoison,
+    /// An object that was overwritten, or does not unpack or divide into records.
+    pub unreadable: OnPoison,
+    /// How often a message is received until its object counts as missing, denied or in another region: that may pass.
+    pub receives: u32,
+}
+
+impl Default for PoisonPolicy {
+    fn default() -> Self {
+        let on = OnPoison::default();
+        Self { message: on, missing: on, denied: on, region: on, too_large: on, unreadable: on, receives: 3 }
+    }
+}
+
+/// What becomes of what cannot be read.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum OnPoison {
+    /// It goes to the quarantine with its reason, and its message is deleted.
+    #[default]
+    Quarantine,
+    /// It is left until its message comes again, later each time, up to a quarter of an hour: until it can be read, or
+    /// the queue gives the message to its dead-letter queue.
+    Retry,
+    /// The run ends with an error that says why; the message stays in the queue.
+    Fail,
 }
 
 /// Rows made by Nexus.

@@ -157,12 +157,16 @@ impl PostgresCommitter {
         if target.way == Way::Staged {
             run(&transaction, "make a temporary table", &self.table.stage_sql()).await?;
         }
-        for name in &spooled.files {
-            let file = self.spooled(name).await?;
-            match target.way {
-                Way::Direct => judge.land(file).await.map_err(|e| advised(e, target))?,
-                Way::Staged => judge.stage(file).await?,
-            }
+        let mut names = spooled.files.iter();
+        let mut fetched = self.fetch(names.next()).await?;
+        while let Some(file) = fetched {
+            let landing = async {
+                match target.way {
+                    Way::Direct => judge.land(file).await.map_err(|e| advised(e, target)),
+                    Way::Staged => judge.stage(file).await,
+                }
+            };
+            ((), fetched) = tokio::try_join!(landing, self.fetch(names.next()))?;
         }
         if judge.rows + spooled.refused_rows != spooled.rows {
             return Err(Error::internal(format!(
@@ -193,6 +197,14 @@ impl PostgresCommitter {
         transaction.commit().await.map_err(|e| failed("could not end the transaction", e))?;
         fail::point("after_postgres_commit")?;
         Ok(())
+    }
+
+    /// Reads a file of the spool, if there is one more.
+    async fn fetch(&self, name: Option<&String>) -> Result<Option<Bytes>> {
+        match name {
+            Some(name) => self.spooled(name).await.map(Some),
+            None => Ok(None),
+        }
     }
 
     /// Reads a file of the spool.

@@ -59,10 +59,10 @@ pub(super) async fn batches(
     sql: &str,
     which: Vec<usize>,
     numbered: bool,
-    batches: Vec<RecordBatch>,
+    batches: impl Iterator<Item = Result<RecordBatch>> + Send + 'static,
 ) -> Result<u64> {
     let table = table.clone();
-    send(transaction, sql, move |to| encode(&table.columns, &which, numbered, batches.into_iter().map(Ok), to)).await
+    send(transaction, sql, move |to| encode(&table.columns, &which, numbered, batches, to)).await
 }
 
 /// Gives numbers that follow one another.

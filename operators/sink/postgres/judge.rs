@@ -7,6 +7,7 @@
 //! until it is one row, one that is taken lets the next be twice as large. So the server decides of every row, no row
 //! crosses the wire more than twice, and rows that are good cost little more than a plain COPY of them.
 
+use std::collections::HashSet;
 use std::sync::Arc;
 
 use arrow::array::{AsArray, BooleanArray, Int64Array, RecordBatch};
@@ -16,6 +17,7 @@ use bytes::Bytes;
 use deadpool_postgres::Transaction;
 use tokio_postgres::types::Type;
 
+use super::alike::Alike;
 use super::columns::{Columns, ROW_COLUMN};
 use super::copy;
 use super::failure::{ROW_CONDITIONS, failed};
@@ -82,8 +84,7 @@ impl<'a> Judge<'a> {
             }
             self.wariness = Wariness::Wary(probe);
         }
-        let batches: Vec<_> = copy::rows(&self.table.columns, &file)?.collect::<Result<_>>()?;
-        drop(file);
+        let batches = self.read(file).await?;
         let first = self.rows;
         self.rows += batches.iter().map(|batch| batch.num_rows() as u64).sum::<u64>();
         self.land_warily(first, batches).await
@@ -125,10 +126,10 @@ impl<'a> Judge<'a> {
             return self.try_batches(&part(first, &batches, None)?, RANGE_ROWS).await;
         };
         let good = suspected.iter().map(not).collect::<Result<Vec<_>, _>>()?;
-        let (good, suspected) = (part(first, &batches, Some(&good))?, part(first, &batches, Some(&suspected))?);
-        drop(batches);
         let before = Savepoint::begin(self.transaction, "nexus_file").await?;
-        let rows = good.iter().map(|part| part.rows.clone()).collect();
+        // The others are left out where rows are encoded, while the server takes those before.
+        let rows = batches.clone().into_iter().zip(good.clone());
+        let rows = rows.map(|(rows, good)| Ok(filter_record_batch(&rows, &good)?));
         let which = self.table.columns.all();
         let sql = self.table.copy_direct_sql();
         match copy::batches(self.transaction, self.table, &sql, which, false, rows).await {
@@ -136,28 +137,39 @@ impl<'a> Judge<'a> {
             Err(error) if self.may_judge(&error) => {
                 before.rollback().await?;
                 self.wariness = Wariness::Distrusting;
-                self.try_batches(&good, RANGE_ROWS).await?;
+                self.try_batches(&part(first, &batches, Some(&good))?, RANGE_ROWS).await?;
             }
             Err(error) => return Err(error),
         }
         // Most of them are bad: a range of several would be tried in vain.
-        self.try_batches(&suspected, 1).await
+        self.try_batches(&part(first, &batches, Some(&suspected))?, 1).await
+    }
+
+    /// Reads a spooled file, beside what else the process does.
+    async fn read(&self, file: Bytes) -> Result<Vec<RecordBatch>> {
+        let table = self.table.clone();
+        let reading = tokio::task::spawn_blocking(move || copy::rows(&table.columns, &file)?.collect());
+        reading.await.map_err(|e| Error::internal("a decoding task ended early").because(e))?
     }
 
     /// Tells of each row whether it is likely to be refused.
     async fn suspects(&self, probe: Option<&Probe>, batches: &[RecordBatch]) -> Result<Vec<BooleanArray>> {
         let mut suspected = batches.iter().map(|rows| self.target.suspects(rows)).collect::<Result<Vec<_>>>()?;
         let Some(probe) = probe else { return Ok(suspected) };
+        let asked = batches.iter().map(|rows| rows.project(&probe.columns)).collect::<Result<Vec<_>, _>>()?;
+        let alike = Alike::of(&asked)?;
         let mut first = 0;
-        let mut numbered = Vec::with_capacity(batches.len());
-        for rows in batches {
-            let numbers = copy::numbers(first, rows.num_rows())?;
-            numbered.push(Columns::number(&rows.project(&probe.columns)?, &numbers)?);
-            first += rows.num_rows() as u64;
+        let mut numbered = Vec::with_capacity(asked.len());
+        for rows in asked {
+            let (count, numbers) = (rows.num_rows(), copy::numbers(first as u64, rows.num_rows())?);
+            let rows = Columns::number(&rows, &numbers)?;
+            numbered.push(Ok(filter_record_batch(&rows, &alike.stand_for_themselves(first, count))?));
+            first += count;
         }
         let before = Savepoint::begin(self.transaction, "nexus_probe").await?;
         let sql = self.table.copy_probe_sql(probe);
-        match copy::batches(self.transaction, self.table, &sql, probe.columns.clone(), true, numbered).await {
+        let which = probe.columns.clone();
+        match copy::batches(self.transaction, self.table, &sql, which, true, numbered.into_iter()).await {
             Ok(_) => before.release().await?,
             // A condition that fails on a row, such as a division by zero: the row itself will be refused.
             Err(error) if matches!(error.kind(), ErrorKind::Data | ErrorKind::Config) => {
@@ -167,17 +179,16 @@ impl<'a> Judge<'a> {
             Err(error) => return Err(error),
         }
         let doing = |e| failed("could not read what a probe has found", e);
-        let sql = format!("SELECT {} FROM {PROBED} ORDER BY 1", quote(ROW_COLUMN));
+        let sql = format!("SELECT {} FROM {PROBED}", quote(ROW_COLUMN));
         let found = self.transaction.query_typed(&sql, &[]).await.map_err(doing)?;
         run(self.transaction, "empty a temporary table", &format!("TRUNCATE {PROBED}")).await?;
-        let found = found.iter().map(|row| row.try_get::<_, i64>(0)).collect::<Result<Vec<_>, _>>().map_err(doing)?;
-        let mut found = found.into_iter().peekable();
+        let found = found.iter().map(|row| row.try_get::<_, i64>(0).map(i64::cast_unsigned));
+        let found = found.collect::<Result<HashSet<_>, _>>().map_err(doing)?;
         let mut first = 0;
         for suspected in &mut suspected {
-            let end = first + i64::try_from(suspected.len()).unwrap_or(i64::MAX);
-            let probed: BooleanArray = (first..end).map(|row| Some(found.next_if_eq(&row).is_some())).collect();
+            let probed = alike.found(first, suspected.len(), |row| found.contains(&(row as u64)));
+            first += suspected.len();
             *suspected = or(suspected, &probed)?;
-            first = end;
         }
         Ok(suspected)
     }
@@ -188,14 +199,15 @@ impl<'a> Judge<'a> {
         let mut of_epoch = Vec::new();
         for part in parts {
             let ordinals = copy::numbers(of_epoch.len() as u64, part.rows.num_rows())?;
-            rows.push(Columns::number(&part.rows, &ordinals)?);
+            rows.push(Columns::number(&part.rows, &ordinals));
             of_epoch.extend_from_slice(part.numbers.values());
         }
         if of_epoch.is_empty() {
             return Ok(());
         }
         let which = self.table.columns.all();
-        copy::batches(self.transaction, self.table, &self.table.copy_staged_sql(), which, true, rows).await?;
+        copy::batches(self.transaction, self.table, &self.table.copy_staged_sql(), which, true, rows.into_iter())
+            .await?;
         let unknown = || Error::internal("the server has judged a row that it was not given");
         let number = |ordinal: u64| {
             let number = usize::try_from(ordinal).ok().and_then(|at| of_epoch.get(at)).ok_or_else(unknown)?;

@@ -43,6 +43,7 @@
 //! # }
 //! ```
 
+mod alike;
 pub mod audit;
 mod columns;
 mod commit;

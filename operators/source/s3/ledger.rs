@@ -125,10 +125,13 @@ impl Ledger {
         self.ages.push_back((now_ms, Arc::clone(name)));
     }
 
-    /// Gives up an object for now, and with it every message that names it: the queue sends them again. Gives their
-    /// receipts.
-    pub fn release(&mut self, name: &Arc<str>) -> Vec<String> {
+    /// Gives up an object for now that has been read up to an offset, and with it every message that names it: the
+    /// queue sends them again. Gives their receipts.
+    pub fn release(&mut self, name: &Arc<str>, offset: u64, now_ms: i64) -> Vec<String> {
         self.started.remove(name);
+        if offset > 0 && self.begun.insert(Arc::clone(name), offset).is_none() {
+            self.ages.push_back((now_ms, Arc::clone(name)));
+        }
         let released = self.messages.extract_if(|_, message| message.pending.contains(name));
         released.map(|(_, message)| message.receipt).collect()
     }
@@ -256,9 +259,13 @@ mod tests {
     fn a_released_object_is_started_when_its_message_returns() {
         let mut ledger = Ledger::open(&Cut::default(), 0);
         ledger.hold("m", "r", &[name("a"), name("b")], 0);
-        assert_eq!(ledger.release(&name("a")), ["r"]);
+        assert_eq!(ledger.release(&name("a"), 7, 0), ["r"]);
         assert_eq!(ledger.held(), 0);
         assert_eq!(ledger.hold("m", "r2", &[name("a"), name("b")], 0), [name("a")], "b is still being read");
+        assert_eq!([ledger.begun_at("a"), ledger.begun_at("b")], [7, 0], "it goes on where it was left");
+        ledger.release(&name("a"), 9, 1);
+        assert_eq!(ledger.begun_at("a"), 9);
+        assert_eq!(ledger.forget(REMEMBER_MS + 1), ["a"]);
     }
 
     #[test]

@@ -7,14 +7,16 @@
 //! not be kept comes back, and is recognised. Objects whose message was lost are
 //! found by listing, where that is asked for.
 //!
-//! What cannot be read goes to the quarantine with the message that named it;
-//! what is missing or denied is tried a few times first, each time the queue
-//! sends it again. No object holds up another.
+//! What cannot be read goes to the quarantine with the message that named it,
+//! unless the [`PoisonPolicy`] has it otherwise; what is missing or denied is
+//! tried a few times first, each time the queue sends it again. No object holds
+//! up another.
 
 pub(crate) mod envelope;
 mod keys;
 pub(crate) mod ledger;
 mod object;
+mod poison;
 mod probe;
 mod queue;
 mod reconcile;
@@ -38,6 +40,8 @@ use tokio::time::Instant;
 use self::envelope::Announced;
 use self::ledger::Ledger;
 use self::object::{Object, Read};
+use self::poison::{Decision, Poison};
+pub use self::poison::{OnPoison, PoisonPolicy};
 pub use self::probe::{probe_prefix, probe_queue};
 use self::queue::{Outcome, Queue, Received};
 use self::reconcile::{Answer, Found, Reconcile};
@@ -54,10 +58,6 @@ use crate::store::patient::Patient;
 
 /// How long `next` waits before it says that there is nothing, over all calls that were dropped meanwhile.
 const WAIT: Duration = Duration::from_millis(900);
-
-/// Receives of a message after which an object that is missing or denied is given up: S3 is consistent, so the
-/// second receive only helps where permissions or a copy come late.
-const RECEIVES_MAX: u32 = 3;
 
 /// Messages held at once: far from the 120 000 that a queue allows in flight, and extended by 1000 calls.
 const HELD_MAX: usize = 10_000;
@@ -79,6 +79,10 @@ pub struct S3Settings {
     pub framing: Framing,
     /// The largest record.
     pub record_bytes_max: usize,
+    /// The largest object, as it is stored; any if not given.
+    pub object_bytes_max: Option<u64>,
+    /// What becomes of what cannot be read.
+    pub on_poison: PoisonPolicy,
     /// How long a message stays invisible without being extended.
     pub visibility: Duration,
     /// How often the prefixes are listed to find objects whose message was lost; never if not given.
@@ -111,12 +115,15 @@ pub struct S3Source {
     silent_at: Option<Instant>,
 }
 
-/// Something that can never be read.
+/// Something that cannot be read.
 struct Rejected {
     partition: Arc<str>,
     offset: u64,
     raw: Bytes,
     reason: String,
+    poison: Poison,
+    /// How often its message was received.
+    receives: u32,
 }
 
 impl S3Source {
@@ -188,12 +195,12 @@ impl S3Source {
         let names: Vec<_> =
             objects.keys().chain(reasons.keys().filter(|n| !objects.contains_key(*n))).cloned().collect();
         for name in self.ledger.hold(&message.id, &message.receipt, &names, self.clock.now_us()) {
-            let raw = message.body.clone();
+            let (raw, receives) = (message.body.clone(), message.receives);
             if let Some(reason) = reasons.remove(&name) {
-                self.rejects.push_back(Rejected { partition: name, offset: 0, raw, reason });
+                let poison = Poison::Message;
+                self.rejects.push_back(Rejected { partition: name, offset: 0, raw, reason, poison, receives });
             } else if let Some(announced) = objects.remove(&name) {
                 let offset = self.ledger.begun_at(&name);
-                let receives = message.receives;
                 self.waiting.push(Object { name, announced, body: raw, receives, offset, reader: None });
             }
         }
@@ -262,9 +269,9 @@ impl S3Source {
 
     fn read_on(&mut self, object: Object) -> Result<()> {
         let store = self.bucket(&object.announced.bucket)?;
-        let S3Settings { framing, record_bytes_max, .. } = self.settings;
+        let S3Settings { framing, record_bytes_max, object_bytes_max, .. } = self.settings;
         let settings = FramedSettings { framing, record_bytes_max, waits: false };
-        self.running.push(object.read(store, settings).boxed());
+        self.running.push(object.read(store, settings, object_bytes_max).boxed());
         Ok(())
     }
 
@@ -298,19 +305,12 @@ impl S3Source {
                 self.done(&object.name, offset);
                 Ok(None)
             }
-            Read::Missing(reason) if object.receives < RECEIVES_MAX => {
-                tracing::warn!(source = self.settings.name, reason, "an object is left until its message comes again");
-                self.reading.retain(|name| *name != object.name);
-                let released = self.ledger.release(&object.name);
-                self.released.extend(released.into_iter().map(|receipt| (receipt, object.receives)));
-                Ok(None)
-            }
-            Read::Missing(reason) | Read::Unreadable(reason) => {
-                // An object that has vanished since a part of it was read stays where it was.
+            Read::Poison(poison, reason) => {
+                let receives = object.receives;
                 let unread = (object.offset, Bytes::new());
                 let (offset, rest) = object.reader.as_ref().map_or(unread, |r| (r.offset(), r.rest()));
                 let raw = if rest.is_empty() { object.body } else { rest };
-                Ok(Some(self.reject(Rejected { partition: object.name, offset, raw, reason })))
+                self.reject(Rejected { partition: object.name, offset, raw, reason, poison, receives })
             }
             Read::Failed(error) => {
                 self.read_on(object)?;
@@ -328,10 +328,23 @@ impl S3Source {
         SourceEvent::Chunk(Chunk { partition, payload: Payload::Records(Vec::new()), read_at_us, lag_ms: None })
     }
 
-    fn reject(&mut self, rejected: Rejected) -> SourceEvent {
-        let Rejected { partition, offset, raw, reason } = rejected;
-        self.done(&partition, offset);
-        SourceEvent::Reject { partition, offset: offset.to_string(), raw, reason }
+    /// Deals with what cannot be read; gives an event if it goes to the quarantine.
+    fn reject(&mut self, rejected: Rejected) -> Result<Option<SourceEvent>> {
+        let Rejected { partition, offset, raw, reason, poison, receives } = rejected;
+        match self.settings.on_poison.decide(poison, receives, &reason)? {
+            Decision::Quarantine => {
+                self.done(&partition, offset);
+                Ok(Some(SourceEvent::Reject { partition, offset: offset.to_string(), raw, reason }))
+            }
+            Decision::Leave => {
+                let source = &self.settings.name;
+                tracing::warn!(source, reason, "what cannot be read is left until its message comes again");
+                self.reading.retain(|name| *name != partition);
+                let released = self.ledger.release(&partition, offset, self.now_ms());
+                self.released.extend(released.into_iter().map(|receipt| (receipt, receives)));
+                Ok(None)
+            }
+        }
     }
 
     fn done(&mut self, name: &Arc<str>, offset: u64) {
@@ -358,7 +371,7 @@ impl S3Source {
         failure.map_or(Ok(()), Err)
     }
 
-    /// Has messages whose objects are missing come again the later, the more often they have come.
+    /// Has messages that are left for now come again the later, the more often they have come.
     async fn postpone_released(&mut self) -> Result<()> {
         for (receipt, receives) in std::mem::take(&mut self.released) {
             // One that cannot be postponed comes again when its visibility ends.
@@ -410,9 +423,11 @@ impl Source for S3Source {
         self.silent_at.take_if(|at| now.duration_since(*at) > WAIT);
         let deadline = *self.silent_at.get_or_insert(now + WAIT);
         loop {
-            if let Some(rejected) = self.rejects.pop_front() {
-                self.silent_at = None;
-                return Ok(self.reject(rejected));
+            while let Some(rejected) = self.rejects.pop_front() {
+                if let Some(event) = self.reject(rejected)? {
+                    self.silent_at = None;
+                    return Ok(event);
+                }
             }
             self.start()?;
             self.receive_more()?;

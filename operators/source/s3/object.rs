@@ -7,6 +7,7 @@ use object_store::{Error as StoreError, GetOptions, ObjectStore};
 
 use super::envelope::Announced;
 use super::keys;
+use super::poison::Poison;
 use crate::error::{Error, ErrorKind, Result};
 use crate::source::framed::{Framed, FramedSettings, Input, ObjectInput, Step};
 
@@ -30,19 +31,22 @@ pub struct Object {
 pub enum Read {
     /// The next piece, or the end.
     Step(Step),
-    /// There is no such object, or it may not be read; that may pass.
-    Missing(String),
-    /// It can never be read.
-    Unreadable(String),
+    /// It cannot be read, for this reason.
+    Poison(Poison, String),
     /// S3 cannot be reached now.
     Failed(Error),
 }
 
 impl Object {
     /// Reads the next piece, and hands the object back with it.
-    pub async fn read(mut self, store: Arc<dyn ObjectStore>, settings: FramedSettings) -> (Self, Read) {
+    pub async fn read(
+        mut self,
+        store: Arc<dyn ObjectStore>,
+        settings: FramedSettings,
+        bytes_max: Option<u64>,
+    ) -> (Self, Read) {
         if self.reader.is_none() {
-            match self.find(store).await {
+            match self.find(store, bytes_max).await {
                 Ok(input) => {
                     let name = Arc::clone(&self.name);
                     self.reader = Some(Framed::new(name, Input::Object(input), settings, self.offset));
@@ -56,30 +60,33 @@ impl Object {
         };
         let read = match step {
             Ok(step) => Read::Step(step),
-            Err(e) if e.kind() == ErrorKind::Data => Read::Unreadable(e.to_string()),
+            Err(e) if e.kind() == ErrorKind::Data => Read::Poison(Poison::Unreadable, e.to_string()),
             Err(e) => Read::Failed(e),
         };
         (self, read)
     }
 
     /// Looks the object up: its length, and whether it still is the content that was announced.
-    async fn find(&self, store: Arc<dyn ObjectStore>) -> Result<ObjectInput, Read> {
+    async fn find(&self, store: Arc<dyn ObjectStore>, bytes_max: Option<u64>) -> Result<ObjectInput, Read> {
         let (name, key) = (&self.name, &self.announced.key);
+        let poison = |poison, text| Err(Read::Poison(poison, text));
         let Some(path) = keys::path_of(key) else {
             let text = format!("{name}: keys with `.` and `..` parts or control characters cannot be read");
-            return Err(Read::Unreadable(text));
+            return poison(Poison::Unreadable, text);
         };
         let version = self.announced.version.clone();
         let options = GetOptions { head: true, version: version.clone(), ..GetOptions::default() };
         let meta = match store.get_opts(&path, options).await {
             Ok(answer) => answer.meta,
-            Err(e @ StoreError::NotFound { .. }) => return Err(Read::Missing(format!("{name} does not exist: {e}"))),
+            Err(e @ StoreError::NotFound { .. }) => {
+                return poison(Poison::Missing, format!("{name} does not exist: {e}"));
+            }
             Err(e @ (StoreError::PermissionDenied { .. } | StoreError::Unauthenticated { .. })) => {
-                return Err(Read::Missing(format!("{name} may not be read: {e}")));
+                return poison(Poison::Denied, format!("{name} may not be read: {e}"));
             }
             // A bucket of another region answers so; no retry changes it.
             Err(e) if e.to_string().contains("redirect") => {
-                return Err(Read::Missing(format!("{name} is in another region than the pipeline: {e}")));
+                return poison(Poison::Region, format!("{name} is in another region than the pipeline: {e}"));
             }
             Err(e) => return Err(Read::Failed(Error::from(e).while_doing(format!("could not find {name}")))),
         };
@@ -87,7 +94,11 @@ impl Object {
         let found = meta.e_tag.as_deref().map(unquoted);
         let overwritten = found.is_some() && self.announced.etag.is_some() && found != self.announced.etag;
         if version.is_none() && overwritten {
-            return Err(Read::Unreadable(format!("{name} was overwritten before it was read")));
+            return poison(Poison::Unreadable, format!("{name} was overwritten before it was read"));
+        }
+        if let Some(max) = bytes_max.filter(|max| meta.size > *max) {
+            let text = format!("{name} has {} bytes, which is more than the {max} of `object`", meta.size);
+            return poison(Poison::TooLarge, text);
         }
         Ok(ObjectInput { store, path, version, etag: meta.e_tag, size: meta.size })
     }
@@ -132,25 +143,27 @@ mod tests {
         };
         let (name, body) = (announced.partition().into(), Bytes::new());
         let object = Object { name, announced, body, receives: 1, offset: 0, reader: None };
-        object.read(store, FramedSettings { framing: Framing::Json, record_bytes_max: 10, waits: false }).await.1
+        let settings = FramedSettings { framing: Framing::Json, record_bytes_max: 10, waits: false };
+        object.read(store, settings, Some(2)).await.1
     }
 
     #[tokio::test]
-    async fn what_may_pass_is_told_from_what_never_will() {
-        let may_pass = [
-            ("404 Not Found\r\nContent-Length: 0", "does not exist"),
-            ("403 Forbidden\r\nContent-Length: 0", "may not be read"),
-            ("301 Moved Permanently\r\nx-amz-bucket-region: eu-central-1\r\nContent-Length: 0", "is in another region"),
-        ];
-        for (answer, words) in may_pass {
-            let Read::Missing(reason) = read("k", answer).await else { panic!("{answer}") };
-            assert!(reason.contains(words), "{reason}");
-        }
-        let overwritten =
+    async fn what_cannot_be_read_is_told_apart() {
+        const OVERWRITTEN: &str =
             "200 OK\r\nContent-Length: 3\r\nETag: \"other\"\r\nLast-Modified: Thu, 01 Jan 2026 00:00:00 GMT";
-        for (key, answer, words) in [("k", overwritten, "was overwritten"), ("a/../k", overwritten, "cannot be read")] {
-            let Read::Unreadable(reason) = read(key, answer).await else { panic!("{answer}") };
-            assert!(reason.contains(words), "{reason}");
+        const LARGE: &str =
+            "200 OK\r\nContent-Length: 3\r\nETag: \"e\"\r\nLast-Modified: Thu, 01 Jan 2026 00:00:00 GMT";
+        const ELSEWHERE: &str = "301 Moved Permanently\r\nx-amz-bucket-region: eu-central-1\r\nContent-Length: 0";
+        for (key, answer, wanted, words) in [
+            ("k", "404 Not Found\r\nContent-Length: 0", Poison::Missing, "does not exist"),
+            ("k", "403 Forbidden\r\nContent-Length: 0", Poison::Denied, "may not be read"),
+            ("k", ELSEWHERE, Poison::Region, "is in another region"),
+            ("k", OVERWRITTEN, Poison::Unreadable, "was overwritten"),
+            ("a/../k", OVERWRITTEN, Poison::Unreadable, "cannot be read"),
+            ("k", LARGE, Poison::TooLarge, "has 3 bytes, which is more than the 2 of `object`"),
+        ] {
+            let Read::Poison(poison, reason) = read(key, answer).await else { panic!("{answer}") };
+            assert!(poison == wanted && reason.contains(words), "{poison:?}: {reason}");
         }
     }
 }

@@ -46,6 +46,8 @@ impl Server {
             in_flight: 3,
             framing: Framing::Json,
             record_bytes_max: 1024 * 1024,
+            object_bytes_max: None,
+            on_poison: PoisonPolicy::default(),
             visibility,
             reconcile: None,
             aws: Default::default(),
@@ -201,6 +203,49 @@ async fn a_missing_object_is_tried_again_before_it_is_rejected() {
 }
 
 #[tokio::test]
+async fn each_kind_of_poison_has_its_own_policy() {
+    let server = Server::start();
+    let queue = server.ministack.queue("policy").await;
+    let mut broken = gzip(&lines(0, 60_000));
+    broken.truncate(broken.len() - 9);
+    let broken = server.put("in/broken.gz", broken).await;
+    server.send(&queue, &json!({"Records": [broken]})).await;
+    server.send(&queue, &json!({"Records": [event("in/not-there.json", "e")]})).await;
+    server.send(&queue, &json!("what is this")).await;
+    let policy =
+        PoisonPolicy { unreadable: OnPoison::Retry, missing: OnPoison::Fail, receives: 1, ..PoisonPolicy::default() };
+    let settings = S3Settings { on_poison: policy, ..server.settings(&queue, Duration::from_secs(1)) };
+    let open =
+        || S3Source::new(settings.clone(), ManualClock::at(1_700_000_000_000_000), Some(server.ministack.config()));
+    let mut source = open().unwrap();
+    source.open(&Cut::default()).await.unwrap();
+    let (mut failures, mut quarantined, mut read) = (Vec::new(), Vec::new(), 0);
+    let started = std::time::Instant::now();
+    while started.elapsed() < Duration::from_secs(8) {
+        match source.next().await {
+            Ok(SourceEvent::Reject { reason, .. }) => quarantined.push(reason),
+            Ok(SourceEvent::Chunk(Chunk { payload: Payload::Framed { offset, bytes, .. }, .. })) => {
+                assert_eq!(offset, read, "what was read of an object is not read again");
+                read += bytes.len() as u64;
+            }
+            Ok(_) => {}
+            Err(error) => failures.push(error.to_string()),
+        }
+        source.maintain().await.unwrap();
+    }
+    let [failure] = &failures[..] else { panic!("{failures:?}") };
+    assert!(failure.contains("does not exist") && failure.contains("`on_poison: { missing: fail }`"), "{failure}");
+    let [reason] = &quarantined[..] else { panic!("{quarantined:?}") };
+    assert!(reason.contains("the message is no S3 event"), "{reason}");
+    assert!(read > 0);
+    let cut = source.cut();
+    source.committed(&cut).await.unwrap();
+    let (waiting, held) = server.messages(&queue).await;
+    assert_eq!(waiting + held, 2, "what is tried again, or ended the run, is not deleted");
+    assert!(!cut.advanced.keys().any(|name| name.contains("not-there")), "{cut:?}");
+}
+
+#[tokio::test]
 async fn a_message_that_is_held_does_not_become_visible() {
     let server = Server::start();
     let queue = server.ministack.queue("held").await;
@@ -336,6 +381,8 @@ fn settings_that_allow_nothing_are_refused() {
             in_flight: 1,
             framing: Framing::Json,
             record_bytes_max: 1024,
+            object_bytes_max: None,
+            on_poison: PoisonPolicy::default(),
             visibility: VISIBILITY,
             reconcile: None,
             aws: Default::default(),
