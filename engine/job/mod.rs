@@ -41,6 +41,7 @@ pub mod progress;
 pub mod redrive;
 mod reference;
 mod report;
+mod settling;
 mod sink;
 mod source;
 mod start;

@@ -78,6 +78,8 @@ sources:
       bucket_owner: 123456789012
       in_flight: 4
       visibility: 90s
+      object: 5GiB
+      on_poison: { message: fail, missing: retry, denied: retry, region: fail, too_large: quarantine, unreadable: quarantine, receives: 5 }
       role: [arn:aws:iam::111122223333:role/hub, { arn: "arn:aws:iam::444455556666:role/reader" }]
     format: raw
   lines: { file: { path: "in/**/*.csv.zst", follow: true }, format: csv }

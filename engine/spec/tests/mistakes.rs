@@ -167,6 +167,8 @@ fn a_source_is_checked_as_a_whole() {
         ("{ s3: { queue: https://q, allow: [s3://b], in_flight: 0 }, format: raw }", "N0603"),
         ("{ s3: { queue: https://q, allow: [s3://b], visibility: 1s }, format: raw }", "N0603"),
         ("{ s3: { queue: https://q, allow: [s3://b], visibility: 13h }, format: raw }", "N0603"),
+        ("{ s3: { queue: https://q, allow: [s3://b], object: 0B }, format: raw }", "N0603"),
+        ("{ s3: { queue: https://q, allow: [s3://b], on_poison: { receives: 0 } }, format: raw }", "N0603"),
         ("{ s3: { queue: https://q, allow: [s3://b/x], reconcile: 1h }, format: raw }", "N0408"),
         ("{ s3: { queue: https://q, allow: [s3://b/x/], reconcile: 10d }, format: raw }", "N0603"),
         (

@@ -260,7 +260,7 @@ impl S3Source {
     /// Begins with as many waiting objects as may be read at once.
     fn start(&mut self) -> Result<()> {
         while self.running.len() < self.settings.in_flight.max(1) && !self.waiting.is_empty() {
-            let object = self.waiting.swap_remove(first_of(&self.waiting));
+            let object = self.waiting.swap_remove(object::first_of(&self.waiting));
             self.reading.push(Arc::clone(&object.name));
             self.read_on(object)?;
         }
@@ -499,15 +499,4 @@ async fn poll_listing(reconcile: &mut Option<Reconcile>) -> Result<Answer> {
         Some(reconcile) => poll_kept(&mut reconcile.calling).await,
         None => std::future::pending().await,
     }
-}
-
-/// Finds the object to begin with: the oldest event, and of one key the first.
-fn first_of(waiting: &[Object]) -> usize {
-    let objects = || waiting.iter().enumerate();
-    let oldest = objects().min_by(|(_, a), (_, b)| a.announced.time.cmp(&b.announced.time));
-    let Some((_, oldest)) = oldest else { return 0 };
-    let same_key =
-        |o: &Object| o.announced.key == oldest.announced.key && o.announced.bucket == oldest.announced.bucket;
-    let first = objects().filter(|(_, o)| same_key(o)).min_by_key(|(_, o)| o.announced.sequence());
-    first.map_or(0, |(at, _)| at)
 }

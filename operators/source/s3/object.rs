@@ -104,6 +104,17 @@ impl Object {
     }
 }
 
+/// Finds the object to begin with: the oldest event, and of one key the first.
+pub(super) fn first_of(waiting: &[Object]) -> usize {
+    let objects = || waiting.iter().enumerate();
+    let oldest = objects().min_by(|(_, a), (_, b)| a.announced.time.cmp(&b.announced.time));
+    let Some((_, oldest)) = oldest else { return 0 };
+    let same_key =
+        |o: &Object| o.announced.key == oldest.announced.key && o.announced.bucket == oldest.announced.bucket;
+    let first = objects().filter(|(_, o)| same_key(o)).min_by_key(|(_, o)| o.announced.sequence());
+    first.map_or(0, |(at, _)| at)
+}
+
 #[cfg(test)]
 mod tests {
     use aws_config::{Region, SdkConfig};

@@ -365,7 +365,7 @@ fn of_one_key_the_events_are_taken_in_their_order() {
     ];
     let mut order = Vec::new();
     while !waiting.is_empty() {
-        order.push(waiting.swap_remove(first_of(&waiting)).announced.sequencer.unwrap());
+        order.push(waiting.swap_remove(object::first_of(&waiting)).announced.sequencer.unwrap());
     }
     assert_eq!(order, ["9", "55aed6dcd90281e5", "0055AED6DCD90281E6", "01"]);
 }
