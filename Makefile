@@ -22,7 +22,9 @@ RESHARDS ?= 5
 # Where the data, the peers and the results of comparisons lie: some 8 GB with all peers.
 COMPARE ?= $(CURDIR)/target/compare
 COMPARE_FLAGS ?= --rounds 5
-RELEASE := $${CARGO_TARGET_DIR:-target}/release/nexus
+# `dist` is what releases are built with: a third smaller, by link-time optimisation, for twice the build time.
+PROFILE ?= release
+RELEASE := $${CARGO_TARGET_DIR:-target}/$(PROFILE)/nexus
 
 .PHONY: help run check build test test-env test-rust api-fuzz docs test-suites soak soak-hour fuzz bombs state nexmark objects restart reshard screenshots features compare latency startup profile instructions golden readers lint fmt fmt-check doc book bench deny clean
 
@@ -35,8 +37,8 @@ run: ## Runs a pipeline: make run PIPELINE=pipelines/flights.yaml
 check: ## Checks the pipeline files
 	$(CARGO) run --release -- check pipelines/*.yaml
 
-build: ## Builds the command in release
-	$(CARGO) build --release --locked
+build: ## Builds the command; PROFILE=dist as releases are built
+	$(CARGO) build --profile $(PROFILE) --locked
 
 test: test-env fmt-check lint doc test-rust ## Everything that must hold: format, lints, docs, all tests
 
@@ -117,11 +119,11 @@ compare: build ## Runs Nexus and its peers on the same work, W1 or COMPARE_FLAGS
 latency: build ## Measures how old rows are when readers of PostgreSQL see them, at 20 000 rows a second and commits each second
 	python3 benches/latency/latency.py --nexus "$(RELEASE)"
 
-startup: build ## Measures how soon a run reads, what an idle one takes, and how large the program is
+startup: build ## Measures how soon a run reads, what an idle one takes, and how large the program is (PROFILE=dist: of releases)
 	python3 benches/startup/startup.py --nexus "$(RELEASE)"
 
 profile: ## Draws target/profile.svg, a flame graph of the comparison's work (needs perf, and `cargo install inferno`)
-	$(CARGO) rustc --release --locked --bin nexus -- -C strip=none
+	$(CARGO) rustc --profile $(PROFILE) --locked --bin nexus -- -C strip=none
 	python3 benches/compare/make_data.py "$(COMPARE)/data-1000000" 1000000 4
 	rm -rf "$(COMPARE)/out/profile"
 	perf record -F 399 --call-graph dwarf,8192 -o "$(COMPARE)/perf.data" "$(RELEASE)" run benches/compare/telemetry.yaml \

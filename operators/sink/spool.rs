@@ -1,19 +1,18 @@
 //! Rows of prepared epochs that are not yet where they go, as files in the state store.
 //!
-//! A file is an Arrow IPC stream in a frame of LZ4, named
-//! `<generation>-<epoch>-<n>.arrow.lz4`; with rows that Postgres cannot hold,
-//! as the quarantine has them, `<generation>-<epoch>-<n>.refused.lz4`. Earlier
-//! versions wrote frames of Zstandard (`.zst`), which are read too.
+//! A file is an Arrow IPC stream in a frame of Zstandard, named
+//! `<generation>-<epoch>-<n>.arrow.zst`; with rows that Postgres cannot hold,
+//! as the quarantine has them, `<generation>-<epoch>-<n>.refused.zst`.
 
 use std::collections::VecDeque;
-use std::io::Read;
+use std::io::Write;
 
 use arrow::array::{Array, RecordBatch};
 use arrow::datatypes::SchemaRef;
 use arrow::ipc::reader::StreamReader;
 use arrow::ipc::writer::StreamWriter;
 use bytes::Bytes;
-use lz4_flex::frame::{BlockSize, FrameDecoder, FrameEncoder, FrameInfo};
+use zstd::stream::{read::Decoder, write::Encoder};
 
 use crate::error::{Error, Result};
 use crate::fail;
@@ -26,21 +25,18 @@ use crate::store::Store;
 /// memory, and files of this size cost an object store few requests.
 const FILE_BYTES_MAX: usize = 16 << 20;
 
-/// What the compressor takes at once. LZ4 is half the size for rows that look alike, for a third of the time that
-/// Zstandard takes, which makes them smaller: they are written once, read once, and gone.
-const BLOCK: (BlockSize, usize) = (BlockSize::Max256KB, 256 << 10);
+/// Fast, and a third of the size for rows that look alike.
+const ZSTD_LEVEL: i32 = 1;
 
-/// How a frame of Zstandard begins (RFC 8878).
-const ZSTD_MAGIC: [u8; 4] = [0x28, 0xb5, 0x2f, 0xfd];
+/// What the compressor keeps of the rows it was given last, at level 1: its window, in which it looks for what it has
+/// seen before.
+const WINDOW_BYTES: usize = 512 << 10;
 
 /// How the names of files with rows end.
-pub(crate) const ROWS: &str = ".arrow.lz4";
+pub(crate) const ROWS: &str = ".arrow.zst";
 
 /// How the names of files end with rows that Postgres cannot hold.
-pub(crate) const REFUSED: &str = ".refused.lz4";
-
-/// How both ended in earlier versions.
-const EARLIER: [&str; 2] = [".arrow.zst", ".refused.zst"];
+pub(crate) const REFUSED: &str = ".refused.zst";
 
 /// Takes rows into files.
 pub(crate) struct Spool {
@@ -57,7 +53,7 @@ pub(crate) struct Spool {
 }
 
 struct OpenFile {
-    writer: StreamWriter<FrameEncoder<Vec<u8>>>,
+    writer: StreamWriter<Encoder<'static, Vec<u8>>>,
     bytes: usize,
     rows: u64,
     /// How often the rows have been sent again: all of a file as often.
@@ -130,88 +126,42 @@ impl Spool {
 
 impl OpenFile {
     fn new(schema: &SchemaRef, attempts: u32) -> Result<Self> {
-        // Damage is found by the checksums.
-        let info = FrameInfo::new().block_size(BLOCK.0).block_checksums(true);
-        let frame = FrameEncoder::with_frame_info(info, Vec::new());
+        let frame = Encoder::new(Vec::new(), ZSTD_LEVEL)?;
         let schema = if attempts > 0 { noting(schema, attempts) } else { schema.clone() };
         Ok(Self { writer: StreamWriter::try_new(frame, &schema)?, bytes: 0, rows: 0, attempts })
     }
 
     fn held_bytes(&self) -> usize {
-        self.bytes.min(2 * BLOCK.1) + self.writer.get_ref().get_ref().capacity()
+        self.bytes.min(WINDOW_BYTES) + self.writer.get_ref().get_ref().capacity()
     }
 
     fn finish(self) -> Result<Bytes> {
-        let frame = self.writer.into_inner()?;
-        let bytes = frame.finish().map_err(|e| Error::internal("could not pack rows").because(e))?;
-        Ok(bytes.into())
+        let mut frame = self.writer.into_inner()?;
+        frame.flush()?;
+        Ok(frame.finish()?.into())
     }
 }
 
 /// Reads the rows of a file.
 pub(crate) fn read(file: &[u8]) -> Result<impl Iterator<Item = Result<RecordBatch>>> {
-    Ok(open(file)?.map(|batch| batch.map_err(|e| Error::internal("a file of the spool is damaged").because(e))))
+    let frame = Decoder::new(file)?;
+    let reader = StreamReader::try_new(frame, None)?;
+    Ok(reader.map(|batch| batch.map_err(|e| Error::internal("a file of the spool is damaged").because(e))))
 }
 
 /// Tells how often the rows of a file have been sent again.
 #[cfg(feature = "postgres")]
 pub(crate) fn attempts(file: &[u8]) -> Result<u32> {
-    Ok(attempts_of(&open(file)?.schema()))
-}
-
-fn open<'a>(file: &'a [u8]) -> Result<StreamReader<Box<dyn Read + Send + 'a>>> {
-    let frame: Box<dyn Read + Send + 'a> = match file.starts_with(&ZSTD_MAGIC) {
-        true => Box::new(zstd::stream::read::Decoder::new(file)?),
-        false => Box::new(FrameDecoder::new(file)),
-    };
-    Ok(StreamReader::try_new(frame, None)?)
+    Ok(attempts_of(&StreamReader::try_new(Decoder::new(file)?, None)?.schema()))
 }
 
 /// Gives the epoch in a file's name.
 pub(crate) fn epoch_of(name: &str) -> Option<EpochId> {
-    let numbers = [ROWS, REFUSED].into_iter().chain(EARLIER).find_map(|ending| name.strip_suffix(ending))?;
-    let mut numbers = numbers.split('-').map(|number| number.parse::<u64>().ok());
+    let mut numbers = name
+        .strip_suffix(ROWS)
+        .or_else(|| name.strip_suffix(REFUSED))?
+        .split('-')
+        .map(|number| number.parse::<u64>().ok());
     let (generation, epoch) = (numbers.next()??, numbers.next()??);
     (numbers.next()?.is_some() && numbers.next().is_none()).then_some(EpochId { generation, epoch })
-}
-
-#[cfg(test)]
-mod tests {
-    use std::sync::Arc;
-
-    use arrow::array::{ArrayRef, StringArray};
-
-    use super::*;
-
-    #[tokio::test]
-    async fn rows_come_back_and_those_of_earlier_versions_too() {
-        let folder = tempfile::tempdir().unwrap();
-        let store = Store::open(folder.path().to_str().unwrap(), &Default::default()).await.unwrap();
-        let texts: ArrayRef = Arc::new(StringArray::from_iter_values((0..50_000).map(|n| format!("a row that looks like all others but for {n}"))));
-        let rows = RecordBatch::try_from_iter([("text", texts)]).unwrap();
-        let mut spool = Spool::new(store.clone(), rows.schema(), ROWS);
-        let id = EpochId { generation: 2, epoch: 7 };
-        spool.write(id, &rows).unwrap();
-        let files = spool.finish(id).await.unwrap();
-        let [file] = &files[..] else { panic!("{files:?}") };
-        assert_eq!((file.name.as_str(), file.rows, epoch_of(&file.name)), ("2-7-0.arrow.lz4", 50_000, Some(id)));
-        let content = store.get(&file.name).await.unwrap().unwrap();
-        assert!(content.len() < rows.get_array_memory_size() / 2, "{} bytes", content.len());
-        assert_eq!(read(&content).unwrap().collect::<Result<Vec<_>>>().unwrap(), std::slice::from_ref(&rows));
-
-        let mut damaged = content.to_vec();
-        damaged[content.len() / 2] ^= 1;
-        let found = read(&damaged).and_then(Iterator::collect::<Result<Vec<_>>>);
-        assert!(found.is_err() || found.unwrap() != [rows.clone()]);
-
-        let mut earlier = zstd::stream::write::Encoder::new(Vec::new(), 1).unwrap();
-        let mut writer = StreamWriter::try_new(&mut earlier, &rows.schema()).unwrap();
-        writer.write(&rows).unwrap();
-        writer.finish().unwrap();
-        drop(writer);
-        let earlier = earlier.finish().unwrap();
-        assert_eq!(read(&earlier).unwrap().collect::<Result<Vec<_>>>().unwrap(), [rows]);
-        assert_eq!(epoch_of("2-7-0.refused.zst"), Some(id));
-        assert_eq!(epoch_of("2-7.arrow.lz4"), None);
-    }
 }

@@ -229,10 +229,10 @@ async fn lost_rows_are_an_error() {
     let mut sink = database.open();
     sink.write(id(1, 1), &rows(0..2)).await.unwrap();
     let handle = sink.prepare(id(1, 1)).await.unwrap().handle.unwrap();
-    database.spool.delete("1-1-0.arrow.lz4").await.unwrap();
+    database.spool.delete("1-1-0.arrow.zst").await.unwrap();
     let error = sink.committer().commit(id(1, 1), &handle).await.unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Internal);
-    assert!(error.to_string().contains("1-1-0.arrow.lz4"), "{error}");
+    assert!(error.to_string().contains("1-1-0.arrow.zst"), "{error}");
 }
 
 #[tokio::test]
