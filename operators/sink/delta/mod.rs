@@ -1,6 +1,6 @@
 //! A Delta table in the lake: Parquet files, and a log that says which of them are the table.
 //!
-//! The files are written by [`ParquetSink`](super::parquet::ParquetSink) as those of any table. An epoch's commit brings
+//! The files are written by [`ParquetSink`] as those of any table. An epoch's commit brings
 //! them to their places, where no reader of the log looks for them, and then writes one entry of the log, which makes
 //! them part of the table all at once: readers see whole epochs. The entry carries an application transaction (`txn`)
 //! with the sink's name and the epoch's number, so that a commit that is done again finds itself there. It is made only
