@@ -57,7 +57,7 @@ secrets:
 }
 
 /// Asks a Delta table by deltalake for Python.
-fn ask(verb: &str, folder: &str, what: &str, world: &World) -> Vec<Value> {
+pub fn ask(verb: &str, folder: &str, what: &str, world: &World) -> Vec<Value> {
     let names = ["AWS_ENDPOINT_URL", "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_REGION"];
     let known = names.iter().filter(|name| world.has(name));
     let env: Vec<_> = known.map(|name| ((*name).to_owned(), world.env(name).to_owned())).collect();
@@ -66,11 +66,11 @@ fn ask(verb: &str, folder: &str, what: &str, world: &World) -> Vec<Value> {
 }
 
 /// Gives the rows that a query finds, as texts.
-fn query(world: &World, file: &str, sql: &str) -> String {
+pub fn query(world: &World, file: &str, sql: &str) -> String {
     world.nexus(&["query", file, sql]).expect_code(0).stdout
 }
 
-fn audit(world: &World, file: &str) -> Value {
+pub fn audit(world: &World, file: &str) -> Value {
     let found: Finished = world.nexus(&["audit", file, "--json"]).expect_code(0);
     serde_json::from_str(&found.stdout).expect("an audit is JSON")
 }

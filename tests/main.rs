@@ -21,6 +21,7 @@ mod console;
 mod corrected;
 mod crash;
 mod delta;
+mod delta_merged;
 mod deploy;
 mod endless;
 mod errors;

@@ -1,5 +1,5 @@
 //! Parquet files: each that a record names is there with its size and rows, unless a later record has removed it, and
-//! no other is.
+//! no other is. In a Delta table, to be there is to be in the log, where other writers may take files out.
 
 use std::collections::BTreeMap;
 
@@ -11,6 +11,7 @@ use nexus_operators::sink::parquet::audit::{NamedFile, TableFolder, named_files,
 use nexus_operators::store::{Entry, Store};
 use nexus_operators::{ErrorKind, Result};
 
+use super::logged::Merged;
 use super::spooled::{FromSpool, Spooled};
 use super::{Fault, SinkFindings, View, staged};
 use crate::job::place::{PARQUET, ParquetPlace, file_stem, is_archive, parquet_place};
@@ -48,11 +49,19 @@ struct Named {
     is_rewritten: bool,
 }
 
+/// What the log of a Delta table says.
+struct Logged<'a> {
+    files: &'a LoggedFiles,
+    merged: Merged,
+}
+
 /// What has become of a file.
 enum Outcome {
     Whole,
     Removed,
     TakenOut,
+    /// It was to stand for files of which another writer has taken out some, and is in no version.
+    Void,
     Uncommitted,
     Wrong(Fault),
 }
@@ -87,9 +96,13 @@ pub async fn check(view: &View<'_>, sink: &str, listed: &Listed) -> Result<(Sink
     let mut faults = Vec::new();
     let mut named: BTreeMap<String, Named> = BTreeMap::new();
     let mut waiting = Spooled::default();
+    let logged = listed.logged.as_ref().map(|files| Logged { files, merged: Merged::read(view, sink, files) });
     for (record, prepared) in view.prepared(sink) {
         findings.epochs += u64::from(prepared.rows > 0);
         for RemovedFile { path, rows } in removed_of(view, sink, record, prepared, &mut faults) {
+            if logged.as_ref().is_some_and(|logged| !logged.merged.is_replaced_by(&path, record.epoch)) {
+                continue;
+            }
             match named.get_mut(&path) {
                 Some(named) if named.removed_by.is_none() && named.file.rows == rows => {
                     named.removed_by = Some(record.epoch);
@@ -116,7 +129,10 @@ pub async fn check(view: &View<'_>, sink: &str, listed: &Listed) -> Result<(Sink
         }
     }
     let mut looked = futures::stream::iter(named.values())
-        .map(|named| async move { Ok::<_, nexus_operators::Error>((named, look(view, sink, listed, named).await?)) })
+        .map(|named| {
+            let looked = look(view, sink, (listed, logged.as_ref()), named);
+            async move { Ok::<_, nexus_operators::Error>((named, looked.await?)) }
+        })
         .buffered(READS_MAX);
     let mut uncommitted = std::collections::BTreeSet::new();
     while let Some((named, outcome)) = looked.try_next().await? {
@@ -125,8 +141,8 @@ pub async fn check(view: &View<'_>, sink: &str, listed: &Listed) -> Result<(Sink
                 findings.files += 1;
                 findings.rows += named.file.rows;
             }
-            Outcome::Removed if named.is_rewritten => {}
-            Outcome::Removed => findings.redriven += named.file.rows,
+            Outcome::Removed if !named.is_rewritten => findings.redriven += named.file.rows,
+            Outcome::Removed | Outcome::Void => {}
             Outcome::TakenOut => findings.taken_out += named.file.rows,
             Outcome::Uncommitted => {
                 uncommitted.insert(named.removed_by.unwrap_or(named.epoch));
@@ -135,16 +151,7 @@ pub async fn check(view: &View<'_>, sink: &str, listed: &Listed) -> Result<(Sink
         }
     }
     findings.uncommitted = uncommitted.len() as u64;
-    for path in listed.files.keys().filter(|path| !named.contains_key(*path)) {
-        let is_known = |logged: &LoggedFiles| logged.active.contains_key(path) || logged.removed.contains(path);
-        if is_older(view, listed, path) || listed.logged.as_ref().is_some_and(is_known) {
-            continue;
-        }
-        let epoch = TableFolder::written_by(&listed.stem, path).map(|id| id.epoch);
-        let at = format!("{}/{path}", listed.folder.table().url());
-        let (expected, found) = ("no file that no record names".to_owned(), "such a file".to_owned());
-        faults.push(Fault { of: sink.to_owned(), at, epoch, expected, found });
-    }
+    faults.extend(unnamed(view, sink, listed, &named));
     findings.waiting = waiting.check(view, sink, (&listed.spool, &listed.spooled), &mut faults).await?;
     let uncommitted = named.values().filter(|named| !view.is_noted(sink, named.epoch));
     let uncommitted = uncommitted.map(|named| named.file.staged.as_str()).collect();
@@ -153,6 +160,22 @@ pub async fn check(view: &View<'_>, sink: &str, listed: &Listed) -> Result<(Sink
     let of_open = |id| staged::may_be_open(view, sink, id, waiting.is_rolled());
     faults.extend(staged::check(sink, listed.folder.staged(), &listed.staged, of, of_open, &uncommitted));
     Ok((findings, faults))
+}
+
+/// Names the files that neither a record nor a log names.
+fn unnamed(view: &View<'_>, sink: &str, listed: &Listed, named: &BTreeMap<String, Named>) -> Vec<Fault> {
+    let is_known = |path: &str| {
+        let is_logged = |logged: &LoggedFiles| logged.active.contains_key(path) || logged.removed.contains(path);
+        named.contains_key(path) || is_older(view, listed, path) || listed.logged.as_ref().is_some_and(is_logged)
+    };
+    let fault = |path: &String| Fault {
+        of: sink.to_owned(),
+        at: format!("{}/{path}", listed.folder.table().url()),
+        epoch: TableFolder::written_by(&listed.stem, path).map(|id| id.epoch),
+        expected: "no file that no record names".to_owned(),
+        found: "such a file".to_owned(),
+    };
+    listed.files.keys().filter(|path| !is_known(path)).map(fault).collect()
 }
 
 /// Tells whether a file was written in an epoch whose record is gone: the sum of those does not name files.
@@ -215,21 +238,29 @@ fn files_of(
 }
 
 /// Looks at one file.
-async fn look(view: &View<'_>, sink: &str, listed: &Listed, named: &Named) -> Result<Outcome> {
+async fn look(
+    view: &View<'_>,
+    sink: &str,
+    (listed, logged): (&Listed, Option<&Logged<'_>>),
+    named: &Named,
+) -> Result<Outcome> {
     let Named { epoch, file, removed_by, .. } = named;
     let wrong =
         |expected: String, found: String| Ok(Outcome::Wrong(fault(sink, listed, &file.path, *epoch, expected, found)));
     let mut size = listed.files.get(&file.path).copied();
-    if let Some(by) = removed_by {
-        return match size {
-            None => Ok(Outcome::Removed),
-            Some(_) if !view.is_noted(sink, *by) => Ok(Outcome::Uncommitted),
-            Some(_) => wrong(format!("no such file: epoch {by} has taken its rows"), "the file".to_owned()),
-        };
-    }
-    match &listed.logged {
-        Some(logged) if logged.removed.contains(&file.path) => return Ok(Outcome::TakenOut),
-        Some(logged) if !logged.active.contains_key(&file.path) => {
+    if let Some(Logged { files, merged }) = logged {
+        let is_active = files.active.contains_key(&file.path);
+        if removed_by.is_some() && !is_active {
+            return Ok(Outcome::Removed);
+        }
+        if is_active && merged.is_carried(&file.path) {
+            let found = "both in the Delta log".to_owned();
+            return wrong("a file, or the one that has its rows".to_owned(), found);
+        }
+        if files.removed.contains(&file.path) {
+            return Ok(Outcome::TakenOut);
+        }
+        if !is_active {
             // The order matters: what is staged may be on its way to the table.
             let is_on_its_way = !view.is_noted(sink, *epoch)
                 && (size.is_some()
@@ -238,9 +269,17 @@ async fn look(view: &View<'_>, sink: &str, listed: &Listed, named: &Named) -> Re
             if is_on_its_way {
                 return Ok(Outcome::Uncommitted);
             }
+            if merged.is_void(&file.path) && view.is_noted(sink, *epoch) {
+                return Ok(Outcome::Void);
+            }
             return wrong("an entry of the Delta log that names it".to_owned(), "no such entry".to_owned());
         }
-        _ => {}
+    } else if let Some(by) = removed_by {
+        return match size {
+            None => Ok(Outcome::Removed),
+            Some(_) if !view.is_noted(sink, *by) => Ok(Outcome::Uncommitted),
+            Some(_) => wrong(format!("no such file: epoch {by} has taken its rows"), "the file".to_owned()),
+        };
     }
     if size.is_none() && !view.is_noted(sink, *epoch) {
         // The order matters: what is staged may be on its way to the table.

@@ -17,6 +17,7 @@ use nexus_operators::sink::Prepared;
 use serde::Serialize;
 
 mod files;
+mod logged;
 #[cfg(feature = "postgres")]
 mod postgres;
 mod records;

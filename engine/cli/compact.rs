@@ -19,8 +19,9 @@ use crate::spec::units::ByteSize;
 
 /// Merge small files of the lake's tables, in each partition folder, into files of a size that readers like.
 ///
-/// Rows are neither lost nor doubled, whenever the process dies, and `nexus query` and `nexus audit` see each once at any
-/// time. A run of the pipeline that is under way stops, as by any other start.
+/// Rows are neither lost nor doubled, whenever the process dies, and `nexus query`, `nexus audit` and readers of Delta
+/// tables see each once at any time. The small files of a Delta table stay in its folder for readers of older versions,
+/// until its `VACUUM`. A run of the pipeline that is under way stops, as by any other start.
 #[derive(Debug, clap::Args)]
 pub struct Merge {
     #[command(flatten)]
@@ -79,7 +80,7 @@ fn check_name(plan: &Plan, name: &str) -> Result<(), Error> {
     }
     let hint =
         suggest::hint(name, names.iter().map(String::as_str)).map(|hint| format!("; {hint}")).unwrap_or_default();
-    Err(Error::config(format!("there is no table of plain Parquet files `{name}`{hint}")))
+    Err(Error::config(format!("there is no stored table `{name}`{hint}")))
 }
 
 /// Lays out what was merged, or would be.

@@ -1,14 +1,15 @@
 //! Compaction: many small files of a table become few large ones, in epochs of their own.
 //!
 //! A compaction claims the pipeline as any start does, and writes commit records that have no rows: what a sink has
-//! *rewritten* are files that stand for others. Their commit completes a file and removes those that it stands for. See
-//! decision 0012.
+//! *rewritten* are files that stand for others. Their commit completes a file and removes those that it stands for; from
+//! a Delta table it takes them out by its log. See decision 0012.
 
 use std::collections::{BTreeMap, VecDeque};
 
 use nexus_operators::clock::SharedClock;
+use nexus_operators::sink::delta::{DeltaSettings, DeltaSink, logged_files};
 use nexus_operators::sink::parquet::audit::TableFolder;
-use nexus_operators::sink::parquet::{ParquetSink, folder_of};
+use nexus_operators::sink::parquet::{ParquetSettings, ParquetSink, folder_of};
 use nexus_operators::sink::{EpochId, Sink};
 use nexus_operators::store::{Entry, Store};
 use nexus_operators::{Error, Result, fail};
@@ -75,11 +76,18 @@ struct Batch {
     bytes: u64,
 }
 
+/// What rewrites the files of a table.
+enum Rewriter {
+    Plain(Box<ParquetSink>),
+    Delta(Box<DeltaSink<ParquetSink>>),
+}
+
 /// A process that compacts.
 struct Compactor {
     store: StateStore,
     state: State,
     generation: u64,
+    clock: SharedClock,
 }
 
 /// Finds what a compaction would merge.
@@ -89,7 +97,7 @@ pub async fn survey(plan: &Plan, compaction: &Compaction, clock: SharedClock) ->
     let mut found = BTreeMap::new();
     for table in tables(plan, compaction) {
         let place = parquet_place(plan, &store, &access, &sink_of(table)).await?;
-        let batches = batches(plan, &place.table, compaction.target_bytes).await?;
+        let batches = batches(plan, table, &place.table, compaction.target_bytes).await?;
         if !batches.is_empty() {
             found.insert(table.name(), planned(batches.iter()));
         }
@@ -108,7 +116,7 @@ pub async fn compact(plan: &Plan, compaction: &Compaction, clock: SharedClock) -
         return Ok(report);
     }
     let access = plan.loaded.accepted_access().await?;
-    let store = open_state(&plan.loaded, clock, &access).await?;
+    let store = open_state(&plan.loaded, clock.clone(), &access).await?;
     fail::point("before_claim")?;
     let (generation, state) = store.claim().await?;
     fail::point("after_claim")?;
@@ -121,25 +129,24 @@ pub async fn compact(plan: &Plan, compaction: &Compaction, clock: SharedClock) -
     let schemas = schemas(plan, &state).await?;
     report.generation = generation;
     let buffer_bytes = usize::try_from(plan.loaded.spec.limits.memory.0 / 2).unwrap_or(usize::MAX);
-    let mut compactor = Compactor { store, state, generation };
+    let mut compactor = Compactor { store, state, generation, clock };
     for table in tables(plan, compaction) {
         let Some(spec) = plan.spec_of(table) else { continue };
         let (name, sink) = (table.name(), sink_of(table));
         let place = parquet_place(plan, &compactor.store, &access, &sink).await?;
+        // Listed behind the claim: no older process can commit a file any more.
+        let mut batches = VecDeque::from(batches(plan, table, &place.table, compaction.target_bytes).await?);
+        if batches.is_empty() {
+            continue;
+        }
         let schema = stored_schema(&table.schema, schemas.get(&name));
         let settings = parquet_settings(plan, table, spec, schema, buffer_bytes)?;
-        // Listed behind the claim: no older process can commit a file any more.
-        let mut batches = VecDeque::from(batches(plan, &place.table, compaction.target_bytes).await?);
-        let mut swept = false;
+        let mut writer = compactor.rewriter(plan.loaded.spec.table_format(spec), settings, &place).await?;
+        fail::point("before_sweep")?;
+        writer.sink().committer().sweep(generation, &[]).await?;
+        fail::point("after_sweep")?;
         while !batches.is_empty() {
-            let ParquetPlace { table, staging, notes, .. } = place.clone();
-            let writer = ParquetSink::new(settings.clone(), table, staging, notes)?;
-            if !std::mem::replace(&mut swept, true) {
-                fail::point("before_sweep")?;
-                writer.committer().sweep(generation, &[]).await?;
-                fail::point("after_sweep")?;
-            }
-            let done = compactor.portion(&sink, writer, &place.table, &mut batches).await?;
+            let done = compactor.portion(&sink, &mut writer, &place.table, &mut batches).await?;
             let total = report.tables.entry(name.clone()).or_default();
             total.add(&done);
             report.epochs += 1;
@@ -149,12 +156,39 @@ pub async fn compact(plan: &Plan, compaction: &Compaction, clock: SharedClock) -
     Ok(report)
 }
 
+impl Rewriter {
+    async fn rewrite(&mut self, id: EpochId, table: &Store, batch: &Batch) -> Result<u64> {
+        match self {
+            Self::Plain(sink) => sink.rewrite(id, table, &batch.folder, &batch.paths).await,
+            Self::Delta(sink) => sink.rewrite(id, table, &batch.folder, &batch.paths).await,
+        }
+    }
+
+    fn sink(&mut self) -> &mut dyn Sink {
+        match self {
+            Self::Plain(sink) => sink.as_mut(),
+            Self::Delta(sink) => sink.as_mut(),
+        }
+    }
+}
+
 impl Compactor {
+    async fn rewriter(&self, format: TableFormat, parquet: ParquetSettings, place: &ParquetPlace) -> Result<Rewriter> {
+        let ParquetPlace { table, staging, notes, .. } = place.clone();
+        let folder = TableFolder::new(table.clone(), staging.clone(), notes.clone());
+        let plain = |settings| Ok(Box::new(ParquetSink::new(settings, table, staging, notes)?));
+        if format == TableFormat::Parquet {
+            return plain(parquet).map(Rewriter::Plain);
+        }
+        let settings = DeltaSettings { parquet, state_id: self.state.id.clone(), clock: self.clock.clone() };
+        Ok(Rewriter::Delta(Box::new(DeltaSink::open(settings, folder, plain).await?)))
+    }
+
     /// Merges some batches of files in one epoch.
     async fn portion(
         &mut self,
         sink: &str,
-        mut writer: ParquetSink,
+        writer: &mut Rewriter,
         table: &Store,
         batches: &mut VecDeque<Batch>,
     ) -> Result<Compacted> {
@@ -162,12 +196,12 @@ impl Compactor {
         let mut done = Compacted::default();
         while done.bytes_before < PORTION_BYTES && done.files_before < PORTION_FILES as u64 {
             let Some(batch) = batches.pop_front() else { break };
-            done.rows += writer.rewrite(id, table, &batch.folder, &batch.paths).await?;
+            done.rows += writer.rewrite(id, table, &batch).await?;
             done.files_before += batch.paths.len() as u64;
             done.bytes_before += batch.bytes;
         }
         fail::point("before_prepare")?;
-        let prepared = writer.prepare(id).await?;
+        let prepared = writer.sink().prepare(id).await?;
         fail::point("after_prepare")?;
         (done.files_after, done.bytes_after) = (prepared.files, prepared.bytes);
         let handle = prepared.handle.clone();
@@ -178,7 +212,7 @@ impl Compactor {
         fail::point("after_record")?;
         if let Some(handle) = &handle {
             fail::point("before_commit")?;
-            writer.committer().commit(id, handle).await?;
+            writer.sink().committer().commit(id, handle).await?;
             fail::point("after_commit")?;
         }
         let mut committed = self.store.committed().await?;
@@ -206,10 +240,9 @@ fn tables<'a>(plan: &'a Plan, compaction: &'a Compaction) -> impl Iterator<Item 
     stored.filter(|table| compaction.table.as_ref().is_none_or(|wanted| *wanted == table.name()))
 }
 
-/// Tells whether a table has files that are merged. Which files are a Delta table is in its log: Delta's writers merge them.
+/// Tells whether a table has files that are merged.
 pub fn is_compacted(plan: &Plan, table: &TablePlan) -> bool {
-    let format = |spec| plan.loaded.spec.table_format(spec);
-    plan.spec_of(table).is_some_and(|spec| spec.store && format(spec) == TableFormat::Parquet)
+    plan.spec_of(table).is_some_and(|spec| spec.store)
 }
 
 fn sink_of(table: &TablePlan) -> String {
@@ -226,10 +259,20 @@ fn planned<'a>(batches: impl Iterator<Item = &'a Batch>) -> Compacted {
     planned
 }
 
+/// Lists the files that are a table: those in its folder, or those that its Delta log names.
+async fn files_of(plan: &Plan, table: &TablePlan, folder: &Store) -> Result<Vec<Entry>> {
+    let is_delta = |spec| plan.loaded.spec.table_format(spec) == TableFormat::Delta;
+    if !plan.spec_of(table).is_some_and(is_delta) {
+        return folder.list("").await;
+    }
+    let logged = logged_files(folder).await?.unwrap_or_default();
+    Ok(logged.active.into_iter().map(|(name, size)| Entry { name, size }).collect())
+}
+
 /// Finds the small files of a table, and puts those of a folder together until they are as large as wanted.
-async fn batches(plan: &Plan, table: &Store, target_bytes: u64) -> Result<Vec<Batch>> {
+async fn batches(plan: &Plan, table: &TablePlan, folder: &Store, target_bytes: u64) -> Result<Vec<Batch>> {
     let mut folders: BTreeMap<String, Vec<(u64, Entry)>> = BTreeMap::new();
-    for entry in table.list("").await? {
+    for entry in files_of(plan, table, folder).await? {
         // What other programs have put there is theirs.
         let Some(id) = TableFolder::written_by(&plan.loaded.spec.name, &entry.name) else { continue };
         // A file of half the size would be written again and again for the little that has come since.

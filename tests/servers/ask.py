@@ -12,8 +12,9 @@ for Postgres.
     ask.py versions FOLDER COLUMN
                                  of each version of a Delta table its number, the epoch that has written it, and the
                                  values of a column, sorted
+    ask.py newest FOLDER COLUMN  the values of a column in the newest version of a Delta table, sorted
     ask.py foreign FOLDER WHAT   what another writer does to a Delta table: append a copy of its rows, compact its files,
-                                 or add a column
+                                 add a column, vacuum, restore the version before, or delete the rows WHERE
 
 Prints one JSON array a row.
 """
@@ -88,6 +89,10 @@ def versions(folder, column):
         yield [commit["version"], epoch and int(epoch), sorted(values)]
 
 
+def newest(folder, column):
+    return [sorted(delta(folder).to_pyarrow_table(columns=[column])[column].to_pylist())]
+
+
 def foreign(folder, what):
     from deltalake import Field, write_deltalake
 
@@ -96,8 +101,14 @@ def foreign(folder, what):
         write_deltalake(table, table.to_pyarrow_table(), mode="append")
     elif what == "compact":
         table.optimize.compact()
-    else:
+    elif what == "column":
         table.alter.add_columns([Field("foreign", "string")])
+    elif what == "vacuum":
+        table.vacuum(retention_hours=0, enforce_retention_duration=False, dry_run=False, full=True)
+    elif what == "restore":
+        table.restore(table.version() - 1)
+    else:
+        table.delete(what)
     return []
 
 
@@ -181,6 +192,7 @@ def main():
         "read": read,
         "sorting": sorting,
         "versions": versions,
+        "newest": newest,
         "foreign": foreign,
     }
     for row in verbs[sys.argv[1]](*sys.argv[2:]):

@@ -146,3 +146,9 @@ impl From<Add> for Line {
         Self { add: Some(add), ..Self::default() }
     }
 }
+
+impl From<Remove> for Line {
+    fn from(remove: Remove) -> Self {
+        Self { remove: Some(remove), ..Self::default() }
+    }
+}

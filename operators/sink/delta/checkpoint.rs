@@ -49,9 +49,10 @@ pub(super) fn write(head: Vec<Line>, before: Vec<File>, later: BTreeMap<String, 
         })?;
     }
     let mut later: Vec<Line> = later.into_values().collect();
-    for add in later.iter_mut().filter_map(|line| line.add.as_mut()) {
+    for Line { add, remove, .. } in &mut later {
         // What is told again is no change.
-        add.data_change = false;
+        add.iter_mut().for_each(|add| add.data_change = false);
+        remove.iter_mut().for_each(|remove| remove.data_change = false);
     }
     encoder.write(&later)?;
     encoder.finish()

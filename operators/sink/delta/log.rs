@@ -2,6 +2,7 @@
 //! and checkpoints, which hold all that the commits up to them come to.
 
 use std::collections::{BTreeMap, BTreeSet, HashSet};
+use std::ops::RangeInclusive;
 
 use bytes::Bytes;
 use percent_encoding::percent_decode_str;
@@ -90,7 +91,7 @@ impl Log {
             let lines = blocking(move || checkpoint::lines(file, &["protocol", "metaData", "txn"])).await?;
             found.take(&lines);
         }
-        let mut next = checkpoint.as_ref().map_or(0, |checkpoint| checkpoint.version + 1);
+        let mut next = behind(checkpoint.as_ref());
         while let Some(lines) = self.read(next).await? {
             found.take(&lines);
             next += 1;
@@ -129,18 +130,36 @@ impl Log {
 
     /// Reads which files belong to the table at the end of the log; nothing if there is no log.
     pub(super) async fn files(&self) -> Result<Option<LoggedFiles>> {
-        let Some(mut snapshot) = self.load().await? else { return Ok(None) };
+        let Some(snapshot) = self.load().await? else { return Ok(None) };
         let mut files = LoggedFiles::default();
-        for file in self.open(snapshot.checkpoint.as_ref()).await? {
-            let lines = blocking(move || checkpoint::lines(file, &["add", "remove"])).await?;
-            lines.into_iter().for_each(|line| files.take(line));
-        }
-        snapshot.version = snapshot.checkpoint.as_ref().map_or(0, |checkpoint| checkpoint.version + 1);
-        while let Some(lines) = self.read(snapshot.version).await? {
-            lines.into_iter().for_each(|line| files.take(line));
-            snapshot.version += 1;
-        }
+        self.replay(&snapshot, &["add", "remove"], |line| files.take(line)).await?;
         Ok(Some(files))
+    }
+
+    /// Gives those of these files that belong to the table at the version of the snapshot, as the log tells of them.
+    pub(super) async fn active(&self, snapshot: &Snapshot, wanted: &BTreeSet<&str>) -> Result<BTreeMap<String, Add>> {
+        let mut active = BTreeMap::new();
+        let take = |line: Line| {
+            let Some(path) = line.path().map(decoded).filter(|path| wanted.contains(path.as_str())) else { return };
+            match line.add {
+                Some(add) => active.insert(path, add),
+                None => active.remove(&path),
+            };
+        };
+        self.replay(snapshot, &["add"], take).await?;
+        Ok(active)
+    }
+
+    /// Goes through what the log says of files up to the version of the snapshot; `folded` is what is wanted of the
+    /// checkpoint.
+    async fn replay(&self, snapshot: &Snapshot, folded: &'static [&str], mut take: impl FnMut(Line)) -> Result<()> {
+        for file in self.open(snapshot.checkpoint.as_ref()).await? {
+            blocking(move || checkpoint::lines(file, folded)).await?.into_iter().for_each(&mut take);
+        }
+        for version in snapshot.behind_checkpoint() {
+            self.entry(version).await?.into_iter().for_each(&mut take);
+        }
+        Ok(())
     }
 
     /// Writes a checkpoint of the version of the snapshot, if it is time for one.
@@ -151,9 +170,8 @@ impl Log {
         }
         let before = self.open(snapshot.checkpoint.as_ref()).await?;
         let mut later: BTreeMap<String, Line> = BTreeMap::new();
-        for version in snapshot.checkpoint.as_ref().map_or(0, |checkpoint| checkpoint.version + 1)..=version {
-            let lines = self.read(version).await?;
-            for line in lines.ok_or_else(|| self.unreadable(format!("{} is not there", entry_name(version))))? {
+        for version in snapshot.behind_checkpoint() {
+            for line in self.entry(version).await? {
                 if let Some(path) = line.path() {
                     later.insert(decoded(path), line);
                 }
@@ -175,6 +193,12 @@ impl Log {
         let Some(content) = self.folder.get(&name).await? else { return Ok(None) };
         let lines = serde_json::Deserializer::from_slice(&content).into_iter::<Line>().collect::<Result<_, _>>();
         lines.map(Some).map_err(|e| self.unreadable(format!("{name} is damaged")).because(e))
+    }
+
+    /// Reads an entry that must be there.
+    async fn entry(&self, version: u64) -> Result<Vec<Line>> {
+        let lines = self.read(version).await?;
+        lines.ok_or_else(|| self.unreadable(format!("{} is not there", entry_name(version))))
     }
 
     async fn last_checkpoint(&self) -> Result<Option<Checkpoint>> {
@@ -215,6 +239,11 @@ impl Snapshot {
         self.protocol = found.protocol.unwrap_or_else(|| self.protocol.clone());
         self.metadata = found.metadata.unwrap_or_else(|| self.metadata.clone());
         self.txns.append(&mut found.txns);
+    }
+
+    /// Gives the versions that the newest checkpoint does not have.
+    fn behind_checkpoint(&self) -> RangeInclusive<u64> {
+        behind(self.checkpoint.as_ref())..=self.version
     }
 
     /// Tells the commits between two checkpoints.
@@ -274,6 +303,11 @@ pub(super) fn decoded(path: &str) -> String {
 /// Tells whether a file that a checkpoint names is named again by a later commit.
 pub(super) fn is_named(later: &HashSet<String>, line: &Line) -> bool {
     line.path().is_some_and(|path| later.contains(&decoded(path)))
+}
+
+/// Gives the first version that a checkpoint does not have.
+fn behind(checkpoint: Option<&Checkpoint>) -> u64 {
+    checkpoint.map_or(0, |checkpoint| checkpoint.version + 1)
 }
 
 fn entry_name(version: u64) -> String {

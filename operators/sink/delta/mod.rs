@@ -7,12 +7,13 @@
 //! if there is none of its version; if another writer was faster, it takes the next one.
 //!
 //! The columns of the table are those of the log: a table gets new columns with the first entry that has them. Every
-//! tenth entry has a checkpoint. Nothing is ever removed from the log or the folder, so that every version can be read.
+//! tenth entry has a checkpoint. Nothing is ever removed from the folder, so that every version can be read: files that are
+//! merged leave the table with the entry that brings the larger one.
 //!
 //! Decision: [0013](https://github.com/nexus-engine/nexus/blob/main/docs/decisions/0013-delta-logs-are-written-by-nexus.md)
 //! says why this is no library.
 //!
-//! Invariant: rows are only added. A table whose rows change has them all, with `_sequence`, as in plain Parquet.
+//! Invariant: rows are only added; an entry that takes files out has the same rows in others. A table whose rows change has them all, with `_sequence`, as in plain Parquet.
 
 mod action;
 mod checkpoint;
@@ -38,7 +39,7 @@ use self::commit::DeltaCommitter;
 pub use self::log::LoggedFiles;
 use self::log::{Log, Snapshot};
 use super::parquet::audit::TableFolder;
-use super::parquet::{ParquetSettings, PartitionBy};
+use super::parquet::{ParquetSettings, ParquetSink, PartitionBy};
 use super::{Committer, EpochId, Prepared, Sink};
 use crate::clock::SharedClock;
 use crate::error::{Error, Result};
@@ -59,14 +60,14 @@ pub struct DeltaSettings {
 }
 
 /// Writes a table's rows to the files of a Delta table.
-pub struct DeltaSink {
+pub struct DeltaSink<S: ?Sized = dyn Sink> {
     /// Writes and commits the files.
-    files: Box<dyn Sink>,
+    files: Box<S>,
     stored: SchemaRef,
     committer: Arc<DeltaCommitter>,
 }
 
-impl DeltaSink {
+impl<S: Sink + ?Sized> DeltaSink<S> {
     /// Makes a sink for the Delta table in a folder, and the table if it is not there. `files` makes the sink that writes
     /// Parquet files to that folder, by the settings that it is given.
     ///
@@ -77,7 +78,7 @@ impl DeltaSink {
     pub async fn open(
         settings: DeltaSettings,
         folder: TableFolder,
-        files: impl FnOnce(ParquetSettings) -> Result<Box<dyn Sink>>,
+        files: impl FnOnce(ParquetSettings) -> Result<Box<S>>,
     ) -> Result<Self> {
         let DeltaSettings { mut parquet, state_id, clock } = settings;
         let columns = Columns::of(&parquet.schema, &parquet.partition_by, &parquet.table)?;
@@ -107,8 +108,21 @@ impl DeltaSink {
     }
 }
 
+impl DeltaSink<ParquetSink> {
+    /// Writes the rows of committed files of one folder to new ones there, as [`ParquetSink::rewrite`] does. With the commit
+    /// of the next epoch that is prepared, those stand for them in the log, and they stay in the folder; unless another
+    /// writer has taken out some of them by then: then nothing changes, and the new files are in no version.
+    ///
+    /// # Errors
+    ///
+    /// [`Config`](crate::ErrorKind::Config) if a file is damaged, or holds columns that the table does not have.
+    pub async fn rewrite(&mut self, id: EpochId, table: &Store, folder: &str, paths: &[String]) -> Result<u64> {
+        self.files.rewrite(id, table, folder, paths).await
+    }
+}
+
 #[async_trait]
-impl Sink for DeltaSink {
+impl<S: Sink + ?Sized> Sink for DeltaSink<S> {
     async fn write(&mut self, id: EpochId, rows: &RecordBatch) -> Result<()> {
         self.files.write(id, &store(rows, &self.stored)?).await
     }

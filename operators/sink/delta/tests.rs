@@ -1,6 +1,8 @@
 //! Black-box tests of the Delta sink, on a disk, in memory and on a server that speaks S3. What other readers make of its
 //! tables is tested beside the command.
 
+use std::collections::BTreeMap;
+
 use arrow::array::{
     ArrayRef, Date32Array, Decimal128Array, Float64Array, Int64Array, StringArray, TimestampMicrosecondArray,
     UInt64Array,
@@ -13,7 +15,7 @@ use tempfile::TempDir;
 
 use super::*;
 use crate::ErrorKind;
-use crate::sink::parquet::{ParquetCompression, ParquetLayout, ParquetSink};
+use crate::sink::parquet::{ParquetCompression, ParquetLayout, ParquetSink, folder_of};
 use crate::testing::clock::ManualClock;
 use crate::testing::sink::{Target, conforms, ids, rows, schema};
 
@@ -67,9 +69,13 @@ impl Lake {
     }
 
     async fn open(&self) -> Result<DeltaSink> {
+        self.open_with(|files| Box::new(files) as _).await
+    }
+
+    async fn open_with<S: Sink + ?Sized>(&self, boxed: fn(ParquetSink) -> Box<S>) -> Result<DeltaSink<S>> {
         let [table, staging, notes] = ["flights", "_staging", "_nexus"].map(|name| self.root.below(name));
         let folder = TableFolder::new(table.clone(), staging.clone(), notes.clone());
-        let files = |settings| Ok(Box::new(ParquetSink::new(settings, table, staging, notes)?) as _);
+        let files = |settings| ParquetSink::new(settings, table, staging, notes).map(boxed);
         DeltaSink::open(self.settings.clone(), folder, files).await
     }
 
@@ -89,6 +95,26 @@ impl Lake {
 
     async fn files(&self) -> LoggedFiles {
         logged_files(&self.root.below("flights")).await.unwrap().unwrap_or_default()
+    }
+
+    /// Writes the files of the table that are in the log to one of each folder, and prepares the epoch.
+    async fn merge(&self, sink: &mut DeltaSink<ParquetSink>, epoch: u64) -> (EpochId, Prepared) {
+        let mut folders: BTreeMap<String, Vec<String>> = BTreeMap::new();
+        for path in self.files().await.active.into_keys() {
+            folders.entry(folder_of(&path).to_owned()).or_default().push(path);
+        }
+        let (id, table) = (EpochId { generation: 4, epoch }, self.root.below("flights"));
+        for (folder, paths) in folders {
+            sink.rewrite(id, &table, &folder, &paths).await.unwrap();
+        }
+        (id, sink.prepare(id).await.unwrap())
+    }
+
+    /// Gives the sorted ids that a reader of the log sees.
+    async fn seen(&self) -> Vec<i64> {
+        let mut seen = self.visible().await;
+        seen.sort_unstable();
+        seen
     }
 
     /// Gives the lines of an entry of the log.
@@ -293,6 +319,112 @@ async fn what_other_writers_do_is_kept_or_refused() {
     let features = r#"{"protocol":{"minReaderVersion":3,"minWriterVersion":7,"readerFeatures":["deletionVectors"],"writerFeatures":["deletionVectors"]}}"#;
     lake.foreign(13, &[features, &text(&begun[2])]).await;
     lake.refused("it asks its writers for `deletionVectors`").await;
+}
+
+#[tokio::test]
+async fn merged_files_leave_the_table_and_stay_in_the_folder() {
+    let lake = Lake::on_disk(by_origin()).await;
+    let mut sink = lake.open().await.unwrap();
+    for epoch in 1..=11 {
+        let first = i64::try_from(epoch).unwrap() * 10;
+        lake.land(&mut sink, epoch, &rows(first..first + 10)).await.unwrap();
+    }
+    let (before, seen) = (lake.files().await.active, lake.seen().await);
+    assert_eq!(before.len(), 44);
+    let mut compactor = lake.open_with(Box::new).await.unwrap();
+    let (id, prepared) = lake.merge(&mut compactor, 12).await;
+    assert_eq!((prepared.rows, prepared.rewritten, prepared.removed), (0, 110, 110));
+    assert_eq!(lake.files().await.active, before, "nothing is visible yet");
+    let handle = prepared.handle.unwrap();
+    compactor.committer().commit(id, &handle).await.unwrap();
+    // Again, also by another process.
+    compactor.committer().commit(id, &handle).await.unwrap();
+    lake.open().await.unwrap().committer().commit(id, &handle).await.unwrap();
+
+    let files = lake.files().await;
+    assert_eq!((files.active.len(), files.removed.len()), (4, 44));
+    assert_eq!(lake.seen().await, seen);
+    for (path, size) in &before {
+        assert_eq!(
+            lake.root.size(&format!("flights/{path}")).await.unwrap(),
+            Some(*size),
+            "older versions need {path}"
+        );
+    }
+    let entry = lake.entry(12).await;
+    assert_eq!(lake.root.size("flights/_delta_log/00000000000000000013.json").await.unwrap(), None);
+    let told = &entry[0]["commitInfo"];
+    assert_eq!((&told["operation"], &told["isBlindAppend"]), (&json!("OPTIMIZE"), &json!(false)));
+    assert_eq!((&entry[1]["txn"]["version"], entry.len()), (&json!(12), 2 + 4 + 44));
+    let of = |kind: &str| entry.iter().map(|line| line[kind].clone()).filter(Value::is_object).collect::<Vec<_>>();
+    for add in of("add") {
+        let stats: Value = serde_json::from_str(add["stats"].as_str().unwrap()).unwrap();
+        assert!(stats["numRecords"].as_u64().unwrap() > 20 && add["dataChange"] == json!(false), "{add}");
+    }
+    for epoch in 1..=11 {
+        let added = lake.entry(epoch).await;
+        for add in added.iter().map(|line| &line["add"]).filter(|add| add.is_object()) {
+            let expected = json!({
+                "path": add["path"], "partitionValues": add["partitionValues"], "size": add["size"],
+                "deletionTimestamp": 1_700_000_000_000_i64, "dataChange": false, "extendedFileMetadata": true,
+            });
+            assert!(of("remove").contains(&expected), "{expected}");
+        }
+    }
+
+    // A checkpoint has both, and the table goes on.
+    let mut sink = lake.open().await.unwrap();
+    for epoch in 13..=21 {
+        lake.land(&mut sink, epoch, &rows(200..204)).await.unwrap();
+    }
+    assert!(lake.root.size("flights/_delta_log/00000000000000000020.checkpoint.parquet").await.unwrap().is_some());
+    let files = lake.files().await;
+    assert_eq!((files.active.len(), files.removed.len()), (4 + 9 * 4, 44));
+    assert_eq!(lake.seen().await.len(), 110 + 9 * 4);
+}
+
+#[tokio::test]
+async fn what_another_writer_has_taken_out_does_not_come_back() {
+    let lake = Lake::in_memory(by_origin());
+    let mut sink = lake.open().await.unwrap();
+    for epoch in 1..=3 {
+        lake.land(&mut sink, epoch, &rows(0..8)).await.unwrap();
+    }
+    // Each has read the log before the other writes.
+    let mut compactor = lake.open_with(Box::new).await.unwrap();
+    let (id, prepared) = lake.merge(&mut compactor, 4).await;
+    let taken = lake.entry(2).await.into_iter().find(|line| line["add"]["partitionValues"]["origin"] == "JFK").unwrap();
+    let remove = json!({ "remove": { "path": taken["add"]["path"], "deletionTimestamp": 1, "dataChange": true } });
+    lake.foreign(4, &[&remove.to_string()]).await;
+    let seen = lake.seen().await;
+    assert_eq!(seen.len(), 22);
+    let handle = prepared.handle.unwrap();
+    compactor.committer().commit(id, &handle).await.unwrap();
+    assert_eq!(lake.seen().await, seen);
+    let files = lake.files().await;
+    let (merged, left): (Vec<_>, Vec<_>) = files.active.keys().partition(|path| path.contains("to-lake-4-4-"));
+    assert_eq!((merged.len(), left.len(), files.removed.len()), (3, 2, 10), "all folders but one: {files:?}");
+    assert!(left.iter().all(|path| path.starts_with("origin=JFK/")), "{left:?}");
+
+    // If nothing is left to do, the entry says only that the epoch is done.
+    let (id, prepared) = lake.merge(&mut compactor, 5).await;
+    let mut removes = Vec::new();
+    for version in [1, 2, 3, 5] {
+        let added = lake.entry(version).await.into_iter().map(|line| line["add"]["path"].clone());
+        let remove = |path: Value| json!({ "remove": { "path": path, "dataChange": true } }).to_string();
+        removes.extend(added.filter(Value::is_string).map(remove));
+    }
+    lake.foreign(6, &removes.iter().map(String::as_str).collect::<Vec<_>>()).await;
+    compactor.committer().commit(id, &prepared.handle.unwrap()).await.unwrap();
+    let entry = lake.entry(7).await;
+    assert_eq!((entry.len(), &entry[1]["txn"]["version"]), (2, &json!(5)));
+    assert!(lake.seen().await.is_empty());
+    // What came of it is merged as ever.
+    lake.land(&mut sink, 6, &rows(0..4)).await.unwrap();
+    lake.land(&mut sink, 7, &rows(4..8)).await.unwrap();
+    let (id, prepared) = lake.merge(&mut compactor, 8).await;
+    compactor.committer().commit(id, &prepared.handle.unwrap()).await.unwrap();
+    assert_eq!((lake.seen().await, lake.files().await.active.len()), ((0..8).collect(), 4));
 }
 
 #[tokio::test]

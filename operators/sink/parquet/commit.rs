@@ -390,6 +390,14 @@ pub(super) async fn blocking<T: Send + 'static>(work: impl FnOnce() -> io::Resul
     Ok(done.map_err(|e| Error::internal("a disk task ended early").because(e))??)
 }
 
+/// Gives the handle of an epoch whose commit brings the same files to their places, and leaves those that they stand for.
+pub(in crate::sink) fn leaving_replaced(handle: &Handle) -> Result<Handle> {
+    let mut files = read(handle)?;
+    let rewrites = std::mem::take(&mut files.rewrites);
+    files.files.extend(rewrites.into_iter().flat_map(|rewrite| rewrite.files));
+    serde_json::to_value(files).map_err(|e| Error::internal("could not write a handle").because(e))
+}
+
 pub(super) fn read(handle: &Handle) -> Result<Files> {
     Files::deserialize(handle).map_err(|e| Error::internal("could not read the handle of a Parquet sink").because(e))
 }

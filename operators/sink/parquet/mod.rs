@@ -94,6 +94,7 @@ use parquet::arrow::arrow_writer::ArrowWriterOptions;
 use parquet::file::properties::WriterProperties;
 
 pub use self::commit::RemovedFile;
+pub(super) use self::commit::leaving_replaced;
 use self::commit::{Files, ParquetCommitter, PreparedFile, Rewrite, Staged, blocking};
 use self::file::{FinishedFile, OpenFile, Output, Parts};
 use self::partition::{Group, Router};
