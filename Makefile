@@ -22,7 +22,7 @@ RESHARDS ?= 5
 # Where the data, the peers and the results of comparisons lie: some 8 GB with all peers.
 COMPARE ?= $(CURDIR)/target/compare
 COMPARE_FLAGS ?= --rounds 5
-# `dist` is what releases are built with: a third smaller, by link-time optimisation, for twice the build time.
+# `dist` is what releases are built with: a third smaller, by link-time optimisation, which takes ten minutes of CPU.
 PROFILE ?= release
 RELEASE := $${CARGO_TARGET_DIR:-target}/$(PROFILE)/nexus
 
