@@ -13,7 +13,8 @@
 //! Decision: [0013](https://github.com/nexus-engine/nexus/blob/main/docs/decisions/0013-delta-logs-are-written-by-nexus.md)
 //! says why this is no library.
 //!
-//! Invariant: rows are only added; an entry that takes files out has the same rows in others. A table whose rows change has them all, with `_sequence`, as in plain Parquet.
+//! Invariant: rows are only added; an entry that takes files out has the same rows in others. A table whose rows change
+//! has them all, with `_sequence`, as in plain Parquet.
 
 mod action;
 mod checkpoint;
