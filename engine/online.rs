@@ -1,14 +1,14 @@
 //! Whether what a pipeline names is there, can be reached, and may be used: all at once, by calls that change nothing.
 
-use std::collections::BTreeSet;
 use std::time::Duration;
 
 use futures::future::{BoxFuture, join_all};
+use nexus_operators::aws::AwsSettings;
 use nexus_operators::probe::{Lack, Probed};
-use nexus_operators::store::Store;
+use nexus_operators::store::{Access, Store};
 
 use crate::plan::Plan;
-use crate::spec::Tier;
+use crate::spec::Kept;
 
 /// How long a probe may take: a service that does not answer by then is not one to begin with.
 const PROBE_MAX: Duration = Duration::from_secs(10);
@@ -93,20 +93,15 @@ fn sources(plan: &Plan, probes: &mut Vec<Probe>) {
 #[cfg(not(any(feature = "kinesis", feature = "s3")))]
 fn sources(_: &Plan, _: &mut Vec<Probe>) {}
 
-/// The lake, the state and archives.
+/// The lake, the state and archives, each by who keeps it.
 fn folders(plan: &Plan, probes: &mut Vec<Probe>) {
-    let lake = Tier::ALL.into_iter().map(|tier| ("lake".to_owned(), plan.loaded.lake_root(tier)));
-    let state = ("state".to_owned(), plan.loaded.state_root());
-    let archives = plan
-        .loaded
-        .spec
-        .sources
-        .keys()
-        .filter_map(|source| Some((format!("sources.{source}.archive"), plan.loaded.archive_root(source)?)));
-    let mut seen = BTreeSet::new();
-    for (place, url) in lake.chain([state]).chain(archives) {
-        if seen.insert(url.clone()) {
-            let (access, thing) = (plan.loaded.access(), format!("folder {url}"));
+    let mut seen: Vec<(String, AwsSettings)> = Vec::new();
+    for Kept { place, url, aws, .. } in plan.loaded.kept() {
+        let of = (url, aws);
+        if !seen.contains(&of) {
+            seen.push(of.clone());
+            let ((url, aws), encryption) = (of, plan.loaded.encryption());
+            let (access, thing) = (Access { encryption, aws }, format!("folder {url}"));
             probes.push(probe(place, thing, async move { Store::probe(&url, &access).await }));
         }
     }

@@ -6,6 +6,7 @@ use std::path::Path;
 use serde_json::Value;
 
 use crate::servers::faults::{Call, Faults, QUIET};
+use crate::servers::identity::Identity;
 use crate::servers::{kinesis, ministack, unique};
 use crate::world::World;
 
@@ -43,10 +44,18 @@ fn allows(statement: &Value, call: &Call) -> bool {
         && below.zip(call.prefix.as_ref()).is_none_or(|(below, prefix)| is_like(below, prefix))
 }
 
-/// Fails unless a policy allows all calls.
+/// Gives the policy of who makes a call: of a role, whose access keys bear its name, or of the process itself.
+fn policy_of<'a>(printed: &'a Value, call: &Call) -> &'a Value {
+    let role = call.by.as_ref().and_then(|key| key.strip_prefix("ROLE"));
+    let roles = printed["roles"].as_object().into_iter().flatten();
+    let mut own = roles.filter(|(arn, _)| role.is_some_and(|role| arn.to_uppercase().ends_with(&format!("/{role}"))));
+    own.next().map_or(&printed["policy"], |(_, own)| &own["policy"])
+}
+
+/// Fails unless the policies allow all calls.
 pub fn check_calls(printed: &Value, calls: &BTreeSet<Call>) {
-    let statements = printed["policy"]["Statement"].as_array().expect("a policy has statements");
     for call in calls {
+        let statements = policy_of(printed, call)["Statement"].as_array().expect("a policy has statements");
         assert!(statements.iter().any(|statement| allows(statement, call)), "{call:?} is not allowed by {printed:#}");
     }
 }
@@ -149,6 +158,94 @@ bronze:
     let printed = printed(&world, &file);
     check(&printed, &aws.calls(), &["s3:GetObjectVersion", "sqs:ChangeMessageVisibility"]);
     assert_eq!(services(&printed), ["s3", "sqs"]);
+}
+
+#[test]
+fn each_place_is_kept_in_the_role_of_its_own_within_its_policy() {
+    let world = World::new().with_aws();
+    let [lake, gold, state, archive, sites] =
+        ["lake", "gold", "state", "archive", "sites"].map(|name| (name, world.bucket(name)));
+    world.file("in.json", "{\"n\":1}\n{\"n\":2}\n{\"n\":3}\nno json\n");
+    let known = world.file("known.csv", "n,name\n1,one\n2,two\n");
+    world.aws(&["upload", &sites.1, "sites/", known.to_str().expect("the path is text")]);
+    let (aws, identity) = (Faults::start(ministack::shared().port, QUIET), Identity::start());
+    let role = |name: &str| format!("arn:aws:iam::111122223333:role/{name}");
+    let file = world.file(
+        "iam.yaml",
+        &format!(
+            "name: iam
+lake:
+  bronze: s3://{lake}/lake
+  silver: {{ path: s3://{lake}/silver, role: {silver} }}
+  gold: {{ path: s3://{gold}, role: [{hub}, {{ arn: {gold_role}, external_id: partner }}] }}
+state: {{ path: s3://{state}/kept, role: {keeper} }}
+aws: {{ role: {base}, endpoints: {{ s3: \"http://127.0.0.1:{port}\", sts: \"{sts}\" }} }}
+commit: {{ rows: 1 }}
+sources:
+  rows:
+    file: {{ path: in.json }}
+    columns: {{ n: int64 }}
+    archive: {{ path: s3://{archive}/raw, role: {archivist} }}
+reference:
+  known: {{ path: \"s3://{sites}/sites/*.csv\", role: {reader} }}
+bronze:
+  rows: {{ from: rows }}
+silver:
+  named: {{ sql: \"SELECT r.n, k.name FROM rows r JOIN known k ON k.n = r.n\" }}
+  own: {{ from: bronze.rows, role: {writer}, table_format: delta, expect: {{ small: {{ that: n < 3 }} }} }}
+gold:
+  all: {{ from: silver.named }}
+",
+            lake = lake.1,
+            gold = gold.1,
+            state = state.1,
+            archive = archive.1,
+            sites = sites.1,
+            port = aws.port,
+            sts = identity.url(),
+            silver = role("silver"),
+            hub = role("hub"),
+            gold_role = role("gold"),
+            keeper = role("keeper"),
+            base = role("base"),
+            archivist = role("archivist"),
+            reader = role("reader"),
+            writer = role("writer"),
+        ),
+    );
+    let path = file.to_str().expect("the path is text");
+    world.nexus(&["run", path]).expect_code(0);
+    let sql = "SELECT (SELECT string_agg(name, ',' ORDER BY n) FROM silver.named) AS named, (SELECT sum(n) FROM silver.own) \
+               AS own, (SELECT count(*) FROM gold.all) AS whole, (SELECT count(*) FROM quarantine.\"silver.own\") AS large, \
+               (SELECT count(*) FROM quarantine.rows) AS bad";
+    let answer = world.nexus(&["query", path, sql, "--format", "csv"]).expect_code(0).stdout;
+    assert_eq!(answer, "named,own,whole,large,bad\n\"one,two\",3,2,1,1\n");
+    for verb in ["audit", "compact", "audit", "state", "redrive"] {
+        world.nexus(&[verb, path]).expect_code(0);
+    }
+    // Each bucket is called in its roles alone, and each table in its own.
+    let below = |start: String| -> BTreeSet<String> {
+        let calls = aws.calls().into_iter();
+        let of = calls.filter(|call| call.resource.as_ref().is_some_and(|resource| resource.starts_with(&start)));
+        of.filter_map(|call| call.by).collect()
+    };
+    for (start, by) in [
+        (format!("{}/lake/", lake.1), "ROLEBASE"),
+        (format!("{}/silver/silver/named", lake.1), "ROLESILVER"),
+        (format!("{}/silver/silver/own", lake.1), "ROLEWRITER"),
+        (format!("{}/silver/_quarantine/silver.own", lake.1), "ROLEWRITER"),
+        (gold.1, "ROLEGOLD"),
+        (state.1, "ROLEKEEPER"),
+        (archive.1, "ROLEARCHIVIST"),
+        (sites.1, "ROLEREADER"),
+    ] {
+        assert_eq!(below(start.clone()), BTreeSet::from([by.to_owned()]), "{start}");
+    }
+    let online = world.nexus(&["check", path, "--online"]).expect_code(0).stdout;
+    assert!(online.contains("silver.own"), "{online}");
+    let printed = printed(&world, &file);
+    check_calls(&printed, &aws.calls());
+    assert!(identity.asked().iter().any(|asked| asked.starts_with("AssumeRole gold by ROLEHUB with partner")));
 }
 
 #[test]

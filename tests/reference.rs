@@ -122,3 +122,34 @@ fn a_reference_table_that_cannot_be_read_anew_stays_as_it_was() {
     assert!(said.contains("could not refresh") && said.contains("words-a.csv"), "{said}");
     assert!(words(&lake, "gold/three").values().all(|words| words == &["a"]));
 }
+
+#[test]
+fn a_reference_table_on_s3_is_read_anew_when_its_objects_change() {
+    let world = World::new().with_aws();
+    let bucket = world.bucket("reference");
+    let upload = |word: &str| {
+        let file = world.file("words.csv", &format!("k,word\n0,{word}\n"));
+        world.aws(&["upload", &bucket, "in/", file.to_str().expect("the path is text")]);
+    };
+    let text = PIPELINE.replace("'words-*.csv'", &format!("'s3://{bucket}/in/*.csv'"));
+    let pipeline = world.file("joined.yaml", &text).display().to_string();
+    world.file("fixed.csv", "k,word\n0,same\n");
+    let refused = world.nexus(&["check", &pipeline]).expect_code(2).said();
+    assert!(refused.contains(&format!("no file matches s3://{bucket}/in/*.csv")), "{refused}");
+    upload("a");
+    let lake = world.path("lake");
+    let mut running = world.start(&["run", &pipeline]);
+    running.until("there are epochs", || table_files(&lake, "silver/one") > 2);
+    // As long as the one before.
+    upload("b");
+    running.until("the new version is used", || records(&world).1.contains_key(&2));
+    let before = table_files(&lake, "silver/one");
+    running.until("there are more epochs", || table_files(&lake, "silver/one") > before + 2);
+    running.signal("TERM");
+    running.wait().expect_code(0);
+    let (used, versions) = records(&world);
+    assert_eq!(versions[&2][0]["path"], json!(format!("s3://{bucket}/in/words.csv")));
+    for (epoch, words) in words(&lake, "silver/two") {
+        assert_eq!(words, [if used[&epoch] == 1 { "a" } else { "b" }], "epoch {epoch}");
+    }
+}

@@ -68,7 +68,8 @@ enum Outcome {
 
 /// Lists the folders of a sink.
 pub async fn list(plan: &Plan, store: &StateStore, sink: &str) -> Result<Listed> {
-    let ParquetPlace { table, staging, notes, spool } = parquet_place(plan, store, &plan.loaded.access(), sink).await?;
+    let ParquetPlace { table, staging, notes, spool } =
+        parquet_place(plan, store, &plan.loaded.encryption(), sink).await?;
     let stem = file_stem(plan, sink);
     let mut folder = TableFolder::new(table, staging, notes);
     if is_archive(sink) {

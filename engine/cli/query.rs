@@ -11,9 +11,10 @@ use datafusion::execution::object_store::ObjectStoreUrl;
 use datafusion::logical_expr::LogicalPlan;
 use datafusion::prelude::{SessionConfig, SessionContext};
 use futures::stream;
+use nexus_operators::aws::AwsSettings;
 use nexus_operators::clock::SystemClock;
 use nexus_operators::quarantine;
-use nexus_operators::store::{Backend, Store};
+use nexus_operators::store::{Access, Backend, Store};
 use nexus_operators::transform::keyed::SEQUENCE_COLUMN;
 
 use super::answer::{Answer, failed};
@@ -159,27 +160,27 @@ fn table_names(context: &SessionContext) -> Vec<String> {
 
 /// Makes the stored tables and their quarantine known. Only committed files lie in a table's folder.
 async fn register(context: &SessionContext, plan: &Plan, known: &Arc<Known>) -> Result<()> {
+    let mut lake = Lake { context, plan, readers: Vec::new() };
     for table in &plan.tables {
         let name = table.name();
         let tier = table.tier.name();
+        let of = (table.tier, Some(table.table.as_str()));
         if let Some(spec) = plan.spec_of(table).filter(|spec| spec.store) {
-            let folder =
-                Folder { path: format!("{tier}/{}", table.table), format: plan.loaded.spec.table_format(spec) };
+            let path = format!("{tier}/{}", table.table);
+            let folder = Folder { of, path, format: plan.loaded.spec.table_format(spec) };
             let changes = format!("{}_changes", table.table);
             let stored = if table.keys.is_some() { &changes } else { &table.table };
             let columns = stored_schema(&table.schema, known.schema_of(&name).await.as_ref());
             let replacing = Some(Replacing::new(known.clone(), format!("{name}/{PARQUET}")));
-            add(context, plan, table.tier, &folder, (tier, stored), &columns, replacing).await?;
+            lake.add(&folder, (tier, stored), &columns, replacing).await?;
             if let Some(keys) = &table.keys {
                 add_newest(context, table, keys, &changes).await?;
             }
         }
-        let folder = Folder { path: format!("_quarantine/{name}"), format: TableFormat::Parquet };
-        add(context, plan, table.tier, &folder, ("quarantine", &name), &quarantine::schema(), None).await?;
+        lake.add_quarantine(of, &name).await?;
     }
     for source in plan.sources.keys() {
-        let folder = Folder { path: format!("_quarantine/{source}"), format: TableFormat::Parquet };
-        add(context, plan, Tier::Bronze, &folder, ("quarantine", source), &quarantine::schema(), None).await?;
+        lake.add_quarantine((Tier::Bronze, None), source).await?;
     }
     Ok(())
 }
@@ -205,48 +206,72 @@ async fn add_newest(context: &SessionContext, table: &TablePlan, keys: &[usize],
     Ok(())
 }
 
-/// A folder of a tier's lake.
-struct Folder {
+/// A folder of the lake.
+struct Folder<'a> {
+    /// The tier, and the table that it is of: they say who reads it.
+    of: (Tier, Option<&'a str>),
     path: String,
     format: TableFormat,
 }
 
-/// Makes one folder of a tier's lake known as a table.
-async fn add(
-    context: &SessionContext,
-    plan: &Plan,
-    tier: Tier,
-    folder: &Folder,
-    (schema, table): (&str, &str),
-    columns: &SchemaRef,
-    replacing: Option<Replacing>,
-) -> Result<()> {
-    let failed = |e: DataFusionError| Error::internal(format!("could not register {schema}.{table}")).because(e);
-    let root = Store::open(&plan.loaded.lake_root(tier), &plan.loaded.access()).await?;
-    let store = register_store(context, &root)?;
-    let is_delta = folder.format == TableFormat::Delta;
-    let stored = StoredTable::new(columns.clone(), root.below(&folder.path), is_delta, store, replacing);
-    let catalog = context.catalog("datafusion").ok_or_else(|| Error::internal("there is no catalog"))?;
-    let provider = match catalog.schema(schema) {
-        Some(provider) => provider,
-        None => new_schema(catalog.as_ref(), schema).map_err(failed)?,
-    };
-    provider.register_table(table.to_owned(), Arc::new(stored)).map_err(failed)?;
-    Ok(())
+/// The lake, as its tables are made known.
+struct Lake<'a> {
+    context: &'a SessionContext,
+    plan: &'a Plan,
+    /// As whom folders are read: one bucket may be read in several roles.
+    readers: Vec<AwsSettings>,
+}
+
+impl Lake<'_> {
+    /// Makes a folder known as a table.
+    async fn add(
+        &mut self,
+        folder: &Folder<'_>,
+        (schema, table): (&str, &str),
+        columns: &SchemaRef,
+        replacing: Option<Replacing>,
+    ) -> Result<()> {
+        let failed = |e: DataFusionError| Error::internal(format!("could not register {schema}.{table}")).because(e);
+        let loaded = &self.plan.loaded;
+        let (tier, of) = folder.of;
+        let access = Access { encryption: loaded.encryption(), aws: loaded.lake_aws(tier, of) };
+        let root = Store::open(&loaded.lake_root(tier), &access).await?;
+        let store = self.register_store(&root, access.aws)?;
+        let is_delta = folder.format == TableFormat::Delta;
+        let stored = StoredTable::new(columns.clone(), root.below(&folder.path), is_delta, store, replacing);
+        let catalog = self.context.catalog("datafusion").ok_or_else(|| Error::internal("there is no catalog"))?;
+        let provider = match catalog.schema(schema) {
+            Some(provider) => provider,
+            None => new_schema(catalog.as_ref(), schema).map_err(failed)?,
+        };
+        provider.register_table(table.to_owned(), Arc::new(stored)).map_err(failed)?;
+        Ok(())
+    }
+
+    /// Makes known what a table or source could not use.
+    async fn add_quarantine(&mut self, of: (Tier, Option<&str>), name: &str) -> Result<()> {
+        let folder = Folder { of, path: format!("_quarantine/{name}"), format: TableFormat::Parquet };
+        self.add(&folder, ("quarantine", name), &quarantine::schema(), None).await
+    }
+
+    /// Makes a store known, and gives the name under which it is: its bucket, as this one reads it.
+    fn register_store(&mut self, root: &Store, by: AwsSettings) -> Result<ObjectStoreUrl> {
+        let Backend::Object { objects, .. } = root.backend() else { return Ok(ObjectStoreUrl::local_filesystem()) };
+        let reader = self.readers.iter().position(|known| *known == by).unwrap_or_else(|| {
+            self.readers.push(by);
+            self.readers.len() - 1
+        });
+        let wrong = || Error::config(format!("`{}` is not a URL", root.url()));
+        let url = url::Url::parse(root.url()).map_err(|e| wrong().because(e))?;
+        let bucket = url.host_str().ok_or_else(wrong)?;
+        let store = ObjectStoreUrl::parse(format!("reader{reader}://{bucket}")).map_err(|e| wrong().because(e))?;
+        self.context.register_object_store(store.as_ref(), objects.clone());
+        Ok(store)
+    }
 }
 
 fn new_schema(catalog: &dyn CatalogProvider, name: &str) -> Result<Arc<MemorySchemaProvider>, DataFusionError> {
     let schema = Arc::new(MemorySchemaProvider::new());
     catalog.register_schema(name, schema.clone())?;
     Ok(schema)
-}
-
-/// Makes a lake's store known, and gives the name under which it is.
-fn register_store(context: &SessionContext, root: &Store) -> Result<ObjectStoreUrl> {
-    let Backend::Object { objects, .. } = root.backend() else { return Ok(ObjectStoreUrl::local_filesystem()) };
-    let wrong = || Error::config(format!("`{}` is not a URL", root.url()));
-    let url = url::Url::parse(root.url()).map_err(|e| wrong().because(e))?;
-    let store = ObjectStoreUrl::parse(&url[..url::Position::BeforePath]).map_err(|e| wrong().because(e))?;
-    context.register_object_store(store.as_ref(), objects.clone());
-    Ok(store)
 }

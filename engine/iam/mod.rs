@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use nexus_operators::aws::AwsSettings;
 use nexus_operators::permissions as actions;
 use serde_json::{Value, json};
 
@@ -10,12 +11,7 @@ mod arn;
 pub use arn::Account;
 
 use crate::spec::model::{Encryption, KinesisMode, PostgresAuth, Roles, Secret};
-use crate::spec::{Loaded, Tier};
-
-/// What the right to keep objects is for.
-const LAKE: &str = "the lake's files are kept";
-const STATE: &str = "commit records and state are kept";
-const ARCHIVE: &str = "records are archived as they came";
+use crate::spec::{Kept, Loaded};
 
 /// What a pipeline needs of AWS.
 #[derive(Debug)]
@@ -65,12 +61,12 @@ impl Needs {
     pub fn of(loaded: &Loaded, account: &Account) -> Self {
         let mut needs = Self { grants: Vec::new(), services: BTreeSet::new(), notes: Vec::new(), role: None };
         needs.sources(loaded, account);
-        needs.act_as(loaded, None);
-        for name in loaded.spec.reference.keys() {
+        for (name, reference) in &loaded.spec.reference {
             let path = loaded.reference_path(name).unwrap_or_default();
             if let Some((bucket, glob)) = arn::in_bucket(&path) {
                 let prefix = glob.split(['*', '?', '[']).next().unwrap_or_default();
                 let why = format!("the reference table `{name}` is read");
+                needs.act_as(loaded, reference.role.as_ref());
                 needs.objects(account, &why, actions::READ_OBJECTS, (bucket, prefix));
             }
         }
@@ -199,28 +195,26 @@ impl Needs {
         }
     }
 
-    /// The lake, the state and archives.
+    /// The lake, the state and archives, each by who keeps it.
     fn kept(&mut self, loaded: &Loaded, account: &Account) {
-        let tiers = Tier::ALL.into_iter().map(|tier| (loaded.lake_root(tier), LAKE));
-        let state = (loaded.state_root(), STATE);
-        let archives = loaded.spec.sources.keys().filter_map(|source| Some((loaded.archive_root(source)?, ARCHIVE)));
-        let mut seen: Vec<String> = Vec::new();
-        for (root, why) in tiers.chain([state]).chain(archives) {
-            let Some((bucket, prefix)) = arn::in_bucket(&root) else { continue };
+        let mut seen: Vec<(AwsSettings, String)> = Vec::new();
+        for Kept { why, url, role, aws, .. } in loaded.kept() {
+            let Some((bucket, prefix)) = arn::in_bucket(&url) else { continue };
             let folder = if prefix.is_empty() { String::new() } else { format!("{}/", prefix.trim_end_matches('/')) };
             let whole = format!("{bucket}/{folder}");
             // The state lies below the lake if the file gives no other place.
-            if seen.iter().any(|known| whole.starts_with(known)) {
+            if seen.iter().any(|(by, known)| *by == aws && whole.starts_with(known)) {
                 continue;
             }
+            self.act_as(loaded, role);
             self.objects(account, why, actions::KEEP_OBJECTS, (bucket, &folder));
-            seen.push(whole);
-        }
-        if let (Encryption::Kms(key), false) = (&loaded.spec.encryption, seen.is_empty()) {
-            let (resource, condition) = account.key(key);
-            let why = "objects of the lake and the state are encrypted by this key".to_owned();
-            // S3 calls KMS itself, so that no endpoint is needed.
-            self.add(why, actions::USE_KEY, resource, condition);
+            if let Encryption::Kms(key) = &loaded.spec.encryption {
+                let (resource, condition) = account.key(key);
+                let why = "objects of the lake and the state are encrypted by this key".to_owned();
+                // S3 calls KMS itself, so that no endpoint is needed.
+                self.add(why, actions::USE_KEY, resource, condition);
+            }
+            seen.push((aws, whole));
         }
     }
 

@@ -92,11 +92,11 @@ struct Compactor {
 
 /// Finds what a compaction would merge.
 pub async fn survey(plan: &Plan, compaction: &Compaction, clock: SharedClock) -> Result<BTreeMap<String, Compacted>> {
-    let access = plan.loaded.access();
-    let store = open_state(&plan.loaded, clock, &access).await?;
+    let encryption = plan.loaded.encryption();
+    let store = open_state(&plan.loaded, clock, &encryption).await?;
     let mut found = BTreeMap::new();
     for table in tables(plan, compaction) {
-        let place = parquet_place(plan, &store, &access, &sink_of(table)).await?;
+        let place = parquet_place(plan, &store, &encryption, &sink_of(table)).await?;
         let batches = batches(plan, table, &place.table, compaction.target_bytes).await?;
         if !batches.is_empty() {
             found.insert(table.name(), planned(batches.iter()));
@@ -115,8 +115,8 @@ pub async fn compact(plan: &Plan, compaction: &Compaction, clock: SharedClock) -
     if survey(plan, compaction, clock.clone()).await?.is_empty() {
         return Ok(report);
     }
-    let access = plan.loaded.accepted_access().await?;
-    let store = open_state(&plan.loaded, clock.clone(), &access).await?;
+    let encryption = plan.loaded.accepted_encryption().await?;
+    let store = open_state(&plan.loaded, clock.clone(), &encryption).await?;
     fail::point("before_claim")?;
     let (generation, state) = store.claim().await?;
     fail::point("after_claim")?;
@@ -133,7 +133,7 @@ pub async fn compact(plan: &Plan, compaction: &Compaction, clock: SharedClock) -
     for table in tables(plan, compaction) {
         let Some(spec) = plan.spec_of(table) else { continue };
         let (name, sink) = (table.name(), sink_of(table));
-        let place = parquet_place(plan, &compactor.store, &access, &sink).await?;
+        let place = parquet_place(plan, &compactor.store, &encryption, &sink).await?;
         // Listed behind the claim: no older process can commit a file any more.
         let mut batches = VecDeque::from(batches(plan, table, &place.table, compaction.target_bytes).await?);
         if batches.is_empty() {

@@ -1,7 +1,7 @@
 //! Where sinks keep their files, by the sinks' names: `<tier.table>/parquet`, `<source or tier.table>/quarantine`,
 //! `<source>/archive`, `<source>/errors`.
 
-use nexus_operators::store::{Access, Store};
+use nexus_operators::store::{Access, Encryption, Store};
 use nexus_operators::{Error, Result};
 
 use crate::plan::Plan;
@@ -26,11 +26,16 @@ pub struct ParquetPlace {
     pub spool: Store,
 }
 
-/// Gives the folders of a Parquet sink.
-pub async fn parquet_place(plan: &Plan, store: &StateStore, access: &Access, sink: &str) -> Result<ParquetPlace> {
+/// Gives the folders of a Parquet sink. What is written is encrypted so.
+pub async fn parquet_place(
+    plan: &Plan,
+    store: &StateStore,
+    encryption: &Encryption,
+    sink: &str,
+) -> Result<ParquetPlace> {
     let (of, kind) = sink.split_once('/').unwrap_or((sink, PARQUET));
     if is_archive(sink) {
-        return archive_place(plan, store, access, sink).await;
+        return archive_place(plan, store, encryption, sink).await;
     }
     let table = of.split_once('.').and_then(|(tier, table)| Some((Tier::by_name(tier)?, table)));
     // What a source could not read lies beside the tables that it would have gone to.
@@ -40,7 +45,9 @@ pub async fn parquet_place(plan: &Plan, store: &StateStore, access: &Access, sin
         (_, Some((tier, table))) => format!("{tier}/{table}"),
         (_, None) => return Err(Error::internal(format!("sink {sink} belongs to no table"))),
     };
-    let root = Store::open(&plan.loaded.lake_root(tier), access).await?;
+    let aws = plan.loaded.lake_aws(tier, table.map(|(_, table)| table));
+    let access = Access { encryption: encryption.clone(), aws };
+    let root = Store::open(&plan.loaded.lake_root(tier), &access).await?;
     Ok(ParquetPlace {
         table: root.below(&folder),
         staging: root.below(&format!("_nexus/{}/staging/{sink}", plan.loaded.spec.name)),
@@ -65,12 +72,13 @@ pub fn file_stem(plan: &Plan, sink: &str) -> String {
 }
 
 /// Gives the folders of a sink of a source's archive.
-async fn archive_place(plan: &Plan, store: &StateStore, access: &Access, sink: &str) -> Result<ParquetPlace> {
+async fn archive_place(plan: &Plan, store: &StateStore, encryption: &Encryption, sink: &str) -> Result<ParquetPlace> {
     let gone = || Error::config(format!("the file has no archive for sink {sink} any more"));
     let (source, kind) = sink.split_once('/').ok_or_else(gone)?;
     let prefix = plan.loaded.spec.sources.get(source).and_then(|spec| spec.archive.as_ref()).map(|spec| &spec.prefix);
     let (root, prefix) = plan.loaded.archive_root(source).zip(prefix).ok_or_else(gone)?;
-    let root = Store::open(&root, access).await?;
+    let access = Access { encryption: encryption.clone(), aws: plan.loaded.archive_aws(source) };
+    let root = Store::open(&root, &access).await?;
     let folder = if kind == ERRORS { format!("errors/{prefix}") } else { prefix.clone() };
     Ok(ParquetPlace {
         table: if folder.is_empty() { root.clone() } else { root.below(folder.trim_end_matches('/')) },

@@ -8,7 +8,7 @@ use nexus_operators::position::Cut;
 use nexus_operators::quarantine::read::Held;
 use nexus_operators::sink::Handle;
 use nexus_operators::source::SourceEvent;
-use nexus_operators::store::{Access, Store};
+use nexus_operators::store::{Access, Encryption, Store};
 use nexus_operators::transform::{WINDOWS, join};
 use nexus_operators::{Error, Result, fail};
 use tokio::sync::watch;
@@ -52,8 +52,8 @@ pub async fn start_anyway(
     stop: watch::Receiver<bool>,
 ) -> Result<Wired> {
     let clock = settings.surroundings.clock.clone();
-    let access = plan.loaded.accepted_access().await?;
-    let store = open_state(&plan.loaded, clock, &access).await?;
+    let encryption = plan.loaded.accepted_encryption().await?;
+    let store = open_state(&plan.loaded, clock, &encryption).await?;
     fail::point("before_claim")?;
     let (generation, state) = store.claim().await?;
     fail::point("after_claim")?;
@@ -71,31 +71,32 @@ pub async fn start_anyway(
         // it, and the next one takes the files.
         Some(_) if !undone.is_empty() => Some(Portion::default()),
         Some(redrive) => {
-            let taken = redrive::take(&plan, &store, &access, redrive).await?;
+            let taken = redrive::take(&plan, &store, &encryption, redrive).await?;
             let clock = settings.surroundings.clock.clone();
             let ends = !is_handed_input && !Box::pin(has_input(&plan, &clock, &state)).await?;
             Some(Portion { taken, ends })
         }
     };
     let ledger = Ledger::new(committed, undone.iter().map(open_epoch).collect());
-    let restored = Restored { store, access, state, schemas, generation, ledger, undone };
+    let restored = Restored { store, encryption, state, schemas, generation, ledger, undone };
     Box::pin(wire(plan, settings, restored, portion, progress, stop)).await
 }
 
 /// Opens the state store of a pipeline.
 pub async fn state_store(loaded: &Loaded, clock: SharedClock) -> Result<StateStore> {
-    open_state(loaded, clock, &loaded.access()).await
+    open_state(loaded, clock, &loaded.encryption()).await
 }
 
-pub(super) async fn open_state(loaded: &Loaded, clock: SharedClock, access: &Access) -> Result<StateStore> {
-    let folder = Store::open(&loaded.state_root(), access).await?;
+pub(super) async fn open_state(loaded: &Loaded, clock: SharedClock, encryption: &Encryption) -> Result<StateStore> {
+    let access = Access { encryption: encryption.clone(), aws: loaded.state_aws() };
+    let folder = Store::open(&loaded.state_root(), &access).await?;
     Ok(StateStore::new(folder, loaded.spec.name.clone(), clock))
 }
 
 /// Counts what the quarantine holds, by source and table.
 pub async fn held(plan: &Plan, redrive: &Redrive, clock: SharedClock) -> Result<BTreeMap<String, Held>> {
     let store = state_store(&plan.loaded, clock).await?;
-    let found = redrive::survey(plan, &store, &plan.loaded.access(), redrive, u64::MAX).await?;
+    let found = redrive::survey(plan, &store, &plan.loaded.encryption(), redrive, u64::MAX).await?;
     Ok(found.into_iter().map(|(of, quarantine)| (of, quarantine.held)).collect())
 }
 
@@ -126,7 +127,7 @@ async fn nothing_to_redrive(plan: &Plan, store: &StateStore, redrive: &Redrive) 
     }
     schemas(plan, &state).await?;
     let (_, undone) = undone(store, &state).await?;
-    Ok(undone.is_empty() && !redrive::has_any(plan, store, &plan.loaded.access(), redrive).await?)
+    Ok(undone.is_empty() && !redrive::has_any(plan, store, &plan.loaded.encryption(), redrive).await?)
 }
 
 /// Tells whether there is, or may be, something to read.

@@ -199,13 +199,14 @@ impl<'a> Planning<'a> {
     }
 
     fn reference_settings(&self, name: &str, spec: &model::Reference) -> nexus_operators::Result<ReferenceSettings> {
-        let glob = self.loaded.reference_path(name).unwrap_or_default();
-        let guessed = format_of(&glob);
+        let path = self.loaded.reference_path(name).unwrap_or_default();
+        let guessed = format_of(&path);
         let format = self.loaded.format_settings(["reference", name], spec.format.as_ref().or(guessed.as_ref()));
         Ok(ReferenceSettings {
             name: name.to_owned(),
             format: format.map_err(|wrong| nexus_operators::Error::config(wrong.why))?,
-            glob,
+            path,
+            aws: self.loaded.aws(spec.role.as_ref()),
             columns: spec.columns.as_ref().map(source::declared_fields).transpose()?,
             refresh: spec.refresh.map(|refresh| refresh.0),
             record_bytes_max: source::record_bytes_max(self.loaded),

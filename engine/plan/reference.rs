@@ -12,12 +12,13 @@ use datafusion::catalog::{Session, TableProvider};
 use datafusion::datasource::memory::MemorySourceConfig;
 use datafusion::logical_expr::{Expr, TableType};
 use datafusion::physical_plan::ExecutionPlan;
-use nexus_operators::batch::OffsetKind;
+use nexus_operators::aws::AwsSettings;
+use nexus_operators::batch::{Chunk, OffsetKind};
 use nexus_operators::clock::SharedClock;
 use nexus_operators::decode::{self, BATCH_ROWS_MAX, DecoderSettings, FormatSettings, UnknownColumns};
-use nexus_operators::position::Cut;
-use nexus_operators::source::file::{FileSettings, FileSource, Found, find};
-use nexus_operators::source::{Source, SourceEvent};
+use nexus_operators::source::framed::{Framed, FramedSettings, Step};
+use nexus_operators::source::pattern::{Named, Pattern};
+use nexus_operators::source::sample::sample_of;
 use nexus_operators::{Error, ErrorKind, Result};
 
 use crate::state::record::{ReferenceFile, ReferenceVersion};
@@ -27,8 +28,10 @@ use crate::state::record::{ReferenceFile, ReferenceVersion};
 pub struct ReferenceSettings {
     /// Its name.
     pub name: String,
-    /// An absolute path or glob.
-    pub glob: String,
+    /// An absolute path or glob, or the same on S3.
+    pub path: String,
+    /// As whom S3 is read.
+    pub aws: AwsSettings,
     /// How the bytes read.
     pub format: FormatSettings,
     /// The declared columns; inferred if not given.
@@ -42,6 +45,7 @@ pub struct ReferenceSettings {
 /// A reference table: its rows as they were read last, and as the open epochs use them.
 pub struct ReferenceTable {
     settings: ReferenceSettings,
+    pattern: Pattern,
     schema: SchemaRef,
     clock: SharedClock,
     /// The lock is held to swap or to copy pointers only, so it need not be async.
@@ -61,21 +65,22 @@ struct Versions {
 pub struct Version {
     /// What commit records tell of it.
     pub told: ReferenceVersion,
-    found: Vec<Found>,
+    found: Vec<Named>,
     batches: Vec<RecordBatch>,
 }
 
 impl ReferenceTable {
     /// Reads a reference table.
     pub async fn load(settings: ReferenceSettings, clock: SharedClock) -> Result<Self> {
+        let pattern = Pattern::open(&settings.path, &settings.aws).await?;
         let columns = match &settings.columns {
             Some(columns) => columns.clone(),
-            None => infer(&settings.glob, &settings.format)?,
+            None => infer_first(&pattern, &settings.format).await?,
         };
         let schema = Arc::new(Schema::new(columns));
-        let newest = Arc::new(read_version(&settings, &schema, &clock, 1).await?);
+        let newest = Arc::new(read_version(&settings, &pattern, &schema, &clock, 1).await?);
         let versions = RwLock::new(Versions { newest, pinned: VecDeque::new() });
-        Ok(Self { settings, schema, clock, versions })
+        Ok(Self { settings, pattern, schema, clock, versions })
     }
 
     /// Gives the name under which queries read it.
@@ -108,9 +113,10 @@ impl ReferenceTable {
     pub async fn refresh(&self) {
         let newest = self.newest();
         let name = &self.settings.name;
-        let found = match find_files(&self.settings.glob).await {
+        let version = newest.told.version + 1;
+        let found = match find(&self.pattern).await {
             Ok(found) if found == newest.found => return,
-            Ok(_) => read_version(&self.settings, &self.schema, &self.clock, newest.told.version + 1).await,
+            Ok(_) => read_version(&self.settings, &self.pattern, &self.schema, &self.clock, version).await,
             Err(error) => Err(error),
         };
         match found {
@@ -214,28 +220,34 @@ impl TableProvider for ReferenceView {
 /// Versions that are used at once: while one epoch is closed, the next has begun.
 const EPOCHS_OPEN_MAX: usize = 2;
 
+/// How long S3 may take to tell what is there: somebody waits for `nexus check`.
+const FIND_MAX: Duration = Duration::from_secs(30);
+
 /// How often a table is read again at once because its files have changed meanwhile.
 const READS_MAX: usize = 3;
 
 /// Reads the rows, and what tells them from those of another time: files that did not change meanwhile.
 async fn read_version(
     settings: &ReferenceSettings,
+    pattern: &Pattern,
     schema: &SchemaRef,
     clock: &SharedClock,
     version: u64,
 ) -> Result<Version> {
     for _ in 0..READS_MAX {
-        let found = find_files(&settings.glob).await?;
-        let batches = read(settings, schema, clock).await?;
-        if find_files(&settings.glob).await? != found {
+        let found = find(pattern).await?;
+        let read = read(settings, pattern, &found, schema, clock).await;
+        // What is wrong with content that has changed meanwhile does not count.
+        if find(pattern).await? != found {
             continue;
         }
+        let batches = read?;
         let changed_us = |changed: Option<SystemTime>| {
             let since = changed.and_then(|time| time.duration_since(SystemTime::UNIX_EPOCH).ok()).unwrap_or_default();
             i64::try_from(since.as_micros()).unwrap_or(i64::MAX)
         };
-        let file = |found: &Found| ReferenceFile {
-            path: found.path.to_string_lossy().into_owned(),
+        let file = |found: &Named| ReferenceFile {
+            path: found.name.clone(),
             bytes: found.size,
             changed_us: changed_us(found.changed),
         };
@@ -250,10 +262,15 @@ async fn read_version(
     )))
 }
 
-async fn find_files(glob: &str) -> Result<Vec<Found>> {
-    let glob = glob.to_owned();
-    let found = tokio::task::spawn_blocking(move || find(&glob)).await;
-    found.map_err(|e| Error::internal("a disk task ended early").because(e))?
+/// Finds the files, of which there must be some.
+async fn find(pattern: &Pattern) -> Result<Vec<Named>> {
+    let nowhere = || Error::config(format!("no file matches {}", pattern.text()));
+    let away = |_| {
+        let seconds = FIND_MAX.as_secs();
+        Error::unavailable(format!("could not look for {}: there was no answer within {seconds} s", pattern.text()))
+    };
+    let found = tokio::time::timeout(FIND_MAX, pattern.find()).await.map_err(away)??;
+    if found.is_empty() { Err(nowhere()) } else { Ok(found) }
 }
 
 /// Bytes of the first file that columns are inferred from: some ten thousand records of usual size.
@@ -265,7 +282,21 @@ pub fn infer(glob: &str, format: &FormatSettings) -> Result<Vec<Field>> {
     decode::infer(format, &sample).map_err(|e| e.while_doing(format!("could not infer the columns of {glob}")))
 }
 
-async fn read(settings: &ReferenceSettings, schema: &SchemaRef, clock: &SharedClock) -> Result<Vec<RecordBatch>> {
+async fn infer_first(pattern: &Pattern, format: &FormatSettings) -> Result<Vec<Field>> {
+    let found = find(pattern).await?;
+    let first = found.first().ok_or_else(|| Error::internal("nothing was found"))?;
+    let failed = |e: Error| e.while_doing(format!("could not infer the columns of {}", first.name));
+    let sample = sample_of(&pattern.input(first).await?, format.framing(), SAMPLE_BYTES).await.map_err(failed)?;
+    decode::infer(format, &sample).map_err(failed)
+}
+
+async fn read(
+    settings: &ReferenceSettings,
+    pattern: &Pattern,
+    found: &[Named],
+    schema: &SchemaRef,
+    clock: &SharedClock,
+) -> Result<Vec<RecordBatch>> {
     let columns: Vec<Field> = schema.fields().iter().map(|field| field.as_ref().clone()).collect();
     let wanted: Vec<usize> = (0..columns.len()).collect();
     let decoder = decode::decoder(DecoderSettings {
@@ -278,37 +309,35 @@ async fn read(settings: &ReferenceSettings, schema: &SchemaRef, clock: &SharedCl
         record_bytes_max: settings.record_bytes_max,
         archives: false,
     })?;
-    let files = FileSettings {
-        name: settings.name.clone(),
-        glob: settings.glob.clone(),
-        relative_to: None,
-        follow: false,
-        framing: settings.format.framing(),
-        record_bytes_max: settings.record_bytes_max,
-    };
-    let mut source = FileSource::new(files, clock.clone());
-    source.open(&Cut::default()).await?;
+    let framing = settings.format.framing();
+    let framed = FramedSettings { framing, record_bytes_max: settings.record_bytes_max, waits: false };
     let mut rows = Vec::new();
-    loop {
-        match source.next().await? {
-            SourceEvent::End => return Ok(rows),
-            SourceEvent::Idle => {}
-            SourceEvent::Reject { partition, offset, reason, .. } => {
-                return Err(bad_row(settings, &partition, &offset, &reason));
-            }
-            SourceEvent::Chunk(chunk) => {
-                for decoded in decoder.decode(&chunk) {
-                    let decoded = decoded?;
-                    if let Some(reject) = decoded.rejects.first() {
-                        return Err(bad_row(settings, &chunk.partition, &reject.offset, &reject.reason));
-                    }
-                    for batch in decoded.batches {
-                        rows.push(batch.project(&wanted)?);
-                    }
+    for file in found {
+        let partition: Arc<str> = file.name.as_str().into();
+        let mut reader = Framed::new(partition.clone(), pattern.input(file).await?, framed, 0);
+        while let Step::Piece { payload, .. } = next(settings, file, &mut reader).await? {
+            let read_at_us = clock.now_us();
+            let chunk = Chunk { partition: partition.clone(), payload, read_at_us, lag_ms: None };
+            for decoded in decoder.decode(&chunk) {
+                let decoded = decoded?;
+                if let Some(reject) = decoded.rejects.first() {
+                    return Err(bad_row(settings, &partition, &reject.offset, &reject.reason));
+                }
+                for batch in decoded.batches {
+                    rows.push(batch.project(&wanted)?);
                 }
             }
         }
     }
+    Ok(rows)
+}
+
+async fn next(settings: &ReferenceSettings, file: &Named, reader: &mut Framed) -> Result<Step> {
+    let step = reader.next().await;
+    step.map_err(|e| match e.kind() {
+        ErrorKind::Data => bad_row(settings, &file.name, &reader.offset().to_string(), &e.to_string()),
+        _ => e,
+    })
 }
 
 /// A reference table with a bad row would silently join to nothing: it is refused as a whole.

@@ -229,19 +229,12 @@ impl Loaded {
     /// Gives the root of a tier's tables: an absolute folder or an `s3://` URL. A tier that has no root of its own,
     /// since none of its tables is stored, has that of bronze.
     pub fn lake_root(&self, tier: Tier) -> String {
-        let tiers = match &self.spec.lake {
-            Lake::Root(root) => return self.resolve(&["lake"], root),
-            Lake::Tiers(tiers) => tiers,
-        };
-        let own = match tier {
-            Tier::Bronze => None,
-            Tier::Silver => tiers.silver.as_ref(),
-            Tier::Gold => tiers.gold.as_ref(),
-            Tier::Vibranium => tiers.vibranium.as_ref(),
-        };
-        match own {
-            Some(root) => self.resolve(&["lake", tier.name()], root),
-            None => self.resolve(&["lake", "bronze"], &tiers.bronze),
+        match &self.spec.lake {
+            Lake::Root(root) => self.resolve(&["lake"], root),
+            Lake::Tiers(tiers) => {
+                let (tier, root) = tiers.root(tier);
+                self.resolve(&root.place_of_path(&["lake", tier.name()]), root.path())
+            }
         }
     }
 
@@ -261,7 +254,7 @@ impl Loaded {
     /// Gives where commit records and positions are kept: an absolute folder or an `s3://` URL.
     pub fn state_root(&self) -> String {
         match &self.spec.state {
-            Some(state) => self.resolve(&["state"], state),
+            Some(state) => self.resolve(&state.place_of_path(&["state"]), state.path()),
             None => format!("{}/_nexus/{}", self.lake_root(Tier::Bronze).trim_end_matches('/'), self.spec.name),
         }
     }
@@ -314,21 +307,35 @@ impl Loaded {
         }
     }
 
-    /// Gives how the buckets of the lake and the state are opened.
-    pub fn access(&self) -> Access {
-        let encryption = match &self.spec.encryption {
+    /// Gives how objects of the lake and the state are to be encrypted.
+    pub fn encryption(&self) -> Encryption {
+        match &self.spec.encryption {
             model::Encryption::SseS3 => Encryption::SseS3,
             model::Encryption::Kms(key) => Encryption::Kms(key.clone()),
             model::Encryption::BucketDefault => Encryption::BucketDefault,
-        };
-        Access { encryption, aws: self.aws(None) }
+        }
     }
 
-    /// Gives the same, with encryption as far as the state's store takes it.
-    pub async fn accepted_access(&self) -> nexus_operators::Result<Access> {
-        let wanted = self.access();
-        let encryption = Store::accepted_encryption(&self.state_root(), &wanted).await?;
-        Ok(Access { encryption, ..wanted })
+    /// Gives the same, as far as the state's store takes it.
+    pub async fn accepted_encryption(&self) -> nexus_operators::Result<Encryption> {
+        let wanted = Access { encryption: self.encryption(), aws: self.state_aws() };
+        Store::accepted_encryption(&self.state_root(), &wanted).await
+    }
+
+    /// Gives as whom the state is kept.
+    pub fn state_aws(&self) -> AwsSettings {
+        self.aws(self.spec.role_of_state())
+    }
+
+    /// Gives as whom a tier, or one of its tables and their quarantine, is kept.
+    pub fn lake_aws(&self, tier: Tier, table: Option<&str>) -> AwsSettings {
+        self.aws(self.spec.role_in_lake(tier, table))
+    }
+
+    /// Gives as whom the archive of a source is kept.
+    pub fn archive_aws(&self, source: &str) -> AwsSettings {
+        let archive = self.spec.sources.get(source).and_then(|source| source.archive.as_ref());
+        self.aws(archive.and_then(|archive| archive.role.as_ref()))
     }
 
     /// Gives where a secret is kept.

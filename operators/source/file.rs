@@ -21,6 +21,7 @@ use bytes::Bytes;
 use tokio::time::Instant;
 
 use super::framed::{Framed, FramedSettings, Input, Step};
+use super::pattern::MATCHING;
 use super::{Source, SourceEvent};
 use crate::batch::Chunk;
 use crate::clock::SharedClock;
@@ -357,9 +358,7 @@ impl Opened {
 
 /// Lists the files that match a glob, by path.
 pub fn find(glob: &str) -> Result<Vec<Found>> {
-    let options =
-        glob::MatchOptions { case_sensitive: true, require_literal_separator: true, require_literal_leading_dot: true };
-    let paths = glob::glob_with(glob, options)
+    let paths = glob::glob_with(glob, MATCHING)
         .map_err(|e| Error::config(format!("could not read `{glob}` as a glob")).because(e))?;
     let mut found = Vec::new();
     for path in paths {

@@ -16,6 +16,7 @@ pub mod file;
 pub mod framed;
 pub mod generate;
 pub mod memory;
+pub mod pattern;
 #[cfg(feature = "s3")]
 pub mod s3;
 pub mod sample;

@@ -1,11 +1,12 @@
 //! The beginning of a file, decompressed: what columns are inferred from.
 
 use std::fs::File;
-use std::io::{BufReader, Read};
+use std::io::{BufRead, BufReader, ErrorKind, Read};
 use std::path::PathBuf;
 
 use bytes::Bytes;
 
+use super::framed::Input;
 use crate::error::{Error, Result};
 use crate::framing::Framing;
 
@@ -15,26 +16,39 @@ pub fn sample(pattern: &str, framing: Framing, bytes_max: usize) -> Result<Bytes
     let first = first(pattern)?;
     let reading = || format!("could not read {}", first.display());
     let failed = |e: std::io::Error| Error::from(e).while_doing(reading());
-    let mut file = BufReader::new(File::open(&first).map_err(failed)?);
+    unpacked(BufReader::new(File::open(&first).map_err(failed)?), framing, bytes_max).map_err(failed)
+}
+
+/// The same of what has been opened.
+pub async fn sample_of(input: &Input, framing: Framing, bytes_max: usize) -> Result<Bytes> {
+    let size = usize::try_from(input.size()?).unwrap_or(usize::MAX);
+    let raw = input.read_at(0, if framing == Framing::Parquet { size } else { size.min(bytes_max) }).await?;
+    Ok(unpacked(raw.as_ref(), framing, bytes_max)?)
+}
+
+/// Reads content, decompressed, as far as it goes: packed content may have been cut short.
+fn unpacked(mut packed: impl BufRead, framing: Framing, bytes_max: usize) -> std::io::Result<Bytes> {
     let mut content = Vec::new();
     if framing == Framing::Parquet {
-        file.read_to_end(&mut content).map_err(failed)?;
+        packed.read_to_end(&mut content)?;
         return Ok(content.into());
     }
     let mut magic = Vec::new();
-    file.by_ref().take(4).read_to_end(&mut magic).map_err(failed)?;
-    let whole = std::io::Cursor::new(magic.clone()).chain(file);
+    packed.by_ref().take(4).read_to_end(&mut magic)?;
+    let whole = std::io::Cursor::new(magic.clone()).chain(packed);
     let limit = bytes_max as u64;
     let read = match magic.as_slice() {
-        [0x1f, 0x8b, ..] => flate2::read::MultiGzDecoder::new(whole).take(limit).read_to_end(&mut content),
+        [0x1f, 0x8b, ..] => flate2::bufread::MultiGzDecoder::new(whole).take(limit).read_to_end(&mut content),
         [0x28, 0xb5, 0x2f, 0xfd] => {
-            let decoder = zstd::stream::read::Decoder::new(whole).map_err(failed)?;
-            decoder.take(limit).read_to_end(&mut content)
+            zstd::stream::read::Decoder::with_buffer(whole)?.take(limit).read_to_end(&mut content)
         }
         _ => whole.take(limit).read_to_end(&mut content),
     };
-    read.map_err(failed)?;
-    Ok(content.into())
+    match read {
+        Err(e) if e.kind() == ErrorKind::UnexpectedEof && !content.is_empty() => Ok(content.into()),
+        Err(e) => Err(e),
+        Ok(_) => Ok(content.into()),
+    }
 }
 
 fn first(pattern: &str) -> Result<PathBuf> {

@@ -17,7 +17,7 @@ use nexus_operators::quarantine::Quarantined;
 use nexus_operators::quarantine::read::{Batches, Held, count, part, rows};
 use nexus_operators::sink::parquet::RemovedFile;
 use nexus_operators::sink::parquet::audit::TableFolder;
-use nexus_operators::store::{Access, Store};
+use nexus_operators::store::{Encryption, Store};
 use nexus_operators::{Error, Result};
 
 use super::place::parquet_place;
@@ -77,7 +77,7 @@ pub struct Rows<'a> {
 pub async fn survey(
     plan: &Plan,
     store: &StateStore,
-    access: &Access,
+    encryption: &Encryption,
     redrive: &Redrive,
     bytes_max: u64,
 ) -> Result<BTreeMap<String, Quarantine>> {
@@ -85,7 +85,7 @@ pub async fn survey(
     let mut bytes = 0_u64;
     let places = plan.opened_sources().into_iter().chain(plan.tables.iter().map(TablePlan::name));
     for of in places.filter(|of| redrive.of.as_ref().is_none_or(|wanted| wanted == of)) {
-        let folder = parquet_place(plan, store, access, &format!("{of}/{QUARANTINE}")).await?.table;
+        let folder = parquet_place(plan, store, encryption, &format!("{of}/{QUARANTINE}")).await?.table;
         let (mut held, mut files) = (Held::default(), Vec::new());
         for entry in folder.list("").await? {
             let epoch = TableFolder::written_by(&plan.loaded.spec.name, &entry.name).map(|id| id.epoch);
@@ -111,17 +111,17 @@ pub async fn survey(
 pub async fn take(
     plan: &Plan,
     store: &StateStore,
-    access: &Access,
+    encryption: &Encryption,
     redrive: &Redrive,
 ) -> Result<BTreeMap<String, Taken>> {
-    let found = survey(plan, store, access, redrive, PORTION_BYTES).await?;
+    let found = survey(plan, store, encryption, redrive, PORTION_BYTES).await?;
     let found = found.into_iter().filter(|(_, quarantine)| !quarantine.files.is_empty());
     Ok(found.map(|(of, Quarantine { folder, files, .. })| (of, Taken { folder, files })).collect())
 }
 
 /// Tells whether there is any row to send again.
-pub async fn has_any(plan: &Plan, store: &StateStore, access: &Access, redrive: &Redrive) -> Result<bool> {
-    let found = survey(plan, store, access, redrive, 1).await?;
+pub async fn has_any(plan: &Plan, store: &StateStore, encryption: &Encryption, redrive: &Redrive) -> Result<bool> {
+    let found = survey(plan, store, encryption, redrive, 1).await?;
     Ok(found.values().any(|quarantine| !quarantine.files.is_empty()))
 }
 

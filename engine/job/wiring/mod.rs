@@ -15,7 +15,7 @@ use nexus_operators::clock::SharedClock;
 use nexus_operators::decode::Discovery;
 use nexus_operators::position::Cut;
 use nexus_operators::sink::Prepared;
-use nexus_operators::store::Access;
+use nexus_operators::store::Encryption;
 use nexus_operators::transform::WINDOWS;
 use nexus_operators::{Error, Result, fail};
 use tokio::sync::{Notify, mpsc, watch};
@@ -46,7 +46,7 @@ pub struct Restored {
     /// The state store.
     pub store: StateStore,
     /// How buckets are opened; objects are encrypted as far as the store takes it.
-    pub access: Access,
+    pub encryption: Encryption,
     /// The fold of all records.
     pub state: State,
     /// The columns of the tables that go to sinks, from the next record on.

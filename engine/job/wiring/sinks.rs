@@ -74,7 +74,7 @@ impl Wiring<'_> {
             let schema = stored_schema(&plan.schema, self.restored.schemas.get(&name));
             let settings = parquet_settings(self.plan, plan, spec, schema, self.budget.sink)?;
             let sink = format!("{name}/{PARQUET}");
-            let place = parquet_place(self.plan, &self.restored.store, &self.restored.access, &sink).await?;
+            let place = parquet_place(self.plan, &self.restored.store, &self.restored.encryption, &sink).await?;
             let operator = match self.plan.loaded.spec.table_format(spec) {
                 TableFormat::Parquet => self.files(&sink, settings, place, spec.roll.as_ref())?,
                 TableFormat::Delta => self.delta(&sink, settings, place, spec.roll.as_ref()).await?,
@@ -155,7 +155,7 @@ impl Wiring<'_> {
             open_partitions_max: ARCHIVE_OPEN_MAX,
             buffer_bytes: self.budget.sink.max(ARCHIVE_BYTES_MIN),
         };
-        let place = parquet_place(self.plan, &self.restored.store, &self.restored.access, &sink).await?;
+        let place = parquet_place(self.plan, &self.restored.store, &self.restored.encryption, &sink).await?;
         let roll = model::Roll { size: spec.buffer.size, age: spec.buffer.every };
         let operator = self.files(&sink, settings, place, Some(&roll))?;
         self.sink(&sink, operator, SinkSettings::default()).await
@@ -169,7 +169,7 @@ impl Wiring<'_> {
         stays: bool,
     ) -> Result<Sender<Item>> {
         let ParquetPlace { table, staging, notes, .. } =
-            parquet_place(self.plan, &self.restored.store, &self.restored.access, sink).await?;
+            parquet_place(self.plan, &self.restored.store, &self.restored.encryption, sink).await?;
         let operator = Box::new(ParquetSink::new(settings, table, staging, notes)?.removing(removes));
         self.sink(sink, operator, SinkSettings { takeover: None, stays }).await
     }

@@ -2,7 +2,8 @@
 
 use super::Check;
 use crate::spec::codes;
-use crate::spec::model::{PostgresAuth, Roles, Secret};
+use crate::spec::model::{Lake, Location, PostgresAuth, Roles, Secret};
+use crate::spec::tier::Tier;
 
 pub(super) fn check(check: &mut Check<'_>) {
     let spec = check.spec;
@@ -18,7 +19,21 @@ pub(super) fn check(check: &mut Check<'_>) {
         }
     }
     roles(check, &["aws", "role"], spec.aws.role.as_ref());
+    roles(check, &["state", "role"], spec.state.as_ref().and_then(Location::role));
+    if let Lake::Tiers(tiers) = &spec.lake {
+        for tier in Tier::ALL {
+            let (of, root) = tiers.root(tier);
+            if of == tier {
+                roles(check, &["lake", tier.name(), "role"], root.role());
+            }
+        }
+    }
+    for (name, reference) in &spec.reference {
+        roles(check, &["reference", name, "role"], reference.role.as_ref());
+    }
     for (name, source) in &spec.sources {
+        let of_archive = source.archive.as_ref().and_then(|archive| archive.role.as_ref());
+        roles(check, &["sources", name, "archive", "role"], of_archive);
         let of_kinesis = source.kinesis.as_ref().and_then(|kinesis| kinesis.role.as_ref());
         roles(check, &["sources", name, "kinesis", "role"], of_kinesis);
         roles(check, &["sources", name, "s3", "role"], source.s3.as_ref().and_then(|s3| s3.role.as_ref()));
@@ -29,6 +44,7 @@ pub(super) fn check(check: &mut Check<'_>) {
         }
     }
     for (tier, table, definition) in spec.all_tables() {
+        roles(check, &[tier.name(), table, "role"], definition.role.as_ref());
         let Some(postgres) = &definition.postgres else { continue };
         let place = [tier.name(), table, "postgres", "role"];
         roles(check, &place, postgres.role.as_ref());

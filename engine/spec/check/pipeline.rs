@@ -32,7 +32,7 @@ pub(super) fn check(check: &mut Check<'_>) {
     }
     lake(check);
     if let Some(state) = &spec.state {
-        check.location(&["state"], state);
+        check.location(&state.place_of_path(&["state"]), state.path());
     }
     if matches!(&spec.encryption, Encryption::Kms(key) if key.trim().is_empty()) {
         let hint = "write its id, alias or ARN";
@@ -93,7 +93,7 @@ fn lake(check: &mut Check<'_>) {
     for (tier, root) in Tier::ALL.into_iter().zip(roots) {
         let stored = spec.tables(tier).iter().find(|(_, table)| table.store);
         match (root, stored) {
-            (Some(root), _) => check.location(&["lake", tier.name()], root),
+            (Some(root), _) => check.location(&root.place_of_path(&["lake", tier.name()]), root.path()),
             (None, Some((table, _))) => {
                 let message = format!("the tier `{tier}` has no root in the lake, and `{tier}.{table}` is stored");
                 let hint = format!("add `{tier}:` under `lake`, or set `store: false` for its tables");

@@ -1,8 +1,9 @@
 //! The archive of a source: its records as they came, beside the tables.
 
 use schemars::JsonSchema;
-use serde::{Deserialize, Serialize};
+use serde::Deserialize;
 
+use super::Roles;
 use crate::spec::units::{ByteSize, Span};
 
 /// Also keep the records of the source as they came, each once, in objects by the hour of their arrival (UTC):
@@ -10,7 +11,7 @@ use crate::spec::units::{ByteSize, Span};
 /// of Protocol Buffers have their length before them. Records that do not decode are told of under `PATH/errors/`, as
 /// lines of JSON that hold them in base64, as Amazon Data Firehose writes them. Rows that are generated are archived as
 /// JSON. Avro and Parquet cannot be archived.
-#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
+#[derive(Debug, Clone, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Archive {
     /// A folder, or `s3://bucket/prefix`.
@@ -24,11 +25,14 @@ pub struct Archive {
     /// When an object is finished.
     #[serde(default)]
     pub buffer: Buffer,
+    /// The role that writes it; that of `aws` if not given.
+    #[serde(default)]
+    pub role: Option<Roles>,
 }
 
 /// When an object of an archive is finished: whichever limit is reached first. Records wait where the state is kept; a run
 /// that ends writes all.
-#[derive(Debug, Clone, Copy, Serialize, Deserialize, JsonSchema)]
+#[derive(Debug, Clone, Copy, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Buffer {
     /// When the records that wait take this much, compressed; an object is about as large. Those of two hours make two.

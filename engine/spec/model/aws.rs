@@ -50,10 +50,11 @@ pub struct Endpoints {
 pub enum Roles {
     /// One, by its ARN.
     Arn(String),
-    /// One, with what it needs.
-    One(AssumedRole),
+    // Before a single one: a list of texts would pass for the fields of one.
     /// Several, each assumed by the one before it.
     Chain(Vec<Role>),
+    /// One, with what it needs.
+    One(AssumedRole),
 }
 
 /// A role of a chain: its ARN, or the role with what it needs.

@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 
 mod archive;
 mod aws;
+mod lake;
 mod parquet;
 mod postgres;
 mod source;
@@ -16,6 +17,7 @@ mod test_case;
 
 pub use archive::*;
 pub use aws::*;
+pub use lake::*;
 pub use parquet::*;
 pub use postgres::*;
 pub use source::*;
@@ -38,9 +40,9 @@ pub struct Spec {
     pub params: BTreeMap<String, Param>,
     /// Where tables are stored: a folder or `s3://bucket/prefix`, one for all tiers or one a tier.
     pub lake: Lake,
-    /// Where commit records and positions are kept; `<lake>/_nexus/<name>` if not given.
+    /// Where commit records and positions are kept; `<lake>/_nexus/<name>`, as its bronze tier, if not given.
     #[serde(default)]
-    pub state: Option<String>,
+    pub state: Option<Location>,
     /// How objects on S3 are encrypted.
     #[serde(default)]
     pub encryption: Encryption,
@@ -97,33 +99,6 @@ pub enum Param {
     Number(f64),
     /// Text.
     Text(String),
-}
-
-/// Where the tables are stored.
-#[derive(Debug, Clone, Deserialize, JsonSchema)]
-#[serde(untagged)]
-pub enum Lake {
-    /// One root; tables lie at `<root>/<tier>/<table>/`.
-    Root(String),
-    /// One root a tier; tables lie at `<root>/<tier>/<table>/`.
-    Tiers(LakeTiers),
-}
-
-/// A root for each tier.
-#[derive(Debug, Clone, Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields)]
-pub struct LakeTiers {
-    /// Root of the bronze tables, of the sources' quarantine, and of the state if `state` is not given.
-    pub bronze: String,
-    /// Root of the silver tables.
-    #[serde(default)]
-    pub silver: Option<String>,
-    /// Root of the gold tables.
-    #[serde(default)]
-    pub gold: Option<String>,
-    /// Root of the vibranium tables.
-    #[serde(default)]
-    pub vibranium: Option<String>,
 }
 
 /// Encryption of objects on S3 at rest.
@@ -196,7 +171,8 @@ pub struct Lineage {
 #[derive(Debug, Clone, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Reference {
-    /// A path or a glob, from the pipeline file's folder, or `s3://bucket/prefix`; gzip and zstd by their suffix.
+    /// A path or a glob, from the pipeline file's folder, or `s3://bucket/key`, in which `*`, `?`, `**` and `[..]` stand
+    /// for the same; gzip and zstd by their content.
     pub path: String,
     /// How the bytes read; by the file's suffix if not given.
     #[serde(default)]
@@ -207,6 +183,9 @@ pub struct Reference {
     /// Read it again when it is older than this and its files have changed; it is taken up by the next epoch.
     #[serde(default)]
     pub refresh: Option<Span>,
+    /// The role that reads it on S3; that of `aws` if not given.
+    #[serde(default)]
+    pub role: Option<Roles>,
 }
 
 /// How many rows may go to the quarantine before the run stops: at most a share of those that came in a time.

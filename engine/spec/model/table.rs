@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::{ErrorBudget, Parquet, PostgresSink, Roll};
+use super::{ErrorBudget, Parquet, PostgresSink, Roles, Roll};
 use crate::spec::units::Span;
 
 /// One table. Exactly one of `from`, `sql` and `sql_file` is given.
@@ -42,6 +42,9 @@ pub struct Table {
     /// Store the table as Parquet in the lake.
     #[serde(default = "Table::store_default")]
     pub store: bool,
+    /// The role that keeps the table's files in the lake, and those of its quarantine; that of its tier if not given.
+    #[serde(default)]
+    pub role: Option<Roles>,
     /// What makes a table of its files; what the file says of all tables if not given.
     #[serde(default)]
     pub table_format: Option<TableFormat>,

@@ -2,6 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
+use nexus_operators::aws::AwsSettings;
 use nexus_operators::secret::SecretRef;
 use serde_json::json;
 
@@ -179,6 +180,32 @@ fn each_tier_can_have_its_own_root() {
     assert_eq!(loaded.lake_root(Tier::Gold), "/srv/gold");
     assert_eq!(loaded.lake_root(Tier::Silver), "s3://b/x/");
     assert_eq!(loaded.state_root(), "s3://b/x/_nexus/trial");
+}
+
+#[test]
+fn each_tier_and_table_can_be_kept_in_a_role_of_its_own() {
+    let role = |name: &str| format!("arn:aws:iam::111122223333:role/{name}");
+    let names = |aws: AwsSettings| -> Vec<String> {
+        aws.roles.into_iter().map(|role| role.arn.rsplit('/').next().unwrap_or_default().to_owned()).collect()
+    };
+    let lake = format!("lake: {{ bronze: {{ path: \"${{at}}/x\", role: {} }}, gold: ./gold }}", role("raw"));
+    let own = format!("from: orders, role: [{}, {}]", role("hub"), role("own"));
+    let text = SMALL.replace("lake: ./lake", &lake).replace("from: orders", &own);
+    let text = format!("{text}params: {{ at: ./lake }}\naws: {{ role: {} }}\n", role("base"));
+    let loaded = read(&text).unwrap();
+    assert_eq!(loaded.lake_root(Tier::Silver), "/srv/lake/x");
+    assert_eq!(names(loaded.lake_aws(Tier::Bronze, None)), ["raw"]);
+    assert_eq!(names(loaded.lake_aws(Tier::Silver, None)), ["raw"]);
+    assert_eq!(names(loaded.lake_aws(Tier::Gold, None)), ["base"]);
+    assert_eq!(names(loaded.lake_aws(Tier::Bronze, Some("orders"))), ["hub", "own"]);
+    // The state lies in the bronze tier, if the file gives it no place.
+    assert_eq!(names(loaded.state_aws()), ["raw"]);
+    assert_eq!(names(read(&(text.clone() + "state: ./state\n")).unwrap().state_aws()), ["base"]);
+    let kept = format!("{text}state: {{ path: ./state, role: [] }}\n");
+    assert!(names(read(&kept).unwrap().state_aws()).is_empty());
+    let here = std::env::current_dir().unwrap();
+    let moved = read_with(&text, &[("at", "./out")]).unwrap();
+    assert_eq!(Path::new(&moved.lake_root(Tier::Bronze)), here.join("out/x"));
 }
 
 #[test]

@@ -13,15 +13,20 @@ pub struct Call {
     pub resource: Option<String>,
     /// The prefix of a listing.
     pub prefix: Option<String>,
+    /// The access key that it is signed with.
+    pub by: Option<String>,
 }
 
 impl Call {
     /// Gives all that a request asks for.
     pub fn all(head: &Head, body: &[u8]) -> Vec<Self> {
-        match head.header("x-amz-target") {
+        let mut all = match head.header("x-amz-target") {
             Some(target) => Self::of_json(target, body).into_iter().collect(),
             None => Self::of_s3(head, body),
-        }
+        };
+        let by = signed_by(head).map(|(_, key)| key);
+        all.iter_mut().for_each(|call| call.by.clone_from(&by));
+        all
     }
 
     fn of_json(target: &str, body: &[u8]) -> Option<Self> {
@@ -35,7 +40,7 @@ impl Call {
         let last = |text: &str| text.rsplit('/').next().map(str::to_owned);
         let named = ["StreamName", "StreamARN", "QueueUrl"].into_iter().find_map(|field| asked[field].as_str());
         let action = format!("{service}:{}", name.trim_end_matches("Batch"));
-        Some(Self { action, resource: named.and_then(last), prefix: None })
+        Some(Self { action, resource: named.and_then(last), prefix: None, by: None })
     }
 
     fn of_s3(head: &Head, body: &[u8]) -> Vec<Self> {
@@ -45,7 +50,7 @@ impl Call {
         let action = match head.method.as_str() {
             "GET" if head.asks("list-type") => {
                 let (action, resource) = ("s3:ListBucket".to_owned(), Some(bucket.to_owned()));
-                return vec![Self { action, resource, prefix: Some(decoded(head.parameter("prefix"))) }];
+                return vec![Self { action, resource, prefix: Some(decoded(head.parameter("prefix"))), by: None }];
             }
             "POST" if head.asks("delete") => {
                 let text = String::from_utf8_lossy(body).into_owned();
@@ -64,7 +69,7 @@ impl Call {
     }
 
     fn on_object(action: &str, bucket: &str, key: &str) -> Self {
-        Self { action: action.to_owned(), resource: Some(format!("{bucket}/{key}")), prefix: None }
+        Self { action: action.to_owned(), resource: Some(format!("{bucket}/{key}")), prefix: None, by: None }
     }
 }
 
