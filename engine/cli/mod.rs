@@ -30,6 +30,7 @@ mod prompt;
 mod query;
 mod redrive;
 mod replacing;
+mod resident;
 mod run;
 mod schema;
 mod signals;

@@ -10,7 +10,7 @@ use tracing_subscriber::EnvFilter;
 use super::signals::Signals;
 use super::table::layout;
 use super::terminal::{self, count, counted, size};
-use super::{Failure, File, span};
+use super::{Failure, File, resident, span};
 use crate::job::progress::{Progress, Report};
 use crate::serve::{Pages, PagesSettings, READY_WITHIN, Token};
 #[cfg(feature = "otel")]
@@ -84,6 +84,7 @@ impl Run {
         };
         let Some(mut job) = started(pipeline, &mut signals).await? else { return Ok(()) };
         signals.watch(job.stopper());
+        tokio::spawn(resident::let_go_of_the_start());
         if let Some(pages) = &pages {
             pages.show(job.progress());
             pages.control(job.stopper());
