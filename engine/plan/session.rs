@@ -10,6 +10,7 @@ use datafusion::execution::session_state::SessionState;
 use datafusion::logical_expr::{AggregateUDF, ScalarUDF};
 use datafusion::prelude::SessionConfig;
 use nexus_operators::transform::functions::Function;
+use nexus_operators::transform::utc::date_trunc_at_utc;
 
 /// Functions that an embedding service brings.
 #[derive(Debug, Clone, Default)]
@@ -45,6 +46,7 @@ pub fn state(runtime: Arc<RuntimeEnv>, functions: &Functions) -> Result<SessionS
     for function in Function::ALL {
         datafusion::execution::FunctionRegistry::register_udf(&mut state, function.udf())?;
     }
+    datafusion::execution::FunctionRegistry::register_udf(&mut state, date_trunc_at_utc())?;
     for scalar in &functions.scalars {
         datafusion::execution::FunctionRegistry::register_udf(&mut state, scalar.clone())?;
     }

@@ -31,6 +31,7 @@ pub mod shown;
 pub mod states;
 mod tiers;
 pub mod unique;
+pub mod utc;
 mod versions;
 pub mod window;
 
