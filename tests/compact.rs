@@ -1,7 +1,6 @@
 //! Small files are merged: each row is seen once at any time, whenever the process dies.
 
 use std::collections::BTreeMap;
-use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -51,15 +50,11 @@ const DIES_ON_S3: [&str; 6] = [
 const AT_ONCE: usize = 4;
 
 fn write_input(world: &World, numbers: std::ops::Range<usize>) {
-    for file in numbers {
-        let mut lines = String::new();
-        for n in file * ROWS..(file + 1) * ROWS {
-            let site = ["", "reno", "yuma"][n % 3];
-            let more = format!("\"list\":[{n},null],\"pair\":{{\"a\":{n},\"b\":\"x\"}},\"map\":{{\"k{n}\":{n}}}");
-            let _ = writeln!(lines, "{{\"n\":{n},\"site\":\"{site}\",\"ts\":\"2026-11-01T00:00:00.5Z\",{more}}}");
-        }
-        world.file(&format!("in-{file:03}.json"), &lines);
-    }
+    world.input(numbers, ROWS, |n| {
+        let site = ["", "reno", "yuma"][n % 3];
+        let more = format!(r#""list":[{n},null],"pair":{{"a":{n},"b":"x"}},"map":{{"k{n}":{n}}}"#);
+        format!(r#"{{"n":{n},"site":"{site}","ts":"2026-11-01T00:00:00.5Z",{more}}}"#)
+    });
 }
 
 fn pipeline(world: &World, lake: &str) -> PathBuf {

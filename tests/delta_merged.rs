@@ -1,7 +1,6 @@
 //! Small files of Delta tables are merged: readers of the log see each row once in every version, whenever the process
 //! dies, and what another writer takes out meanwhile does not come back.
 
-use std::fmt::Write as _;
 use std::path::Path;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
@@ -36,13 +35,7 @@ const DIES: [&str; 8] = [
 const AT_ONCE: usize = 3;
 
 fn write_input(world: &World, numbers: std::ops::Range<usize>) {
-    for file in numbers {
-        let mut lines = String::new();
-        for n in file * ROWS..(file + 1) * ROWS {
-            let _ = writeln!(lines, r#"{{"n":{n},"site":"{}","big":{n}}}"#, ["", "re no", "yuma"][n % 3]);
-        }
-        world.file(&format!("in-{file:03}.json"), &lines);
-    }
+    world.input(numbers, ROWS, |n| format!(r#"{{"n":{n},"site":"{}","big":{n}}}"#, ["", "re no", "yuma"][n % 3]));
 }
 
 fn pipeline(world: &World, lake: &str) -> String {

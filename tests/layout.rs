@@ -1,6 +1,5 @@
 //! How the rows of a table lie in its files: sorted, with filters, and those of many epochs in one.
 
-use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
 
 use serde_json::{Value, json};
@@ -13,16 +12,9 @@ const ROWS: usize = 50;
 
 /// Writes files of input, each an epoch.
 fn write_input(world: &World, numbers: std::ops::Range<usize>) {
-    for file in numbers {
-        let mut lines = String::new();
-        for n in file * ROWS..(file + 1) * ROWS {
-            let _ =
-                writeln!(lines, "{{\"n\":{},\"site\":\"site-{}\",\"id\":\"device-{n}\"}}", n * 7919 % 10_007, n % 3);
-        }
-        // Written beside, since a run that follows may look at any time.
-        let half = world.file(&format!("half-{file}"), &lines);
-        std::fs::rename(half, world.path(&format!("in-{file:03}.json"))).expect("it is in the same folder");
-    }
+    world.input(numbers, ROWS, |n| {
+        format!(r#"{{"n":{},"site":"site-{}","id":"device-{n}"}}"#, n * 7919 % 10_007, n % 3)
+    });
 }
 
 fn pipeline(world: &World, table: &str, follow: bool) -> PathBuf {

@@ -3,6 +3,7 @@
 
 use std::collections::BTreeMap;
 use std::fs::{self, File};
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant, SystemTime};
@@ -106,6 +107,15 @@ impl World {
         let path = self.path(name);
         fs::write(&path, content).expect("could not write a file");
         path
+    }
+
+    /// Writes files `in-000.json` and so on, of so many rows each. Each comes as a whole, since a run may look at any time.
+    pub fn input(&self, numbers: Range<usize>, rows: usize, line: impl Fn(usize) -> String) {
+        for file in numbers {
+            let lines: String = (file * rows..(file + 1) * rows).map(|n| line(n) + "\n").collect();
+            let half = self.file(&format!("half-{file}"), &lines);
+            fs::rename(half, self.path(&format!("in-{file:03}.json"))).expect("it is in the same folder");
+        }
     }
 
     /// Starts the command.

@@ -40,7 +40,7 @@ use tokio::time::Instant;
 use self::envelope::Announced;
 use self::ledger::Ledger;
 use self::object::{Object, Read};
-use self::poison::{Decision, Poison};
+use self::poison::{Decision, Poison, Rejected};
 pub use self::poison::{OnPoison, PoisonPolicy};
 pub use self::probe::{probe_prefix, probe_queue};
 use self::queue::{Outcome, Queue, Received};
@@ -113,17 +113,6 @@ pub struct S3Source {
     moved: Cut,
     /// When to say that nothing has come. It is kept here, since `next` may be dropped more often than it may wait.
     silent_at: Option<Instant>,
-}
-
-/// Something that cannot be read.
-struct Rejected {
-    partition: Arc<str>,
-    offset: u64,
-    raw: Bytes,
-    reason: String,
-    poison: Poison,
-    /// How often its message was received.
-    receives: u32,
 }
 
 impl S3Source {

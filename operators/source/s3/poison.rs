@@ -1,5 +1,9 @@
 //! What becomes of messages and objects that cannot be read.
 
+use std::sync::Arc;
+
+use bytes::Bytes;
+
 use crate::error::{Error, Result};
 
 /// What is wrong with a message, or with an object that it names.
@@ -17,6 +21,17 @@ pub(super) enum Poison {
     TooLarge,
     /// Its content was overwritten, has a key that cannot be asked for, or does not unpack or divide into records.
     Unreadable,
+}
+
+/// Something that cannot be read.
+pub(super) struct Rejected {
+    pub(super) partition: Arc<str>,
+    pub(super) offset: u64,
+    pub(super) raw: Bytes,
+    pub(super) reason: String,
+    pub(super) poison: Poison,
+    /// How often its message was received.
+    pub(super) receives: u32,
 }
 
 /// What becomes of what cannot be read.
