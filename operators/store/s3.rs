@@ -1,6 +1,7 @@
 //! Buckets of Amazon S3, with the identity that all AWS connectors share.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -23,6 +24,10 @@ use crate::probe::{Lack, Lacking, Probed};
 
 /// Answers of a server that has too much to do, or is not there: they say nothing of the request.
 const BUSY: [&str; 5] = ["429", "500", "502", "503", "504"];
+
+/// How often a write with SSE-S3 fails, each time beside one without it that succeeds, until it counts as refused: some
+/// stores answer as if they were out of order.
+const REFUSALS_MAX: usize = 4;
 
 /// Answers to one who may not ask.
 const FORBIDDEN: [&str; 2] = ["401", "403"];
@@ -75,26 +80,33 @@ pub(crate) fn builder_with(
 /// It writes and removes a small object below `prefix`.
 pub(super) async fn takes_sse(bucket: &str, prefix: &Path, aws: &AwsSettings) -> Result<bool> {
     let config = crate::aws::config(aws).await;
-    if endpoint_of(&config, Service::S3).is_none_or(|endpoint| endpoint.contains(".amazonaws.com")) {
-        return Ok(true);
+    match endpoint_of(&config, Service::S3) {
+        Some(endpoint) if !endpoint.contains(".amazonaws.com") => is_sse_taken(&config, bucket, prefix).await,
+        _ => Ok(true),
     }
+}
+
+async fn is_sse_taken(config: &aws_config::SdkConfig, bucket: &str, prefix: &Path) -> Result<bool> {
+    // The client would try an answer of 500 or 501 again for as long as one of 503.
+    let open = |encryption| -> Result<AmazonS3> { Ok(hasty(builder_with(config, bucket, encryption)?).build()?) };
+    let (with, without) = (open(&Encryption::SseS3)?, open(&Encryption::BucketDefault)?);
     let name = super::join(prefix, &format!("_nexus/probe-{}", std::process::id()));
-    // The client would try an answer of 501 again for as long as one of 503.
-    let retry = RetryConfig { max_retries: 0, ..RetryConfig::default() };
-    let mut taken = [false; 2];
-    for (taken, encryption) in taken.iter_mut().zip([Encryption::SseS3, Encryption::BucketDefault]) {
-        let store = builder_with(&config, bucket, &encryption)?.with_retry(retry.clone()).build()?;
-        match again(is_passing, || store.put(&name, PutPayload::from_static(b"probe"))).await {
-            Ok(_) => *taken = true,
+    let put = async |store: &AmazonS3| store.put(&name, PutPayload::from_static(b"probe")).await;
+    let refusals = AtomicUsize::new(0);
+    let taken = again(is_passing, || async {
+        let Err(error) = put(&with).await else { return Ok(true) };
+        match put(&without).await {
             // A store that is away must not be taken for one that refuses.
-            Err(error) if is_passing(&error) => return Err(error.into()),
-            Err(_) => continue,
+            Err(other) if is_passing(&other) => Err(other),
+            // Where neither is taken, encryption is not what is wrong.
+            Err(_) if !is_passing(&error) => Ok(true),
+            Ok(_) if !is_passing(&error) || refusals.fetch_add(1, Relaxed) + 1 >= REFUSALS_MAX => Ok(false),
+            _ => Err(error),
         }
-        again(is_passing, || store.delete(&name)).await?;
-        break;
-    }
-    // Where neither is taken, encryption is not what is wrong.
-    Ok(taken != [false, true])
+    });
+    let taken = taken.await?;
+    again(is_passing, || without.delete(&name)).await?;
+    Ok(taken)
 }
 
 /// Has a client give up at once, where somebody waits for the answer.
@@ -204,9 +216,54 @@ impl CredentialProvider for SdkCredentials {
 #[cfg(test)]
 mod tests {
     use aws_config::{Region, SdkConfig};
+    use aws_credential_types::Credentials;
     use object_store::aws::AmazonS3ConfigKey;
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    use tokio::net::TcpListener;
 
     use super::*;
+
+    /// Serves a bucket which answers to its n-th write like this, and grants all removals.
+    async fn bucket_that(answers: fn(usize, bool) -> &'static str) -> SdkConfig {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let endpoint = format!("http://{}", listener.local_addr().unwrap());
+        tokio::spawn(async move {
+            let mut writes = 0;
+            while let Ok((mut socket, _)) = listener.accept().await {
+                let mut asked = vec![0; 64 * 1024];
+                let length = socket.read(&mut asked).await.unwrap();
+                let asked = String::from_utf8_lossy(&asked[..length]).to_lowercase();
+                let answer = if asked.starts_with("put") {
+                    writes += 1;
+                    answers(writes, asked.contains("x-amz-server-side-encryption"))
+                } else {
+                    "200 OK"
+                };
+                let body = "<DeleteResult><Deleted><Key>probe</Key></Deleted></DeleteResult>";
+                let head = format!("ETag: \"e\"\r\nContent-Length: {}\r\nConnection: close", body.len());
+                let answer = format!("HTTP/1.1 {answer}\r\n{head}\r\n\r\n{body}");
+                let _ = socket.write_all(answer.as_bytes()).await;
+            }
+        });
+        SdkConfig::builder()
+            .region(Region::from_static("eu-west-1"))
+            .credentials_provider(SharedCredentialsProvider::new(Credentials::new("t", "t", None, None, "test")))
+            .endpoint_url(endpoint)
+            .build()
+    }
+
+    #[tokio::test]
+    async fn a_store_without_keys_is_told_from_one_that_is_out_of_order() {
+        let take = async |answers| is_sse_taken(&bucket_that(answers).await, "lake", &Path::ROOT).await.unwrap();
+        assert!(take(|_, _| "200 OK").await);
+        assert!(!take(|_, encrypted| if encrypted { "501 Not Implemented" } else { "200 OK" }).await);
+        assert!(!take(|_, encrypted| if encrypted { "400 Bad Request" } else { "200 OK" }).await);
+        // So does SeaweedFS.
+        assert!(!take(|_, encrypted| if encrypted { "500 Internal Server Error" } else { "200 OK" }).await);
+        assert!(take(|write, _| if write < 6 { "500 Internal Server Error" } else { "200 OK" }).await);
+        assert!(take(|write, encrypted| if encrypted && write < 4 { "503 Slow Down" } else { "200 OK" }).await);
+        assert!(take(|_, _| "403 Forbidden").await);
+    }
 
     #[test]
     fn buckets_have_fips_hosts_where_they_are_wanted() {
