@@ -5,7 +5,8 @@ use std::sync::Arc;
 
 use nexus_operators::clock::SystemClock;
 
-use super::run::{Log, write_report};
+use super::log::Log;
+use super::run::write_report;
 use super::table::layout;
 use super::terminal::{self, count, size};
 use super::{Failure, File};

@@ -24,6 +24,7 @@ mod graph;
 mod iam;
 mod init;
 mod junit;
+mod log;
 mod man;
 mod preview;
 mod prompt;
@@ -181,6 +182,7 @@ impl File {
     }
 
     async fn plan(&self) -> Result<Plan, Failure> {
+        log::tell_of_waiting();
         Ok(self.load().await?.plan_evolved().await?)
     }
 }

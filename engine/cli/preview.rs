@@ -5,7 +5,7 @@ use std::time::Duration;
 use futures::stream;
 
 use super::answer::Answer;
-use super::{Failure, File, span, terminal};
+use super::{Failure, File, log, span, terminal};
 use crate::preview::{Preview as Shown, PreviewSettings, preview};
 use crate::spec::units::ByteSize;
 
@@ -34,6 +34,7 @@ pub struct Preview {
 
 impl Preview {
     pub async fn execute(self) -> Result<(), Failure> {
+        log::tell_of_waiting();
         let pipeline = self.file.load().await?;
         let settings = PreviewSettings { bytes_max: self.read.0, wait: self.wait };
         let Shown { columns, rows, report } = preview(pipeline.loaded(), &self.table, settings).await?;

@@ -5,7 +5,8 @@ use std::sync::Arc;
 
 use nexus_operators::clock::SystemClock;
 
-use super::run::{Log, started, write_report};
+use super::log::Log;
+use super::run::{started, write_report};
 use super::signals::Signals;
 use super::table::layout;
 use super::terminal::{self, count, counted};

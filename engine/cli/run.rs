@@ -3,10 +3,9 @@
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use clap::ValueEnum;
 use tokio::time::{Instant, MissedTickBehavior, interval};
-use tracing_subscriber::EnvFilter;
 
+use super::log::Log;
 use super::signals::Signals;
 use super::table::layout;
 use super::terminal::{self, count, counted, size};
@@ -22,9 +21,6 @@ const SHOW_EVERY: Duration = Duration::from_millis(500);
 
 /// How often progress is logged where nobody watches.
 const LOG_EVERY: Duration = Duration::from_secs(30);
-
-/// What is logged unless `RUST_LOG` says otherwise. Calls to S3 that are tried again show why nothing seems to happen.
-const LOGGED: &str = "warn,nexus=info,nexus_operators=info,object_store::client::retry=info";
 
 /// Run a pipeline.
 #[derive(Debug, clap::Args)]
@@ -49,23 +45,6 @@ pub struct Run {
     ready_within: u32,
     #[command(flatten)]
     log: Log,
-}
-
-/// How logs are written, as it is told.
-#[derive(Debug, clap::Args)]
-pub struct Log {
-    /// How logs are written; `text` unless NEXUS_LOG_FORMAT says otherwise.
-    #[arg(long, value_enum, alias = "log")]
-    log_format: Option<LogFormat>,
-}
-
-/// How logs are written.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
-pub enum LogFormat {
-    /// Lines for people.
-    Text,
-    /// A JSON object a line.
-    Json,
 }
 
 impl Run {
@@ -150,27 +129,6 @@ pub async fn write_report(report: &impl serde::Serialize, path: &Path) -> Result
     let json = json.map_err(|e| Error::internal("could not write the report").because(e))?;
     let written = tokio::fs::write(path, json).await;
     written.map_err(|e| Error::config(format!("could not write the report to {}", path.display())).because(e))
-}
-
-impl Log {
-    /// Starts them: they go to standard error, and `RUST_LOG` chooses what is logged.
-    pub fn start(&self) -> Result<(), Error> {
-        let format = match (self.log_format, std::env::var("NEXUS_LOG_FORMAT")) {
-            (Some(format), _) => format,
-            (None, Ok(name)) if !name.is_empty() => LogFormat::from_str(&name, true)
-                .map_err(|_| Error::config(format!("NEXUS_LOG_FORMAT is `{name}`; it may be text or json")))?,
-            (None, _) => LogFormat::Text,
-        };
-        let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new(LOGGED));
-        let logs = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
-        let started = match format {
-            LogFormat::Text => logs.with_ansi(terminal::errors_have_colour()).try_init(),
-            LogFormat::Json => logs.json().flatten_event(true).with_span_list(false).try_init(),
-        };
-        // A service that embeds the command may have its own logs already.
-        drop(started);
-        Ok(())
-    }
 }
 
 /// Shows progress until the job ends.

@@ -25,6 +25,9 @@ use crate::probe::{Lack, Lacking, Probed};
 /// Answers of a server that has too much to do, or is not there: they say nothing of the request.
 const BUSY: [&str; 5] = ["429", "500", "502", "503", "504"];
 
+/// More calls than are made within [`PATIENCE`]: it alone ends them.
+const RETRIES_MAX: usize = 100_000;
+
 /// How often a write with SSE-S3 fails, each time beside one without it that succeeds, until it counts as refused: some
 /// stores answer as if they were out of order.
 const REFUSALS_MAX: usize = 4;
@@ -45,7 +48,7 @@ pub(crate) fn builder_with(
     encryption: &Encryption,
 ) -> Result<AmazonS3Builder> {
     let region = config.region().map_or("us-east-1", |r| r.as_ref()).to_owned();
-    let retry = RetryConfig { backoff: BackoffConfig::default(), max_retries: usize::MAX, retry_timeout: PATIENCE };
+    let retry = RetryConfig { backoff: BackoffConfig::default(), max_retries: RETRIES_MAX, retry_timeout: PATIENCE };
     let mut builder = AmazonS3Builder::new()
         .with_bucket_name(name)
         .with_region(region.clone())
