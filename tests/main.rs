@@ -59,6 +59,7 @@ mod restart;
 mod schema;
 mod servers;
 mod serving;
+mod signed;
 mod soak;
 mod tool;
 mod traces;

@@ -316,10 +316,12 @@ impl Loaded {
         }
     }
 
-    /// Gives the same, as far as the state's store takes it.
+    /// Gives the same, as far as the store takes it in which the state lies, or else the lake or an archive.
     pub async fn accepted_encryption(&self) -> nexus_operators::Result<Encryption> {
-        let wanted = Access { encryption: self.encryption(), aws: self.state_aws() };
-        Store::accepted_encryption(&self.state_root(), &wanted).await
+        let kept = self.kept().into_iter().map(|kept| (kept.url, kept.aws));
+        let mut places = std::iter::once((self.state_root(), self.state_aws())).chain(kept);
+        let Some((url, aws)) = places.find(|(url, _)| url.starts_with("s3://")) else { return Ok(self.encryption()) };
+        Store::accepted_encryption(&url, &Access { encryption: self.encryption(), aws }).await
     }
 
     /// Gives as whom the state is kept.

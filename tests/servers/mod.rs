@@ -1,5 +1,5 @@
 //! Real servers for the tests: S3, SQS and Secrets Manager by ministack,
-//! Kinesis by kinesis-local, and PostgreSQL.
+//! another S3 by SeaweedFS, Kinesis by kinesis-local, and PostgreSQL.
 //!
 //! Each is started once for the whole test binary, on a free port of loopback,
 //! the first time that a test asks for it. Tests share servers and keep apart
@@ -21,6 +21,7 @@ pub mod ministack;
 pub mod postgres;
 pub mod proxy;
 pub mod rds;
+pub mod seaweed;
 pub mod wire;
 
 /// How long a server may take to answer: much longer than it takes on a machine that is busy compiling.
