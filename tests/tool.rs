@@ -64,6 +64,22 @@ fn nothing_that_is_there_is_overwritten() {
 }
 
 #[test]
+fn a_draft_may_be_named_by_its_file() {
+    let world = World::new();
+    let file = world.path("deep/sales_2.yaml");
+    let said = world.nexus(&["init", text(&file), "--source", "file"]).expect_code(0).said();
+    assert!(said.contains("sales_2.yaml is written"), "{said}");
+    world.nexus(&["check", text(&file)]).expect_code(0);
+    for (name, more) in [("Sales.yaml", None), ("sales.yaml", Some("other"))] {
+        let more = more.map(|name| ["--name", name]);
+        let file = world.path(name);
+        let args: Vec<&str> = ["init", text(&file)].into_iter().chain(more.into_iter().flatten()).collect();
+        let said = world.nexus(&args).expect_code(1).said();
+        assert!(said.contains("a pipeline's file bears its name"), "{said}");
+    }
+}
+
+#[test]
 fn a_draft_of_every_kind_passes() {
     let world = World::new();
     let kinesis = drafted(&world, "kinesis", &["--source", "kinesis", "--postgres"]);

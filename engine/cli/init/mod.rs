@@ -19,7 +19,7 @@ use sample::Sample;
 /// Nothing that is there is overwritten. Asks on a terminal if none of its options is given.
 #[derive(Debug, clap::Args)]
 pub struct Init {
-    /// The folder to write into; it is made if it is not there.
+    /// The folder to write into, or the file to write, such as orders.yaml; the folder is made if it is not there.
     #[arg(default_value = ".")]
     folder: PathBuf,
     /// Where rows come from; `file` if not given.
@@ -50,6 +50,7 @@ pub enum Kind {
 impl Init {
     pub async fn execute(mut self) -> Result<(), Failure> {
         let asked = self.source.is_some() || self.from.is_some() || self.name.is_some() || self.postgres;
+        self.take_file_name()?;
         if !asked && std::io::stdin().is_terminal() && std::io::stderr().is_terminal() {
             self.ask()?;
         }
@@ -93,6 +94,25 @@ impl Init {
         self.from = (from != "sample orders").then(|| PathBuf::from(from));
         self.name = Some(question("The name of the pipeline?", &self.name()?)?);
         self.postgres = question("Also into PostgreSQL: y or n?", "n")?.starts_with(['y', 'Y']);
+        Ok(())
+    }
+
+    /// Takes the name of a file apart: its folder, and the pipeline's name.
+    fn take_file_name(&mut self) -> Result<()> {
+        if self.folder.extension().is_none_or(|ending| ending != "yaml") || self.folder.is_dir() {
+            return Ok(());
+        }
+        let stem = self.folder.file_stem().unwrap_or_default().to_string_lossy().into_owned();
+        if self.name.get_or_insert_with(|| stem.clone()) != &stem || slug(&stem, "") != stem {
+            let file = self.folder.display();
+            let text =
+                "a pipeline's file bears its name: lower-case letters, digits and `_`, as `--name` if given";
+            return Err(Error::config(format!("could not write {file}: {text}")));
+        }
+        self.folder.pop();
+        if self.folder.as_os_str().is_empty() {
+            self.folder = PathBuf::from(".");
+        }
         Ok(())
     }
 
