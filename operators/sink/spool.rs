@@ -21,8 +21,9 @@ use crate::sink::{EpochId, SpooledFile};
 use crate::store::Store;
 
 /// Bytes of rows in one file. A commit holds one file at a time, decompressed
-/// and encoded for COPY, and the next one as it is stored: this bounds its
-/// memory, and files of this size cost an object store few requests.
+/// and encoded for COPY, and the next one as it is stored (decompressed too,
+/// once rows were refused): this bounds its memory, and files of this size
+/// cost an object store few requests.
 const FILE_BYTES_MAX: usize = 16 << 20;
 
 /// Fast, and a third of the size for rows that look alike.

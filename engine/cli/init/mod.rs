@@ -105,8 +105,7 @@ impl Init {
         let stem = self.folder.file_stem().unwrap_or_default().to_string_lossy().into_owned();
         if self.name.get_or_insert_with(|| stem.clone()) != &stem || slug(&stem, "") != stem {
             let file = self.folder.display();
-            let text =
-                "a pipeline's file bears its name: lower-case letters, digits and `_`, as `--name` if given";
+            let text = "a pipeline's file bears its name: lower-case letters, digits and `_`, as `--name` if given";
             return Err(Error::config(format!("could not write {file}: {text}")));
         }
         self.folder.pop();

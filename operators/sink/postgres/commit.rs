@@ -6,13 +6,13 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use deadpool_postgres::{Client, Transaction};
 use serde::{Deserialize, Serialize};
-use tokio::sync::OnceCell;
+use tokio::sync::{OnceCell, oneshot, watch};
 use tokio_postgres::types::{ToSql, Type};
 
 use super::connect::Database;
 use super::failure::failed;
 use super::holder::Holder;
-use super::judge::Judge;
+use super::judge::{File, Judge, Reader};
 use super::table::{REFUSED_SQL, Table, run};
 use super::target::{Target, Way};
 use crate::error::{Error, ErrorKind, Result};
@@ -158,15 +158,22 @@ impl PostgresCommitter {
             run(&transaction, "make a temporary table", &self.table.stage_sql()).await?;
         }
         let mut names = spooled.files.iter();
-        let mut fetched = self.fetch(names.next()).await?;
+        let mut fetched = self.fetch(names.next()).await?.map(File::Packed);
         while let Some(file) = fetched {
+            let (landed, ended) = oneshot::channel();
+            let next = self.fetch_ahead(names.next(), judge.reader(), ended);
             let landing = async {
-                match target.way {
-                    Way::Direct => judge.land(file).await.map_err(|e| advised(e, target)),
-                    Way::Staged => judge.stage(file).await,
+                match (target.way, file) {
+                    (Way::Direct, file) => judge.land(file).await.map_err(|e| advised(e, target))?,
+                    (Way::Staged, File::Packed(file)) => judge.stage(file).await?,
+                    (Way::Staged, File::Read(_)) => {
+                        return Err(Error::internal("a file was read that is to be staged"));
+                    }
                 }
+                drop(landed);
+                Ok(())
             };
-            ((), fetched) = tokio::try_join!(landing, self.fetch(names.next()))?;
+            ((), fetched) = tokio::try_join!(landing, next)?;
         }
         if judge.rows + spooled.refused_rows != spooled.rows {
             return Err(Error::internal(format!(
@@ -199,7 +206,27 @@ impl PostgresCommitter {
         Ok(())
     }
 
-    /// Reads a file of the spool, if there is one more.
+    /// Fetches a file of the spool, if there is one more, while another is landed. Reads its rows as soon as there is what
+    /// reads them, unless the other has landed by then.
+    async fn fetch_ahead(
+        &self,
+        name: Option<&String>,
+        mut reader: watch::Receiver<Option<Reader>>,
+        ended: oneshot::Receiver<()>,
+    ) -> Result<Option<File>> {
+        let Some(file) = self.fetch(name).await? else { return Ok(None) };
+        let found = tokio::select! {
+            biased;
+            found = reader.wait_for(Option::is_some) => found.ok().and_then(|reader| reader.clone()),
+            _ = ended => None,
+        };
+        Ok(Some(match found {
+            Some(reader) => File::Read(reader.read(file).await?),
+            None => File::Packed(file),
+        }))
+    }
+
+    /// Fetches a file of the spool, if there is one more.
     async fn fetch(&self, name: Option<&String>) -> Result<Option<Bytes>> {
         match name {
             Some(name) => self.spooled(name).await.map(Some),

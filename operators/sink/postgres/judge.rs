@@ -15,6 +15,7 @@ use arrow::compute::{filter, filter_record_batch, not, or};
 use arrow::datatypes::Int64Type;
 use bytes::Bytes;
 use deadpool_postgres::Transaction;
+use tokio::sync::watch;
 use tokio_postgres::types::Type;
 
 use super::alike::Alike;
@@ -47,6 +48,51 @@ pub(super) struct Judge<'a> {
     /// Rows landed or refused so far.
     pub(super) rows: u64,
     wariness: Wariness,
+    /// What reads the next file while this one is landed; nothing as long as files are copied as they are.
+    reader: watch::Sender<Option<Reader>>,
+}
+
+/// A spooled file.
+pub(super) enum File {
+    /// As it was stored.
+    Packed(Bytes),
+    /// Its rows, where they are looked at one by one.
+    Read(Read),
+}
+
+/// The rows of a spooled file.
+pub(super) struct Read {
+    batches: Vec<RecordBatch>,
+    asked: Option<Asked>,
+}
+
+/// What the server is asked about rows.
+struct Asked {
+    /// The columns that it has conditions on.
+    rows: Vec<RecordBatch>,
+    alike: Alike,
+}
+
+/// Reads files whose rows are looked at.
+#[derive(Clone)]
+pub(super) struct Reader {
+    table: Arc<Table>,
+    /// The columns that the server is asked about, if any.
+    columns: Option<Vec<usize>>,
+}
+
+impl Reader {
+    /// Reads a spooled file, beside what else the process does.
+    pub(super) async fn read(self, file: Bytes) -> Result<Read> {
+        let reading = tokio::task::spawn_blocking(move || {
+            let batches = copy::rows(&self.table.columns, &file)?.collect::<Result<Vec<_>>>()?;
+            let Some(columns) = self.columns else { return Ok(Read { batches, asked: None }) };
+            let rows = batches.iter().map(|rows| rows.project(&columns)).collect::<Result<Vec<_>, _>>()?;
+            let alike = Alike::of(&rows)?;
+            Ok(Read { batches, asked: Some(Asked { rows, alike }) })
+        });
+        reading.await.map_err(|e| Error::internal("a decoding task ended early").because(e))?
+    }
 }
 
 /// What the refusals of this epoch have taught.
@@ -61,17 +107,44 @@ enum Wariness {
 
 impl<'a> Judge<'a> {
     pub(super) fn new(transaction: &'a Transaction<'a>, table: &'a Arc<Table>, target: &'a Target) -> Self {
-        Self { transaction, table, target, refused: Vec::new(), rows: 0, wariness: Wariness::Trusting }
+        Self {
+            transaction,
+            table,
+            target,
+            refused: Vec::new(),
+            rows: 0,
+            wariness: Wariness::Trusting,
+            reader: watch::channel(None).0,
+        }
+    }
+
+    /// Gives what the next file is read by, as soon as rows are looked at.
+    pub(super) fn reader(&self) -> watch::Receiver<Option<Reader>> {
+        self.reader.subscribe()
     }
 
     /// Copies a spooled file into the table itself.
-    pub(super) async fn land(&mut self, file: Bytes) -> Result<()> {
+    pub(super) async fn land(&mut self, file: File) -> Result<()> {
+        let read = match file {
+            File::Read(read) => read,
+            File::Packed(file) => match self.land_trustingly(file).await? {
+                Some(read) => read,
+                None => return Ok(()),
+            },
+        };
+        let first = self.rows;
+        self.rows += read.batches.iter().map(|batch| batch.num_rows() as u64).sum::<u64>();
+        self.land_warily(first, read).await
+    }
+
+    /// Copies a file as it is, if none was refused so far; gives its rows if one of them is.
+    async fn land_trustingly(&mut self, file: Bytes) -> Result<Option<Read>> {
         if matches!(self.wariness, Wariness::Trusting) {
             let before = Savepoint::begin(self.transaction, "nexus_file").await?;
             match copy::file(self.transaction, self.table, file.clone(), None).await {
                 Ok(rows) => {
                     self.rows += rows;
-                    return before.release().await;
+                    return before.release().await.map(|()| None);
                 }
                 Err(error) if self.may_judge(&error) => before.rollback().await?,
                 Err(error) => return Err(error),
@@ -82,12 +155,13 @@ impl<'a> Judge<'a> {
             if let Some(probe) = &probe {
                 run(self.transaction, "make a temporary table", &self.table.probe_sql(probe)).await?;
             }
+            let columns = probe.as_ref().map(|probe| probe.columns.clone());
+            self.reader.send_replace(Some(Reader { table: self.table.clone(), columns }));
             self.wariness = Wariness::Wary(probe);
         }
-        let batches = self.read(file).await?;
-        let first = self.rows;
-        self.rows += batches.iter().map(|batch| batch.num_rows() as u64).sum::<u64>();
-        self.land_warily(first, batches).await
+        let reader = self.reader.borrow().clone();
+        let reader = reader.ok_or_else(|| Error::internal("a file was refused, and its rows are still trusted"))?;
+        reader.read(file).await.map(Some)
     }
 
     /// Copies a spooled file into the temporary table, which is there.
@@ -116,11 +190,12 @@ impl<'a> Judge<'a> {
         error.kind() == ErrorKind::Data && self.target.keeps_refused
     }
 
-    async fn land_warily(&mut self, first: u64, batches: Vec<RecordBatch>) -> Result<()> {
+    async fn land_warily(&mut self, first: u64, read: Read) -> Result<()> {
+        let Read { batches, asked } = read;
         let suspected = match &self.wariness {
             Wariness::Distrusting => None,
             Wariness::Trusting => Some(self.suspects(None, &batches).await?),
-            Wariness::Wary(probe) => Some(self.suspects(probe.as_ref(), &batches).await?),
+            Wariness::Wary(probe) => Some(self.suspects(probe.as_ref().zip(asked), &batches).await?),
         };
         let Some(suspected) = suspected else {
             return self.try_batches(&part(first, &batches, None)?, RANGE_ROWS).await;
@@ -145,22 +220,13 @@ impl<'a> Judge<'a> {
         self.try_batches(&part(first, &batches, Some(&suspected))?, 1).await
     }
 
-    /// Reads a spooled file, beside what else the process does.
-    async fn read(&self, file: Bytes) -> Result<Vec<RecordBatch>> {
-        let table = self.table.clone();
-        let reading = tokio::task::spawn_blocking(move || copy::rows(&table.columns, &file)?.collect());
-        reading.await.map_err(|e| Error::internal("a decoding task ended early").because(e))?
-    }
-
     /// Tells of each row whether it is likely to be refused.
-    async fn suspects(&self, probe: Option<&Probe>, batches: &[RecordBatch]) -> Result<Vec<BooleanArray>> {
+    async fn suspects(&self, asked: Option<(&Probe, Asked)>, batches: &[RecordBatch]) -> Result<Vec<BooleanArray>> {
         let mut suspected = batches.iter().map(|rows| self.target.suspects(rows)).collect::<Result<Vec<_>>>()?;
-        let Some(probe) = probe else { return Ok(suspected) };
-        let asked = batches.iter().map(|rows| rows.project(&probe.columns)).collect::<Result<Vec<_>, _>>()?;
-        let alike = Alike::of(&asked)?;
+        let Some((probe, Asked { rows, alike })) = asked else { return Ok(suspected) };
         let mut first = 0;
-        let mut numbered = Vec::with_capacity(asked.len());
-        for rows in asked {
+        let mut numbered = Vec::with_capacity(rows.len());
+        for rows in rows {
             let (count, numbers) = (rows.num_rows(), copy::numbers(first as u64, rows.num_rows())?);
             let rows = Columns::number(&rows, &numbers)?;
             numbered.push(Ok(filter_record_batch(&rows, &alike.stand_for_themselves(first, count))?));
