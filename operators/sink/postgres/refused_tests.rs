@@ -311,3 +311,25 @@ fn what_lands_and_what_is_refused_is_what_single_inserts_give() {
         })
         .unwrap();
 }
+
+#[tokio::test]
+async fn rows_are_refused_in_each_of_several_files() {
+    let server = Arc::new(Postgres::start());
+    let table = table(&server, "t", "id bigint, site text NOT NULL, v float8 CHECK (v >= 0)", &[]).await;
+    let site: &'static str = "x".repeat(1000).leak();
+    let mut sink = table.open();
+    for batch in 0..10 {
+        let reading = |n| (n, (n % 1000 != 1).then_some(site), if n % 1000 == 2 { -1.0 } else { 1.0 });
+        let rows: Vec<Reading> = (batch * 5000..(batch + 1) * 5000).map(reading).collect();
+        sink.write(id(1, 1), &readings(&rows)).await.unwrap();
+    }
+    let prepared = sink.prepare(id(1, 1)).await.unwrap();
+    assert_eq!((prepared.files, prepared.rows), (3, 50_000));
+    sink.committer().commit(id(1, 1), &prepared.handle.unwrap()).await.unwrap();
+    let landed = "SELECT count(*), count(DISTINCT id), count(*) FILTER (WHERE id % 1000 IN (1, 2)) FROM t";
+    let landed = table.client().await.query_one(landed, &[]).await.unwrap();
+    assert_eq!((landed.get::<_, i64>(0), landed.get::<_, i64>(1), landed.get::<_, i64>(2)), (49_900, 49_900, 0));
+    let refused = table.refused().await;
+    let of = |state: &str| refused.iter().filter(|row| row.reason.contains(state)).count();
+    assert_eq!((refused.len(), of("23502"), of("23514")), (100, 50, 50));
+}
