@@ -1,5 +1,6 @@
 //! Copying rows: from the spool, through the binary format of COPY, to the server.
 
+use std::ops::Range;
 use std::sync::Arc;
 
 use arrow::array::{Int64Array, RecordBatch};
@@ -27,27 +28,37 @@ pub(super) fn rows<'a>(columns: &'a Columns, file: &'a [u8]) -> Result<impl Iter
     Ok(spool::read(file)?.map(|batch| columns.widen(batch?)))
 }
 
-/// Copies a spooled file into the table itself, or numbered from `before` on into the temporary table; gives how many
-/// rows it has.
-pub(super) async fn file(
+/// Copies some batches of a spooled file into the table itself; gives how many rows they have.
+pub(super) async fn part(
     transaction: &Transaction<'_>,
     table: &Arc<Table>,
     file: Bytes,
-    numbered_from: Option<u64>,
+    batches: Range<usize>,
 ) -> Result<u64> {
-    let sql = if numbered_from.is_some() { table.copy_staged_sql() } else { table.copy_direct_sql() };
+    let sql = table.copy_direct_sql();
     let table = table.clone();
     send(transaction, &sql, move |to| {
         let which = table.columns.all();
-        let mut next = numbered_from;
+        let rows = rows(&table.columns, &file)?.skip(batches.start).take(batches.len());
+        encode(&table.columns, &which, false, rows, to)
+    })
+    .await
+}
+
+/// Copies a spooled file, numbered from `first` on, into the temporary table; gives how many rows it has.
+pub(super) async fn staged(transaction: &Transaction<'_>, table: &Arc<Table>, file: Bytes, first: u64) -> Result<u64> {
+    let sql = table.copy_staged_sql();
+    let table = table.clone();
+    send(transaction, &sql, move |to| {
+        let which = table.columns.all();
+        let mut next = first;
         let numbered = rows(&table.columns, &file)?.map(|batch| {
             let batch = batch?;
-            let Some(first) = &mut next else { return Ok(batch) };
-            let numbers = numbers(*first, batch.num_rows())?;
-            *first += batch.num_rows() as u64;
+            let numbers = numbers(next, batch.num_rows())?;
+            next += batch.num_rows() as u64;
             Columns::number(&batch, &numbers)
         });
-        encode(&table.columns, &which, numbered_from.is_some(), numbered, to)
+        encode(&table.columns, &which, true, numbered, to)
     })
     .await
 }
