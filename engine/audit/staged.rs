@@ -1,4 +1,5 @@
-//! What is staged: only what an epoch names that is not yet committed, or what an open epoch has written.
+//! What is staged: only what an epoch names that is not yet committed, what an open epoch has written, or what a process has
+//! left that died or was overtaken.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -48,19 +49,10 @@ pub fn check(
     left_over.map(fault).collect()
 }
 
-/// Tells whether an epoch may be open, or was when its process died: no record of its own process has passed it, and
-/// no later process has written more than the record of its start, which comes before it sweeps. What `outlives` its
-/// epoch is recorded by a later one of the process.
+/// Tells whether an epoch may be open, or was when its process died or was overtaken: no record of its own process has
+/// passed it. A process that stood still may stage files long after the one that overtook it has swept; the next start
+/// takes them away. What `outlives` its epoch is recorded by a later one of the process.
 pub fn may_be_open(view: &View<'_>, sink: &str, id: EpochId, outlives: bool) -> bool {
-    let passed = view.records.read.iter().any(|record| {
-        let own = !outlives
-            && record.generation == id.generation
-            && record.epoch >= id.epoch
-            && record.sinks.contains_key(sink);
-        // A compaction sweeps the sink whose files it merges, and no other.
-        let sweeps = record.sinks.contains_key(sink) || !record.tables.is_empty();
-        let later = record.generation > id.generation && sweeps;
-        own || later
-    });
-    !passed
+    let mut own = view.records.read.iter().filter(|record| record.generation == id.generation);
+    outlives || !own.any(|record| record.epoch >= id.epoch && record.sinks.contains_key(sink))
 }

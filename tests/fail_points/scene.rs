@@ -344,7 +344,8 @@ impl Scene {
         if !is_done && !is_told {
             return Err(format!("the older process does not say that it is not the newest:\n{}", older.said()));
         }
-        self.is_whole()
+        // What it had staged after the newer one swept is left to the next start.
+        self.agrees().map(drop)
     }
 
     /// Has a second process start while the first has nothing to do: the first must find out and end.
@@ -375,6 +376,12 @@ impl Scene {
 
     /// Compares what is there with what an undisturbed run leaves.
     pub fn is_whole(&self) -> Result<(), String> {
+        let lake = self.agrees()?;
+        self.nothing_is_left(&lake)
+    }
+
+    /// Tells whether the audit finds all rows, and they are those of an undisturbed run; gives the lake.
+    fn agrees(&self) -> Result<PathBuf, String> {
         let audit = self.world.nexus(&self.args("audit", Cuts::of_bytes(1)));
         if audit.status.code() != Some(0) {
             return Err(format!("the audit is not whole:\n{}", audit.said()));
@@ -408,7 +415,7 @@ impl Scene {
         if found.archive != expected.archive {
             return Err(format!("the archive differs:\n{}", differences(&found.archive, &expected.archive)));
         }
-        self.nothing_is_left(&lake)
+        Ok(lake)
     }
 
     /// Looks for what no record names any more: spooled rows, staged files, parts of uploads.

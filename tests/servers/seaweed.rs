@@ -2,7 +2,7 @@
 
 use std::process::Command;
 
-use super::{Server, Start, folder, free_port, listens, test_env};
+use super::{Server, Start, folder, listens, reserved_port, test_env};
 
 /// The access key that is let in, and its secret.
 pub const KEY: [&str; 2] = ["NEXUS", "a secret of the tests"];
@@ -29,9 +29,9 @@ impl Seaweed {
         command.args(["-master.volumeSizeLimitMB=64", "-volume.max=50"]);
         let mut ports = Vec::new();
         for service in ["master", "volume", "filer", "s3"] {
-            let port = free_port();
+            let port = reserved_port();
             ports.push(port);
-            command.arg(format!("-{service}.port={port}")).arg(format!("-{service}.port.grpc={}", free_port()));
+            command.arg(format!("-{service}.port={port}")).arg(format!("-{service}.port.grpc={}", reserved_port()));
         }
         let mut server = Server::start(Start { command, signal: "TERM", user: None }, &folder);
         server.wait_until(|| ports.iter().all(|port| listens(*port)));
