@@ -97,17 +97,17 @@ async fn is_sse_taken(config: &aws_config::SdkConfig, bucket: &str, prefix: &Pat
     let put = async |store: &AmazonS3| store.put(&name, PutPayload::from_static(b"probe")).await;
     let refusals = AtomicUsize::new(0);
     let taken = again(is_passing, || async {
-        let Err(error) = put(&with).await else { return Ok(true) };
+        let Err(error) = put(&with).await else { return Ok(Some(true)) };
         match put(&without).await {
             // A store that is away must not be taken for one that refuses.
             Err(other) if is_passing(&other) => Err(other),
-            // Where neither is taken, encryption is not what is wrong.
-            Err(_) if !is_passing(&error) => Ok(true),
-            Ok(_) if !is_passing(&error) || refusals.fetch_add(1, Relaxed) + 1 >= REFUSALS_MAX => Ok(false),
+            Err(_) if !is_passing(&error) => Ok(None),
+            Ok(_) if !is_passing(&error) || refusals.fetch_add(1, Relaxed) + 1 >= REFUSALS_MAX => Ok(Some(false)),
             _ => Err(error),
         }
     });
-    let taken = taken.await?;
+    // Where neither is taken, encryption is not what is wrong, and there is nothing to remove.
+    let Some(taken) = taken.await? else { return Ok(true) };
     again(is_passing, || without.delete(&name)).await?;
     Ok(taken)
 }
@@ -226,8 +226,8 @@ mod tests {
 
     use super::*;
 
-    /// Serves a bucket which answers to its n-th write like this, and grants all removals.
-    async fn bucket_that(answers: fn(usize, bool) -> &'static str) -> SdkConfig {
+    /// Serves a bucket which answers to its n-th write, and to removals, like this.
+    async fn bucket_that(answers: fn(usize, bool) -> &'static str, removals: &'static str) -> SdkConfig {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let endpoint = format!("http://{}", listener.local_addr().unwrap());
         tokio::spawn(async move {
@@ -240,7 +240,7 @@ mod tests {
                     writes += 1;
                     answers(writes, asked.contains("x-amz-server-side-encryption"))
                 } else {
-                    "200 OK"
+                    removals
                 };
                 let body = "<DeleteResult><Deleted><Key>probe</Key></Deleted></DeleteResult>";
                 let head = format!("ETag: \"e\"\r\nContent-Length: {}\r\nConnection: close", body.len());
@@ -257,7 +257,8 @@ mod tests {
 
     #[tokio::test]
     async fn a_store_without_keys_is_told_from_one_that_is_out_of_order() {
-        let take = async |answers| is_sse_taken(&bucket_that(answers).await, "lake", &Path::ROOT).await.unwrap();
+        let take =
+            async |answers| is_sse_taken(&bucket_that(answers, "200 OK").await, "lake", &Path::ROOT).await.unwrap();
         assert!(take(|_, _| "200 OK").await);
         assert!(!take(|_, encrypted| if encrypted { "501 Not Implemented" } else { "200 OK" }).await);
         assert!(!take(|_, encrypted| if encrypted { "400 Bad Request" } else { "200 OK" }).await);
@@ -265,7 +266,8 @@ mod tests {
         assert!(!take(|_, encrypted| if encrypted { "500 Internal Server Error" } else { "200 OK" }).await);
         assert!(take(|write, _| if write < 6 { "500 Internal Server Error" } else { "200 OK" }).await);
         assert!(take(|write, encrypted| if encrypted && write < 4 { "503 Slow Down" } else { "200 OK" }).await);
-        assert!(take(|_, _| "403 Forbidden").await);
+        let closed = bucket_that(|_, _| "403 Forbidden", "403 Forbidden").await;
+        assert!(is_sse_taken(&closed, "lake", &Path::ROOT).await.unwrap());
     }
 
     #[test]
